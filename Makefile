@@ -1,0 +1,45 @@
+# Everything a fresh machine needs: `make train`, `make test`. Run `make` to see the rest.
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    := $(VENV)/bin/python
+# one thread a test process: two processes share two cores instead of fighting for them
+JOBS   ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help env train test test-latest check format clean
+
+help:  ## show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The environment: made once, made again when what it is built from changes.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ": make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+env: $(VENV)/.installed  ## create the environment in .venv, everything pinned by constraints.txt
+
+train: env  ## train the default: a ResNet on the digits, three minutes from nothing
+	$(RUN) train.py
+
+test: env  ## run every test
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist worksteal
+
+check: env  ## linters and types, as pre-commit runs them
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: env  ## let ruff mend what it can
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+test-latest:  ## the same tests with the newest of every dependency, in an environment of their own
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
+	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest -n $(JOBS) --dist worksteal
+
+clean:  ## remove caches and both environments (runs/ stays)
+	rm -rf .venv .venv-latest .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

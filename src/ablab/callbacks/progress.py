@@ -1,0 +1,61 @@
+"""Progress for a person: a bar on a terminal, a line an epoch in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from torch import Tensor
+
+
+def progress() -> ProgressBar:
+    """A bar where someone can watch it move, lines where not (a file, a pipe, a cluster's log)."""
+    return Bar() if sys.stderr.isatty() else Lines()
+
+
+class Bar(TQDMProgressBar):
+    """One bar for the whole run: loss and accuracy, steps done, time left."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=10, leave=False)
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+class Lines(ProgressBar):
+    """A line after each epoch's validation; long trainings print at most one every `seconds`, and always the last.
+
+    Args:
+        seconds: the least time between two lines.
+    """
+
+    def __init__(self, seconds: float = 5.0) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.started = self.printed = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.started = self.printed = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        now = time.monotonic()
+        done, total = trainer.global_step, trainer.estimated_stepping_batches
+        if not trainer.is_global_zero or (now - self.printed < self.seconds and done < total):
+            return
+        self.printed = now
+        values = ", ".join(f"{name} {float(value):.4g}" for name, value in shown(trainer.callback_metrics).items())
+        spent = now - self.started
+        left = f"{spent * (total / done - 1):.0f} s left" if 0 < done < total < float("inf") else "done"
+        epoch = f"epoch {trainer.current_epoch + 1}"
+        print(f"{epoch}, step {done}/{total:.0f}: {values}; {spent:.0f} s, {left}", flush=True)
+
+
+def shown(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The metrics worth a place on the screen: losses and accuracies."""
+    return {name: value for name, value in sorted(metrics.items()) if name.endswith(("/loss", "/accuracy"))}

@@ -1,0 +1,80 @@
+"""What a language model writes, after each validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor, nn
+
+from ablab.data.text import Text
+
+
+class TextSamples(L.Callback):
+    """Lets the model continue a prompt and appends the text to `samples.txt` in the run's folder, and to W&B.
+
+    Sampling has random numbers of its own, so that training is the same with this callback and without.
+
+    Args:
+        num_tokens: tokens to write.
+        prompt: what to continue; its tokens must be in the vocabulary.
+        temperature: the logits are divided by it; lower is more careful.
+    """
+
+    def __init__(self, *, num_tokens: int = 200, prompt: str = "\n", temperature: float = 1.0) -> None:
+        if num_tokens < 1 or temperature <= 0:
+            raise ValueError(
+                f"num_tokens={num_tokens}, temperature={temperature}: at least one token, and more than 0, are needed"
+            )
+        self.num_tokens = num_tokens
+        self.prompt = prompt
+        self.temperature = temperature
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, Text) or trainer.sanity_checking:
+            return
+        assert isinstance(pl_module.model, nn.Module)
+        prompt = data.encode(self.prompt).to(pl_module.device)
+        written = generate(
+            pl_module.model, prompt, self.num_tokens, context_length=data.context_length, temperature=self.temperature
+        )
+        if not trainer.is_global_zero:
+            return
+        text = data.decode(written)
+        with (Path(trainer.loggers[0].save_dir or ".") / "samples.txt").open("a") as file:
+            file.write(f"--- step {trainer.global_step}\n{text}\n\n")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_text("val/sample", columns=["step", "text"], data=[[trainer.global_step, text]])  # type: ignore[list-item]
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module, prompt: Tensor, num_tokens: int, *, context_length: int, temperature: float = 1.0, seed: int = 0
+) -> Tensor:
+    """Continue a prompt by sampling one token at a time.
+
+    Args:
+        model: from tokens `(1, L)` to logits `(1, L, vocab_size)`.
+        prompt: tokens `(L)`, at least one.
+        num_tokens: tokens to add.
+        context_length: the model sees this many last tokens.
+        temperature: the logits are divided by it.
+        seed: of the sampling's own random numbers.
+
+    Shape:
+        -> `(L + num_tokens)`
+    """
+    generator = torch.Generator(device=prompt.device).manual_seed(seed)
+    training = model.training
+    model.eval()
+    tokens = prompt
+    for _ in range(num_tokens):
+        logits = model(tokens[None, -context_length:])[0, -1].float()
+        token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+        tokens = torch.cat([tokens, token])
+    model.train(training)
+    return tokens

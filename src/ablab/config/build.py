@@ -1,0 +1,48 @@
+"""From a node of the config to the object that it describes: the one place that instantiates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+
+from ablab.config.errors import ConfigError
+
+
+def build(node: DictConfig, **given: Any) -> Any:
+    """Call what `_target_` names with the node's keys, and with what only the running program can give.
+
+    A node with `_partial_: true` stays a function, to be called with the rest later.
+
+    Raises:
+        ConfigError: the call refused a value; the message begins with its place in the config.
+    """
+    with blame(node._get_full_key("")):
+        # partial: live objects in `given` must not pass through OmegaConf, which would copy them
+        call = instantiate(node, _partial_=True, _convert_="all")
+        return call if node.get("_partial_") else call(**given)
+
+
+@contextmanager
+def blame(place: str) -> Iterator[None]:
+    """Turn a refused value into a `ConfigError` that names the place in the config.
+
+    A message that begins with `name=value` gets the place before the name, `data.batch_size=0: …`.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, MisconfigurationException, InstantiationException) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        if not isinstance(cause, ValueError | MisconfigurationException | LookupError | TypeError | ImportError):
+            raise
+        message = str(cause)
+        separator = "." if re.match(r"\w+=", message) else ": "
+        raise ConfigError(f"{place}{separator}{message}") from error

@@ -1,0 +1,254 @@
+"""Every key and every type of a config, checked against the signatures of what it names.
+
+The schema of a YAML with a `_target_` is the constructor that it names. It is read from the source without importing it,
+so that a typo is answered in a moment, before torch is loaded, and a new class needs no schema written beside it.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ablab.config.errors import ConfigError, menu
+
+HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+
+
+@dataclass
+class Signature:
+    """What a class or function can be called with; `open` if it takes any keyword."""
+
+    name: str
+    parameters: dict[str, ast.expr | None] = field(default_factory=dict)
+    open: bool = False
+
+
+def check(cfg: DictConfig, root: Path) -> None:
+    """Refuse keys that nothing takes and values of the wrong type, all of them in one message.
+
+    Args:
+        cfg: the composed config.
+        root: the root config's file: no other file may add keys beside its own.
+
+    Raises:
+        ConfigError: with a line for each problem.
+    """
+    content = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(content, dict)
+    problems = [*top_level_problems(content, root), *node_problems(content, "")]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def top_level_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
+    declared = OmegaConf.to_container(OmegaConf.load(root))
+    assert isinstance(declared, dict)
+    groups = [key for entry in declared.pop("defaults", []) if isinstance(entry, dict) for key in entry]
+    keys = [*declared, *(str(group).removeprefix("optional ").split("@")[0] for group in groups)]
+    for key, value in content.items():
+        if key not in keys:
+            yield f"{key}: there is no such key; {menu(str(key), keys, 'the top level')}"
+            continue
+        default = declared.get(key)
+        if isinstance(default, bool | int | float | str) and not accepts(ast.Name(type(default).__name__), value):
+            yield f"{key}={show(value)}: {readable(ast.Name(type(default).__name__))} is needed"
+
+
+def node_problems(node: Any, place: str) -> Iterator[str]:
+    """The problems of a node and of everything below it."""
+    if isinstance(node, list):
+        for i, child in enumerate(node):
+            yield from node_problems(child, f"{place}[{i}]")
+    if not isinstance(node, dict):
+        return
+    if "_target_" in node:
+        yield from call_problems(node, place)
+    for key, child in node.items():
+        where = f"{place}.{key}" if place else str(key)
+        if place in ("callbacks", "logger") and isinstance(child, dict) and "_target_" not in child:
+            yield f"{where}: there is no such entry to change; {menu(str(key), [k for k in node if k != key], place)}"
+        yield from node_problems(child, where)
+
+
+def call_problems(node: dict[Any, Any], place: str) -> Iterator[str]:
+    """The problems of a node that names a class or a function."""
+    target = node["_target_"]
+    try:
+        signature = read_signature(target)
+    except LookupError as error:
+        yield f"{place}._target_={target}: {error.args[0]}; give the dotted path of a class or a function"
+        return
+    for key, value in node.items():
+        if key in HYDRA_KEYS:
+            continue
+        if key not in signature.parameters and not signature.open:
+            choices = [name for name in signature.parameters if name not in HYDRA_KEYS]
+            yield f"{place}.{key}: {signature.name} takes no such argument; {menu(key, choices, signature.name)}"
+        elif not accepts(annotation := signature.parameters.get(key), value):
+            yield f"{place}.{key}={show(value)}: {readable(annotation)} is needed"
+
+
+# Reading signatures ------------------------------------------------------------------------------------------------
+
+
+@cache
+def read_signature(target: str) -> Signature:
+    """The signature of a class or function, from its source.
+
+    Raises:
+        LookupError: there is no such module or name.
+    """
+    module, _, name = target.rpartition(".")
+    found = find(module, name)
+    if found is None:
+        raise LookupError(f"there is no {name} in {module or 'no module'}")
+    node, where = found
+    signature = Signature(name)
+    if isinstance(node, ast.ClassDef):
+        read_class(node, where, signature)
+    else:
+        read_arguments(node.args, signature)
+    return signature
+
+
+def read_class(node: ast.ClassDef, module: str, signature: Signature) -> None:
+    """Add the constructor's arguments; those of the base class too where `**kwargs` hands them on."""
+    constructor = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    if constructor is not None:
+        read_arguments(constructor.args, signature)
+        signature.parameters.pop("self", None)
+        if not signature.open:
+            return
+    bases = [found for base in node.bases if isinstance(base, ast.Name) and (found := find(module, base.id))]
+    signature.open = not bases  # a base class whose source is out of reach may take anything
+    for base, where in bases:
+        if isinstance(base, ast.ClassDef):
+            read_class(base, where, signature)
+
+
+def read_arguments(arguments: ast.arguments, signature: Signature) -> None:
+    for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]:
+        signature.parameters.setdefault(argument.arg, argument.annotation)
+    signature.open = arguments.kwarg is not None
+
+
+@cache
+def find(module: str, name: str) -> tuple[ast.ClassDef | ast.FunctionDef, str] | None:
+    """The definition of a name and the module where it stands, through any number of re-exports."""
+    source = source_file(module)
+    if source is None:
+        return None
+    for node in statements(parse(source)):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return node, module
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    package = module if source.name == "__init__.py" else module.rpartition(".")[0]
+                    for _ in range(node.level - 1):
+                        package = package.rpartition(".")[0]
+                    origin = ".".join(filter(None, [package if node.level else "", node.module]))
+                    if (origin, alias.name) != (module, name) and (found := find(origin, alias.name)):
+                        return found
+    return None
+
+
+@cache
+def parse(source: Path) -> ast.Module:
+    return ast.parse(source.read_text(encoding="utf-8"))
+
+
+def statements(module: ast.Module) -> Iterator[ast.stmt]:
+    """The module's statements, those inside `if` and `try` included."""
+    todo = list(module.body)
+    while todo:
+        node = todo.pop(0)
+        yield node
+        if isinstance(node, ast.If | ast.Try):
+            todo = [*node.body, *node.orelse, *todo]
+
+
+def source_file(module: str) -> Path | None:
+    """The file of a module, found without importing it or its packages."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top) if top else None
+    if spec is None or spec.origin is None:
+        return None
+    base = Path(spec.origin).parent.joinpath(*rest)
+    candidates = (base.with_suffix(".py"), base / "__init__.py") if rest else (Path(spec.origin),)
+    return next((file for file in candidates if file.is_file()), None)
+
+
+# Types -------------------------------------------------------------------------------------------------------------
+
+
+def accepts(annotation: ast.expr | None, value: Any) -> bool:
+    """Whether a plain value fits an annotation; what the annotation leaves open, fits."""
+    match annotation:
+        case ast.Constant(value=None):
+            return value is None
+        case ast.Constant(value=str(text)):
+            return accepts(ast.parse(text, mode="eval").body, value)
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return accepts(left, value) or accepts(right, value)
+        case ast.Subscript(value=ast.Name(id=name), slice=inner):
+            parts = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
+            if name == "Literal":
+                return value in [part.value for part in parts if isinstance(part, ast.Constant)]
+            if name in ("Optional", "Union"):
+                return (name == "Optional" and value is None) or any(accepts(part, value) for part in parts)
+            if name in ("list", "List", "Sequence"):
+                return isinstance(value, list) and all(accepts(parts[0], item) for item in value)
+            return accepts(ast.Name(name), value)
+        case ast.Name(id="int"):
+            return isinstance(value, int) and not isinstance(value, bool)
+        case ast.Name(id="float"):
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case ast.Name(id="bool"):
+            return isinstance(value, bool)
+        case ast.Name(id="str"):
+            return isinstance(value, str)
+        case ast.Name(id="dict" | "Mapping"):
+            return isinstance(value, dict)
+        case ast.Name(id="tuple" | "Tuple" | "Sequence" | "list" | "List"):
+            return isinstance(value, list)
+        case _:
+            return True
+
+
+WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "None": "null"}
+
+
+def readable(annotation: ast.expr | None) -> str:
+    """An annotation in words."""
+    match annotation:
+        case ast.Constant(value=str(text)):
+            return readable(ast.parse(text, mode="eval").body)
+        case ast.BinOp(left=left, right=right):
+            return f"{readable(left)} or {readable(right)}"
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
+            parts = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
+            return " or ".join(str(part.value) for part in parts if isinstance(part, ast.Constant))
+        case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
+            return f"{readable(inner)} or null"
+        case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=parts)):
+            return " or ".join(map(readable, parts))
+        case ast.Subscript(value=ast.Name(id="list" | "List" | "Sequence"), slice=inner):
+            return f"a list, each item {readable(inner)}"
+        case None:
+            return "another value"
+        case _:
+            text = ast.unparse(annotation)
+            return WORDS.get(text, text)
+
+
+def show(value: Any) -> str:
+    """A value as it is typed."""
+    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, list) else str(value)

@@ -1,0 +1,27 @@
+"""The digits read row by row: the same images, splits and labels, as sequences of 8 steps."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from ablab.data.datamodule import Kind
+from ablab.data.digits import Digits
+
+
+class DigitsRows(Digits):
+    """Sequences of 8 rows of 8 pixels; see `Digits`.
+
+    Shape:
+        inputs `(N, 8, 8)`, targets `(N)`
+    """
+
+    kind: ClassVar[Kind] = "sequences"
+
+    def arrange(self, images: Tensor) -> Tensor:
+        return images
+
+    @property
+    def model_sizes(self) -> dict[str, int]:
+        return {"in_features": 8, "context_length": 8, "num_classes": 10}

@@ -1,0 +1,107 @@
+"""Everything of a run that can be wrong, tried without memory and before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_class
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ablab.config.build import blame, build
+from ablab.config.errors import ConfigError, menu
+from ablab.data.datamodule import DataModule
+from ablab.norms import Norm, refusals
+from ablab.optim.optimizer import make_optimizer
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def dry_run(cfg: DictConfig, data: DataModule, norm: Norm, world_size: int) -> None:
+    """Build model, optimizer and schedule on the meta device and pass one training batch through the model.
+
+    Raises:
+        ConfigError: what does not go together, with its place and the remedy.
+    """
+    check_kind(cfg, data)
+    with blame("data"):
+        batch = data.example(world_size)
+    with torch.device("meta"):
+        model = build(cfg.model, norm=norm, **data.model_sizes)
+        if reasons := refusals(model):
+            raise ConfigError(
+                "\n".join(f"norm: {reason} (at model.{', model.'.join(names)})" for reason, names in reasons.items())
+            )
+        with blame("optimizer"):
+            optimizer = make_optimizer(build(cfg.optimizer), model)
+        with blame("scheduler"):
+            build(cfg.scheduler)(optimizer, 1000)
+        with named_errors(model):
+            model(*(part.to("meta") for part in (batch.inputs, batch.valid) if part is not None))
+
+
+def check_accelerator(cfg: DictConfig) -> None:
+    """Refuse an accelerator that this machine does not have."""
+    name = cfg.trainer.accelerator
+    if name == "auto":
+        return
+    known = sorted(AcceleratorRegistry.available_accelerators())
+    if name == "gpu":
+        available = any(AcceleratorRegistry[gpu]["accelerator"].is_available() for gpu in ("cuda", "mps"))
+    elif name in known:
+        available = AcceleratorRegistry[name]["accelerator"].is_available()
+    else:
+        raise ConfigError(f"trainer.accelerator={name}: there is no such accelerator; {menu(name, known, 'lightning')}")
+    if not available:
+        raise ConfigError(f"trainer.accelerator={name}: this machine has none, or torch cannot see it; choose trainer=cpu")
+
+
+@contextmanager
+def named_errors(model: nn.Module) -> Iterator[None]:
+    """Say in which module of the model a refused value was met."""
+    inside = ["model"]
+
+    def enter(name: str) -> Any:
+        return lambda module, arguments: inside.append(f"model.{name}")
+
+    hooks = []
+    for name, module in model.named_modules():
+        if name:
+            hooks.append(module.register_forward_pre_hook(enter(name)))
+            hooks.append(module.register_forward_hook(lambda module, arguments, output: inside.pop() and None))
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{inside[-1]}: {error}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def check_kind(cfg: DictConfig, data: DataModule) -> None:
+    """Refuse a model that reads another kind of data, and say what goes together."""
+    model = get_class(cfg.model._target_)
+    if data.kind in takes(model, data.kind):
+        return
+    fitting_data = [name for name, c in choices("data") if c.kind in takes(model, "")]
+    fitting_models = [name for name, c in choices("model") if data.kind in takes(c, data.kind)]
+    raise ConfigError(
+        f"model: {model.__name__} reads {' or '.join(takes(model, ''))}, and {type(data).__name__} gives {data.kind}; "
+        f"choose data={'|'.join(fitting_data)} for this model, or model={'|'.join(fitting_models)} for this data"
+    )
+
+
+def takes(model: type, otherwise: str) -> tuple[str, ...]:
+    """The kinds of data that a model says it reads; one that says nothing is let pass."""
+    return getattr(model, "takes", (otherwise,))
+
+
+def choices(group: str) -> Iterator[tuple[str, Any]]:
+    """The YAMLs of a group, each with the class that it names."""
+    for file in sorted((CONF / group).glob("*.yaml")):
+        yield file.stem, get_class(OmegaConf.load(file)._target_)  # type: ignore[union-attr]

@@ -1,0 +1,188 @@
+"""Transformers: an encoder that classifies a sequence, and a causal decoder that predicts the next token."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ablab.models.interface import NormFactory
+
+
+class Transformer(nn.Module):
+    """A transformer over sequences; what it reads and what it predicts follow from the sizes it is given.
+
+    Reads tokens if `vocab_size` is given, else vectors of `in_features`. Classifies the sequence (encoder, mean over
+    steps) if `num_classes` is given, else predicts the next token at every step (causal decoder).
+
+    Args:
+        in_features: numbers in each step's vector.
+        vocab_size: distinct tokens.
+        num_classes: the classes to tell apart.
+        context_length: the longest sequence; positions are learned up to here.
+        norm: makes the norm layers.
+        embed_dim: features of each step inside the network; a multiple of `num_heads`.
+        num_heads: attention heads.
+        num_layers: blocks.
+        mlp_ratio: hidden features of the perceptron in a block, over `embed_dim`.
+        norm_first: norm before attention and perceptron (pre-norm), or after their sum with the input (post-norm).
+        dropout: probability of dropping a feature, behind embedding, attention and perceptron.
+
+    Shape:
+        vectors `(N, L, in_features)` or tokens `(N, L)`, `valid` `(N, L)` True for real steps
+        -> class logits `(N, num_classes)` or token logits `(N, L, vocab_size)`
+
+    Raises:
+        ValueError: sizes that do not go together, or a sequence longer than `context_length`.
+
+    References:
+        Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
+        Xiong et al. 2020 (pre-norm), https://arxiv.org/abs/2002.04745
+    """
+
+    takes: ClassVar = ("sequences", "text")
+
+    def __init__(
+        self,
+        *,
+        in_features: int | None = None,
+        vocab_size: int | None = None,
+        num_classes: int | None = None,
+        context_length: int,
+        norm: NormFactory,
+        embed_dim: int = 64,
+        num_heads: int = 4,
+        num_layers: int = 2,
+        mlp_ratio: float = 4.0,
+        norm_first: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}")
+        self.causal = num_classes is None
+        self.context_length = context_length
+        self.embed = embedding(in_features, vocab_size, embed_dim, norm)
+        self.positions = nn.Embedding(context_length, embed_dim)
+        nn.init.normal_(self.positions.weight, std=0.02)
+        self.dropout = nn.Dropout(dropout)
+        # residual branches are scaled down so that their sum keeps its variance (Radford et al. 2019)
+        branch_std = 0.02 / math.sqrt(2 * num_layers)
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, norm_first, dropout, self.causal, branch_std, norm)
+            for _ in range(num_layers)
+        )
+        # with post-norm every block already ends in a norm
+        self.norm = norm(embed_dim, "sequence", causal=self.causal) if norm_first else None
+        outputs = vocab_size if num_classes is None else num_classes
+        if outputs is None:
+            raise ValueError("without vocab_size a transformer needs num_classes: there is no next token to predict")
+        self.head = linear(embed_dim, outputs, norm)
+
+    def forward(self, inputs: Tensor, valid: Tensor | None = None) -> Tensor:
+        length = inputs.shape[1]
+        if length > self.context_length:
+            raise ValueError(f"a sequence of {length} steps is longer than context_length={self.context_length}")
+        x = self.dropout(self.embed(inputs) + self.positions.weight[:length])
+        for block in self.blocks:
+            x = block(x, valid)
+        if self.norm is not None:
+            x = self.norm(x, valid)
+        return self.head(x) if self.causal else self.head(mean_over_steps(x, valid))
+
+
+class Block(nn.Module):
+    """Attention and perceptron, each beside a shortcut, with the norm before them or after the sum."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        norm_first: bool,
+        dropout: float,
+        causal: bool,
+        branch_std: float,
+        norm: NormFactory,
+    ) -> None:
+        super().__init__()
+        hidden = int(embed_dim * mlp_ratio)
+        self.norm_first = norm_first
+        self.norm1 = norm(embed_dim, "sequence", causal=causal)
+        self.attention = Attention(embed_dim, num_heads, norm=norm, causal=causal, branch_std=branch_std)
+        self.norm2 = norm(embed_dim, "sequence", causal=causal)
+        self.expand = linear(embed_dim, hidden, norm)
+        self.contract = linear(hidden, embed_dim, norm, std=branch_std)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        if self.norm_first:
+            x = x + self.dropout(self.attention(self.norm1(x, valid), valid))
+            return x + self.dropout(self.mlp(self.norm2(x, valid)))
+        x = self.norm1(x + self.dropout(self.attention(x, valid)), valid)
+        return self.norm2(x + self.dropout(self.mlp(x)), valid)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        return self.contract(F.gelu(self.expand(x)))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: softmax(q kᵀ / sqrt(head_dim)) v in each head, then a linear map of all heads.
+
+    Shape:
+        `(N, L, embed_dim)`, `valid` `(N, L)` -> `(N, L, embed_dim)`
+    """
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, *, norm: NormFactory, causal: bool, branch_std: float = 0.02
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.causal = causal
+        self.qkv = linear(embed_dim, 3 * embed_dim, norm)
+        self.proj = linear(embed_dim, embed_dim, norm, std=branch_std)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        # (N, L, 3 C) -> q, k, v of (N, heads, L, C / heads)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        mask = None
+        if valid is not None:
+            mask = valid[:, None, None, :]
+            if self.causal:
+                steps = x.shape[1]
+                mask = mask & torch.ones(steps, steps, dtype=torch.bool, device=x.device).tril()
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and mask is None)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+def linear(in_features: int, out_features: int, norm: NormFactory, std: float = 0.02) -> nn.Module:
+    """A linear map with GPT-2's initialization."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.normal_(layer.weight, std=std)
+    nn.init.zeros_(layer.bias)
+    return norm.wrap(layer)
+
+
+def embedding(in_features: int | None, vocab_size: int | None, embed_dim: int, norm: NormFactory) -> nn.Module:
+    """A table for tokens, a linear map for vectors."""
+    if (in_features is None) == (vocab_size is None):
+        raise ValueError(
+            f"in_features={in_features}, vocab_size={vocab_size}: give one of them, the steps' vectors or their tokens"
+        )
+    if vocab_size is not None:
+        table = nn.Embedding(vocab_size, embed_dim)
+        nn.init.normal_(table.weight, std=0.02)
+        return table
+    assert in_features is not None
+    return linear(in_features, embed_dim, norm, std=1 / math.sqrt(in_features))
+
+
+def mean_over_steps(x: Tensor, valid: Tensor | None) -> Tensor:
+    """`(N, L, C)` -> `(N, C)`, over the valid steps."""
+    if valid is None:
+        return x.mean(1)
+    real = valid.unsqueeze(-1)
+    return torch.where(real, x, 0.0).sum(1) / real.sum(1)

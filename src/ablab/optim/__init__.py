@@ -1,0 +1,1 @@
+"""Optimization: which parameters are decayed, and how the learning rate moves."""

@@ -1,0 +1,75 @@
+"""Weight decay by the module that owns a parameter, never by the parameter's shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+# torch's own modules: which of their parameters are decayed. Biases, gains and embeddings are not.
+DECAYED: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
+    (nn.Linear, ("weight",)),
+    (nn.modules.conv._ConvNd, ("weight",)),
+    (nn.Bilinear, ("weight",)),
+    (nn.Embedding, ()),
+    (nn.modules.batchnorm._NormBase, ()),
+    (nn.LayerNorm, ()),
+    (nn.RMSNorm, ()),
+    (nn.GroupNorm, ()),
+    (nn.PReLU, ()),
+)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split the model's parameters in those that are decayed and those that are not.
+
+    Weights of linear and convolution layers are decayed; biases, gains, shifts and embeddings are not, and neither is
+    the length g of weight norm, while its direction v is. A module with parameters of its own says which are decayed
+    by a class attribute, `weight_decay = ("weight",)`, or `()` for none.
+
+    Args:
+        model: every parameter of it that is trained is in exactly one group.
+        weight_decay: of the first group.
+
+    Raises:
+        ValueError: a module that owns parameters does not say which are decayed.
+    """
+    decayed: dict[int, nn.Parameter] = {}
+    kept: dict[int, nn.Parameter] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, parametrize.ParametrizationList):
+            continue  # its parameters are listed with the module that they make a weight of
+        names = decayed_names(name, module)
+        own = dict(module.named_parameters(recurse=False))
+        if parametrize.is_parametrized(module):
+            for tensor_name, chain in module.parametrizations.items():  # type: ignore[union-attr, operator]
+                for original, parameter in chain.named_parameters(recurse=False):
+                    # weight norm keeps g as original0 and v as original1; a single original is the weight itself
+                    is_gain = original == "original0"
+                    (decayed if tensor_name in names and not is_gain else kept)[id(parameter)] = parameter
+        for tensor_name, parameter in own.items():
+            (decayed if tensor_name in names else kept)[id(parameter)] = parameter
+    if both := decayed.keys() & kept.keys():
+        shared = [name for name, parameter in model.named_parameters() if id(parameter) in both]
+        raise ValueError(f"{', '.join(shared)}: shared by two modules of which only one decays it; share it among equals")
+    return [
+        {"params": [p for p in decayed.values() if p.requires_grad], "weight_decay": weight_decay},
+        {"params": [p for p in kept.values() if p.requires_grad], "weight_decay": 0.0},
+    ]
+
+
+def decayed_names(name: str, module: nn.Module) -> tuple[str, ...]:
+    """The module's own parameters that are decayed."""
+    declared = getattr(type(module), "weight_decay", None)
+    if declared is not None:
+        return tuple(declared)
+    for kind, names in DECAYED:
+        if isinstance(module, kind):
+            return names
+    if own := [key for key, _ in module.named_parameters(recurse=False)]:
+        raise ValueError(
+            f"{name} ({type(module).__name__}) owns {', '.join(own)}, and nothing says whether weight decay applies; "
+            'give the class an attribute weight_decay = ("weight",) with the names that are decayed, or () for none'
+        )
+    return ()

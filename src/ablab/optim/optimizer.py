@@ -1,0 +1,28 @@
+"""The optimizer of a model, from a function that has everything but the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ablab.optim.groups import parameter_groups
+
+
+def make_optimizer(factory: Callable[..., Optimizer], model: nn.Module) -> Optimizer:
+    """Give an optimizer the model's parameters, in groups with and without weight decay.
+
+    Args:
+        factory: a `functools.partial` of an optimizer class; its `weight_decay` applies to the decayed group.
+        model: whose parameters are trained.
+
+    Raises:
+        ValueError: a negative hyperparameter, or a module that does not say what of it decays.
+    """
+    settings: dict[str, Any] = getattr(factory, "keywords", {})
+    for name, value in settings.items():
+        if isinstance(value, int | float) and value < 0:
+            raise ValueError(f"{name}={value}: it cannot be negative")
+    return factory(parameter_groups(model, settings.get("weight_decay", 0.0)))

@@ -1,0 +1,95 @@
+"""Learning-rate schedules, each a function of (optimizer, total steps) that torch's schedulers carry out per step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+
+
+def constant(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0) -> LambdaLR:
+    """lr throughout, after a linear warmup from 0.
+
+    Args:
+        total_steps: optimizer steps of the whole run.
+        warmup_steps: of which this many climb.
+    """
+    check_warmup(warmup_steps)
+    return LambdaLR(optimizer, lambda step: warmup(step, warmup_steps))
+
+
+def cosine(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0, final_ratio: float = 0.0) -> LambdaLR:
+    """Linear warmup to lr, then half a cosine down to `final_ratio` · lr at the last step.
+
+    Args:
+        total_steps: optimizer steps of the whole run.
+        warmup_steps: of which this many climb.
+        final_ratio: where the cosine ends, as a share of lr.
+
+    References:
+        Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983 (without restarts)
+    """
+    check_warmup(warmup_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return warmup(step, warmup_steps)
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return final_ratio + (1 - final_ratio) * (1 + math.cos(math.pi * progress)) / 2
+
+    return LambdaLR(optimizer, factor)
+
+
+def multistep(
+    optimizer: Optimizer, total_steps: int, *, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1
+) -> LambdaLR:
+    """lr, multiplied by `gamma` at each milestone.
+
+    Args:
+        total_steps: optimizer steps of the whole run.
+        milestones: shares of the run, as in He et al. 2015, whose 32k and 48k of 64k steps are 0.5 and 0.75.
+        gamma: the factor at each.
+    """
+    if any(not 0 < share < 1 for share in milestones):
+        raise ValueError(f"milestones={list(milestones)}: they are shares of the run, between 0 and 1")
+    steps = [round(share * total_steps) for share in milestones]
+    return LambdaLR(optimizer, lambda step: gamma ** sum(step >= milestone for milestone in steps))
+
+
+def one_cycle(
+    optimizer: Optimizer, total_steps: int, *, warmup_ratio: float = 0.3, initial_ratio: float = 0.04
+) -> OneCycleLR:
+    """A cosine up to lr and down to almost nothing, the momentum moving the other way.
+
+    Args:
+        total_steps: optimizer steps of the whole run.
+        warmup_ratio: the share of them that climb.
+        initial_ratio: where the climb starts, as a share of lr.
+
+    References:
+        Smith & Topin 2017, https://arxiv.org/abs/1708.07120
+    """
+    if not 0 < warmup_ratio < 1:
+        raise ValueError(f"warmup_ratio={warmup_ratio}: the share of the run that climbs is between 0 and 1")
+    if not 0 < initial_ratio <= 1:
+        raise ValueError(f"initial_ratio={initial_ratio}: the start is a share of lr, more than 0 and at most 1")
+    group = optimizer.param_groups[0]
+    return OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        total_steps=total_steps,
+        pct_start=warmup_ratio,
+        div_factor=1 / initial_ratio,
+        cycle_momentum="momentum" in group or "betas" in group,
+    )
+
+
+def warmup(step: int, warmup_steps: int) -> float:
+    return min(1.0, (step + 1) / (warmup_steps + 1))
+
+
+def check_warmup(warmup_steps: int) -> None:
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps={warmup_steps}: steps cannot be negative; 0 is no warmup")

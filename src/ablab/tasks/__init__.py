@@ -1,0 +1,1 @@
+"""Tasks: LightningModules that add to a model its loss, its metrics and its optimizer."""

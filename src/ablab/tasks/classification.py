@@ -1,0 +1,80 @@
+"""Classification: one label for each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+from ablab.data.datamodule import Batch
+from ablab.tasks.task import Stage, Task, collection
+
+
+class Classification(Task):
+    """Cross entropy over classes.
+
+    Metrics: loss (nats), accuracy (share of samples), calibration_error (expected, 15 bins), and with `per_class` the
+    accuracy of each class as `accuracy/<class>`.
+
+    Args:
+        model, optimizer, scheduler: see `Task`.
+        class_names: the classes, in the order of their numbers.
+        label_smoothing: the share of the target that is spread over all classes, in training only.
+        per_class: log each class's accuracy in validation and test.
+
+    References:
+        Guo et al. 2017 (calibration), https://arxiv.org/abs/1706.04599
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., Any],
+        class_names: list[str],
+        label_smoothing: float = 0.0,
+        per_class: bool = False,
+    ) -> None:
+        super().__init__(model=model, optimizer=optimizer, scheduler=scheduler)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing={label_smoothing}: a share of the target is needed, at least 0, below 1")
+        self.class_names = class_names
+        self.label_smoothing = label_smoothing
+        num_classes = len(class_names)
+        self.train_metrics = collection({"accuracy": MulticlassAccuracy(num_classes, average="micro")})
+        for stage in ("val", "test"):
+            metrics = {
+                "loss": MeanMetric(),
+                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+                "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15),
+            }
+            if per_class:
+                metrics["accuracy_per_class"] = MulticlassAccuracy(num_classes, average="none")
+            setattr(self, f"{stage}_metrics", collection(metrics))
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        smoothing = self.label_smoothing if self.training else 0.0
+        return F.cross_entropy(logits, batch.targets, label_smoothing=smoothing)
+
+    def metrics(self, stage: Stage) -> MetricCollection:
+        return getattr(self, f"{stage}_metrics")
+
+    def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
+        for name, metric in metrics.items():
+            if name == "loss":
+                metric.update(loss, weight=len(batch.targets))
+            elif name == "calibration_error":
+                metric.update(logits.float().softmax(-1), batch.targets)
+            else:
+                metric.update(logits, batch.targets)
+
+    def scalars(self, name: str, value: Tensor) -> list[tuple[str, Tensor]]:
+        if name != "accuracy_per_class":
+            return [(name, value)]
+        return [(f"accuracy/{label}", value[i]) for i, label in enumerate(self.class_names)]

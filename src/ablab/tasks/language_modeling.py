@@ -1,0 +1,58 @@
+"""Language modelling: the next token at every step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric, MetricCollection
+
+from ablab.data.datamodule import Batch
+from ablab.tasks.task import Stage, Task, collection
+
+
+class LanguageModeling(Task):
+    """Cross entropy over the next token.
+
+    Metrics: loss (nats a token), perplexity (exp of the loss), bits_per_character (the loss in bits, over the
+    characters that a token stands for).
+
+    Args:
+        model, optimizer, scheduler: see `Task`.
+        characters_per_token: characters of the text over its tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., Any],
+        characters_per_token: float = 1.0,
+    ) -> None:
+        super().__init__(model=model, optimizer=optimizer, scheduler=scheduler)
+        self.characters_per_token = characters_per_token
+        self.train_metrics = collection({})
+        self.val_metrics = collection({"loss": MeanMetric()})
+        self.test_metrics = collection({"loss": MeanMetric()})
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
+
+    def metrics(self, stage: Stage) -> MetricCollection:
+        return getattr(self, f"{stage}_metrics")
+
+    def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
+        for metric in metrics.values():
+            metric.update(loss, weight=(batch.targets >= 0).sum())
+
+    def scalars(self, name: str, value: Tensor) -> list[tuple[str, Tensor]]:
+        return [
+            ("loss", value),
+            ("perplexity", value.exp()),
+            ("bits_per_character", value / math.log(2) / self.characters_per_token),
+        ]

@@ -1,0 +1,107 @@
+"""What every task shares: one training step, one evaluation step, the optimizer and its schedule."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal
+
+import lightning as L
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import Metric, MetricCollection
+
+from ablab.data.datamodule import Batch
+from ablab.optim.optimizer import make_optimizer
+
+Stage = Literal["train", "val", "test"]
+
+
+class Task(L.LightningModule, ABC):
+    """A model in training.
+
+    Logs `train/loss` and `train/lr` every `log_every_n_steps` steps, and the metrics of a stage at the end of each of
+    its epochs, as `train/accuracy`, `val/loss`, … over exactly the samples of that stage, on all processes together.
+
+    Args:
+        model: from inputs (and `valid`, where a batch has it) to logits.
+        optimizer: makes the optimizer from groups of parameters.
+        scheduler: makes the schedule from the optimizer and the number of its steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        # Plain attributes, not hyperparameters: a checkpoint then holds tensors and plain data only.
+        self.optimizer_factory = optimizer
+        self.scheduler_factory = scheduler
+
+    @abstractmethod
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The mean loss of a batch, a scalar."""
+
+    @abstractmethod
+    def metrics(self, stage: Stage) -> MetricCollection:
+        """The metrics of a stage."""
+
+    @abstractmethod
+    def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
+        """Count one batch in."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.model(batch.inputs) if batch.valid is None else self.model(batch.inputs, batch.valid)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        logits = self(batch)
+        loss = self.loss(logits, batch)
+        self.update(self.metrics("train"), logits.detach(), loss.detach(), batch)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluate(batch, "test")
+
+    def evaluate(self, batch: Batch, stage: Stage) -> None:
+        logits = self(batch)
+        self.update(self.metrics(stage), logits, self.loss(logits, batch), batch)
+
+    def on_train_epoch_end(self) -> None:
+        self.log_metrics("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_metrics("test")
+
+    def log_metrics(self, stage: Stage) -> None:
+        """Log a stage's metrics and start counting anew."""
+        metrics = self.metrics(stage)
+        for name, value in metrics.compute().items():
+            for label, scalar in self.scalars(name, value):
+                self.log(f"{stage}/{label}", scalar, prog_bar=label in ("loss", "accuracy"))
+        metrics.reset()
+
+    def scalars(self, name: str, value: Tensor) -> list[tuple[str, Tensor]]:
+        """What is logged of a metric's value, each under its name."""
+        return [(name, value)]
+
+    def configure_optimizers(self) -> Any:
+        optimizer = make_optimizer(self.optimizer_factory, self.model)
+        schedule = self.scheduler_factory(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def collection(metrics: dict[str, Metric]) -> MetricCollection:
+    """Metrics that share no state: each is updated with what it needs, so none is computed for another's sake."""
+    return MetricCollection(dict(metrics), compute_groups=False)

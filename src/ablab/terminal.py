@@ -1,0 +1,75 @@
+"""What a person sees around the training: what will be trained, with which norm and where, and what came out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sized
+from pathlib import Path
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ablab.data.datamodule import DataModule
+from ablab.norms import Norm, NormLayer
+
+# Hints of libraries that ask for nothing this project wants changed; every other warning is shown.
+NAGS = (
+    r"The '\w+_dataloader' does not have many workers",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
+)
+
+
+def quiet() -> None:
+    """Keep libraries' tips and nags from the screen; warnings that matter stay."""
+    for nag in NAGS:
+        warnings.filterwarnings("ignore", message=nag)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def describe(data: DataModule, model: nn.Module, norm: Norm) -> str:
+    """The data's parts, the model's parts with their parameters, and the norm with its places."""
+    sizes = {name: len(part) for name, part in vars(data.splits).items() if isinstance(part, Sized)}
+    lines = [
+        f"data: {type(data).__name__}, " + ", ".join(f"{size:,} {name}" for name, size in sizes.items()),
+        f"batch: {data.batch_size}; {len(data.train_dataloader())} steps an epoch"
+        + (f", {rest} samples left out of each" if (rest := sizes["train"] % data.batch_size) else ""),
+        f"model: {type(model).__name__}, {count(model):,} parameters ("
+        + ", ".join(f"{name} {count(child):,}" for name, child in model.named_children() if count(child))
+        + ")",
+        f"norm: {norm!r}",
+    ]
+    layers = [name for name, module in model.named_modules() if isinstance(module, NormLayer)]
+    weights = [name for name, module in model.named_modules() if parametrize.is_parametrized(module)]
+    lines += [
+        f"  {what} at {len(places)} places: {', '.join(first_and_last(places))}"
+        for what, places in (("activations", layers), ("weights", weights))
+        if places
+    ]
+    return "\n".join(lines)
+
+
+def results(chosen: Mapping[str, float], tested: Mapping[str, float], folder: Path) -> str:
+    """A short table of what came out, and where it is."""
+    [(metric, value)] = chosen.items()
+    rows = [("best checkpoint by", f"{metric} {value:.4f}"), *((name, f"{value:.4f}") for name, value in tested.items())]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(["", *(f"{name:<{width}}  {text}" for name, text in rows), f"{'run':<{width}}  {short(folder)}"])
+
+
+def count(module: nn.Module) -> int:
+    """The module's parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def first_and_last(names: list[str]) -> list[str]:
+    return names if len(names) <= 5 else [*names[:3], "…", names[-1]]
+
+
+def short(path: Path) -> str:
+    """A path as it is shortest to type from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

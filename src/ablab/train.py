@@ -1,0 +1,56 @@
+"""One run, from its config to its results: `train` reads top to bottom."""
+
+from __future__ import annotations
+
+import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig
+
+from ablab import terminal
+from ablab.config.build import blame, build
+from ablab.dry_run import check_accelerator, dry_run
+from ablab.runs.run import Run
+
+say = rank_zero_only(print)
+
+
+def train(cfg: DictConfig) -> dict[str, float]:
+    """Train a model, test its best checkpoint, and record everything in the run's folder.
+
+    Args:
+        cfg: the composed config, see conf/train.yaml.
+
+    Returns:
+        The validation metric that chose the checkpoint, and the checkpoint's test metrics.
+
+    Raises:
+        ConfigError: something in the config is wrong; nothing has been written.
+    """
+    terminal.quiet()
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+
+    check_accelerator(cfg)
+    data = build(cfg.data)
+    with blame("data"):
+        data.setup("fit")
+    norm = build(cfg.norm)
+    callbacks = [build(callback) for callback in cfg.callbacks.values() if callback is not None]
+    trainer = build(cfg.trainer, callbacks=callbacks, logger=False)
+    dry_run(cfg, data, norm, trainer.world_size)
+
+    model = build(cfg.model, norm=norm, **data.model_sizes)
+    optimizer, scheduler = build(cfg.optimizer), build(cfg.scheduler)
+    task = build(cfg.task, model=model, optimizer=optimizer, scheduler=scheduler, **data.task_sizes)
+
+    with Run.create(cfg) as run:
+        trainer.loggers = [build(logger, save_dir=run.folder) for logger in cfg.logger.values() if logger is not None]
+        say(f"run: {terminal.short(run.folder)}")
+        run.start(trainer.loggers)
+        say(terminal.describe(data, model, norm))
+
+        trainer.fit(task, datamodule=data)
+        chosen = {cfg.monitor.metric: float(trainer.checkpoint_callback.best_model_score)}
+        [tested] = trainer.test(task, datamodule=data, ckpt_path="best", weights_only=True, verbose=False)
+        run.metrics = {**chosen, **tested}
+        say(terminal.results(chosen, tested, run.folder))
+    return run.metrics

@@ -1,0 +1,22 @@
+"""Train a model: python train.py norm=groupnorm data.batch_size=8 (python train.py --help shows what there is)."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from ablab.config.errors import readable_errors
+from ablab.config.schema import check
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> None:
+    check(cfg, root=Path(__file__).parent / "conf/train.yaml")
+    from ablab.train import train  # only now: torch and lightning take seconds to load, a typo should not
+
+    train(cfg)
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        main()
