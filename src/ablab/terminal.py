@@ -54,8 +54,8 @@ def describe(data: DataModule, model: nn.Module, norm: Norm) -> str:
 
 def results(chosen: Mapping[str, float], tested: Mapping[str, float], folder: Path) -> str:
     """A short table of what came out, and where it is."""
-    [(metric, value)] = chosen.items()
-    rows = [("best checkpoint by", f"{metric} {value:.4f}"), *((name, f"{value:.4f}") for name, value in tested.items())]
+    picked = [("best checkpoint by", f"{name} {value:.4f}") for name, value in chosen.items()]
+    rows = [*(picked or [("last weights", "no validation took place")]), *((name, f"{value:.4f}") for name, value in tested.items())]
     width = max(len(name) for name, _ in rows)
     return "\n".join(["", *(f"{name:<{width}}  {text}" for name, text in rows), f"{'run':<{width}}  {short(folder)}"])
 

@@ -21,7 +21,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         cfg: the composed config, see conf/train.yaml.
 
     Returns:
-        The validation metric that chose the checkpoint, and the checkpoint's test metrics.
+        The validation metric that chose the checkpoint, and the checkpoint's test metrics; without any validation, those
+        of the last weights.
 
     Raises:
         ConfigError: something in the config is wrong; nothing has been written.
@@ -49,8 +50,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
         say(terminal.describe(data, model, norm))
 
         trainer.fit(task, datamodule=data)
-        chosen = {cfg.monitor.metric: float(trainer.checkpoint_callback.best_model_score)}
-        [tested] = trainer.test(task, datamodule=data, ckpt_path="best", weights_only=True, verbose=False)
+        best = trainer.checkpoint_callback.best_model_score  # None if the run ended before its first validation
+        chosen = {} if best is None else {cfg.monitor.metric: float(best)}
+        weights = None if best is None else "best"
+        [tested] = trainer.test(task, datamodule=data, ckpt_path=weights, weights_only=True, verbose=False)
         run.metrics = {**chosen, **tested}
         say(terminal.results(chosen, tested, run.folder))
     return run.metrics

@@ -82,6 +82,7 @@ class CIFAR10(StandardizedData):
         """The split as a `datasets.Dataset`."""
         try:
             import datasets
+            import PIL  # noqa: F401  (datasets decodes with it, and says so only then)
         except ImportError as error:
             raise ValueError("reading it needs two more packages: pip install -e '.[hf]'") from error
         datasets.disable_progress_bars()

@@ -34,7 +34,7 @@ class Digits(StandardizedData):
     def __init__(
         self,
         *,
-        batch_size: int = 64,
+        batch_size: int = 32,
         val_fraction: float = 0.2,
         split_seed: int = 0,
         seed: int = 0,

@@ -31,7 +31,7 @@ class RNN(nn.Module):
         dropout: probability of dropping a feature between layers and before the head.
 
     Shape:
-        vectors `(N, L, in_features)` or tokens `(N, L)`, `valid` `(N, L)` True for real steps
+        vectors `(N, L, in_features)` or tokens `(N, L)`, `valid` `(N, L)` True for real steps, which come first
         -> class logits `(N, num_classes)` or token logits `(N, L, vocab_size)`
 
     Raises:
@@ -142,7 +142,7 @@ class Cell(nn.Module, ABC):
 
     def read(self, x: Tensor, valid: Tensor | None, *, backward: bool) -> tuple[Tensor, Tensor]:
         if backward:
-            x, valid = x.flip(1), None if valid is None else valid.flip(1)
+            x = reverse(x, valid)
         from_input = self.norm_input(self.input(x), valid).unbind(1)
         # a reparametrized weight is computed at every access: once a sequence is enough
         weight, bias = self.recurrent.weight.t(), self.recurrent.bias  # type: ignore[operator]
@@ -159,7 +159,7 @@ class Cell(nn.Module, ABC):
                 state = tuple(torch.where(now[:, None], a, b) for a, b in zip(new, state, strict=True))
             outputs.append(state[0])
         stacked = torch.stack(outputs, 1)
-        return (stacked.flip(1) if backward else stacked), state[0]
+        return (reverse(stacked, valid) if backward else stacked), state[0]
 
 
 class ElmanCell(Cell):
@@ -220,6 +220,16 @@ class LSTMCell(Cell):
 
 
 CELLS: dict[str, type[Cell]] = {"elman": ElmanCell, "gru": GRUCell, "lstm": LSTMCell}
+
+
+def reverse(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Turn the real steps of each sequence `(N, T, C)` around and leave the padding behind them where it is."""
+    if valid is None:
+        return x.flip(1)
+    steps = torch.arange(x.shape[1], device=x.device).expand(valid.shape)
+    lengths = valid.sum(1, keepdim=True)
+    order = torch.where(steps < lengths, lengths - 1 - steps, steps)
+    return x.gather(1, order.unsqueeze(-1).expand_as(x))
 
 
 def linear(in_features: int, out_features: int, *, bias: bool, bound: float, norm: NormFactory) -> nn.Module:

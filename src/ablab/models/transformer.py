@@ -15,8 +15,9 @@ from ablab.models.interface import NormFactory
 class Transformer(nn.Module):
     """A transformer over sequences; what it reads and what it predicts follow from the sizes it is given.
 
-    Reads tokens if `vocab_size` is given, else vectors of `in_features`. Classifies the sequence (encoder, mean over
-    steps) if `num_classes` is given, else predicts the next token at every step (causal decoder).
+    Reads tokens if `vocab_size` is given, else vectors of `in_features`. With `num_classes` it is an encoder that
+    classifies the sequence from a class token put before it (a mean over steps would be a constant after instance
+    norm); without, a causal decoder that predicts the next token at every step.
 
     Args:
         in_features: numbers in each step's vector.
@@ -40,10 +41,12 @@ class Transformer(nn.Module):
 
     References:
         Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
+        Devlin et al. 2018 (class token), https://arxiv.org/abs/1810.04805
         Xiong et al. 2020 (pre-norm), https://arxiv.org/abs/2002.04745
     """
 
     takes: ClassVar = ("sequences", "text")
+    weight_decay: ClassVar = ()  # of the class token
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class Transformer(nn.Module):
         self.embed = embedding(in_features, vocab_size, embed_dim, norm)
         self.positions = nn.Embedding(context_length, embed_dim)
         nn.init.normal_(self.positions.weight, std=0.02)
+        self.class_token = None if self.causal else nn.Parameter(torch.empty(embed_dim).normal_(std=0.02))
         self.dropout = nn.Dropout(dropout)
         # residual branches are scaled down so that their sum keeps its variance (Radford et al. 2019)
         branch_std = 0.02 / math.sqrt(2 * num_layers)
@@ -86,12 +90,16 @@ class Transformer(nn.Module):
         length = inputs.shape[1]
         if length > self.context_length:
             raise ValueError(f"a sequence of {length} steps is longer than context_length={self.context_length}")
-        x = self.dropout(self.embed(inputs) + self.positions.weight[:length])
+        x = self.embed(inputs) + self.positions.weight[:length]
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(len(x), 1, -1), x], 1)
+            valid = None if valid is None else F.pad(valid, (1, 0), value=True)
+        x = self.dropout(x)
         for block in self.blocks:
             x = block(x, valid)
         if self.norm is not None:
             x = self.norm(x, valid)
-        return self.head(x) if self.causal else self.head(mean_over_steps(x, valid))
+        return self.head(x) if self.causal else self.head(x[:, 0])
 
 
 class Block(nn.Module):
@@ -177,12 +185,5 @@ def embedding(in_features: int | None, vocab_size: int | None, embed_dim: int, n
         nn.init.normal_(table.weight, std=0.02)
         return table
     assert in_features is not None
-    return linear(in_features, embed_dim, norm, std=1 / math.sqrt(in_features))
+    return linear(in_features, embed_dim, norm)
 
-
-def mean_over_steps(x: Tensor, valid: Tensor | None) -> Tensor:
-    """`(N, L, C)` -> `(N, C)`, over the valid steps."""
-    if valid is None:
-        return x.mean(1)
-    real = valid.unsqueeze(-1)
-    return torch.where(real, x, 0.0).sum(1) / real.sum(1)

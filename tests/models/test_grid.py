@@ -1,0 +1,178 @@
+"""Every architecture with every norm: defined pairs learn and keep their contracts, the others are refused with a reason.
+
+Both lists come from the YAMLs: a new norm or model takes part by existing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import nn
+
+from ablab.config.build import build
+from ablab.norms import Norm, Refused, refusals
+
+# (model, kind of data) -> norms that are not defined there
+UNDEFINED = {
+    ("rnn", "sequences"): {"instancenorm"},
+    ("rnn", "text"): {"instancenorm"},
+    ("transformer", "text"): {"batchnorm", "groupnorm", "instancenorm"},
+    # digits of 8x8 are down to one pixel after the 7x7 stem, the pool and two stages
+    ("resnet18", "images"): {"instancenorm"},
+    ("resnet50", "images"): {"instancenorm"},
+}
+PAIRS = [
+    ("resnet", "images"),
+    ("transformer", "sequences"),
+    ("transformer", "text"),
+    ("rnn", "sequences"),
+    ("rnn", "text"),
+]
+
+Make = Callable[..., tuple[nn.Module, Any]]
+
+
+@pytest.fixture
+def make(config: Callable[..., DictConfig], batch: Callable[..., Any]) -> Make:
+    """A model of the config with a norm of the config, and a real batch for it."""
+
+    def build_pair(model: str, norm: str, kind: str, *words: str) -> tuple[nn.Module, Any]:
+        cfg = config(f"model={model}", f"norm={norm}", *words)
+        example, sizes = batch(kind)
+        torch.manual_seed(0)
+        return build(cfg.model, norm=build(cfg.norm), **sizes), example
+
+    return build_pair
+
+
+def defined(model: str, kind: str, norm: str) -> bool:
+    return norm not in UNDEFINED.get((model, kind), set())
+
+
+@pytest.mark.parametrize(("model_name", "kind"), PAIRS)
+def test_a_defined_pair_overfits_one_batch(make: Make, model_name: str, kind: str, norm_choice: str) -> None:
+    if not defined(model_name, kind, norm_choice):
+        return  # what is refused is tested below
+    model, example = make(model_name, norm_choice, kind)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    first = last = float("nan")
+    for step in range(300):
+        logits = model(example.inputs)
+        loss = F.cross_entropy(logits.flatten(0, -2), example.targets.flatten())
+        first, last = (loss.item() if step == 0 else first), loss.item()
+        if last < 0.1 * first:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert last < 0.1 * first, f"from {first:.3f} to {last:.3f}"
+
+
+@pytest.mark.parametrize(("model_name", "kind"), [*PAIRS, ("resnet18", "images"), ("resnet50", "images")])
+def test_a_pair_keeps_its_contract_or_is_refused(make: Make, model_name: str, kind: str, norm_choice: str) -> None:
+    model, example = make(model_name, norm_choice, kind)
+    if not defined(model_name, kind, norm_choice):
+        if reasons := refusals(model):
+            assert all("choose" in reason or "set norm." in reason for reason in reasons)
+            assert all(isinstance(model.get_submodule(name), Refused) for names in reasons.values() for name in names)
+        else:
+            with pytest.raises(ValueError, match="one value for each statistic"):
+                model(example.inputs)
+        return
+    logits = model(example.inputs)
+    outputs = model.head.out_features
+    expected = (16, outputs) if kind != "text" else (16, example.inputs.shape[1], outputs)
+    assert logits.shape == expected
+    assert logits.dtype == torch.float32
+    logits.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+    twin = copy.deepcopy(model)
+    other, _ = make(model_name, norm_choice, kind)
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        expected_logits = model.eval()(example.inputs)
+        torch.testing.assert_close(twin.eval()(example.inputs), expected_logits, rtol=0, atol=0)
+        torch.testing.assert_close(other.eval()(example.inputs), expected_logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("model_name", "kind"), PAIRS)
+def test_names_of_parameters_differ_only_where_the_mathematics_does(make: Make, model_name: str, kind: str) -> None:
+    def names(norm: str) -> set[str]:
+        model, _ = make(model_name, norm, kind)
+        return {name for name, _ in model.named_parameters()}
+
+    plain, layer = names("none"), names("layernorm")
+    assert all("norm" in name or "shortcut.1" in name for name in layer - plain)
+    assert all(name.endswith(".bias") for name in plain - layer)
+    assert {name.replace("parametrizations.weight.original1", "weight") for name in names("weightnorm")} - plain == {
+        name for name in names("weightnorm") if name.endswith("original0")
+    }
+
+
+@pytest.mark.parametrize("model_name", ["transformer", "rnn"])
+def test_a_causal_model_never_looks_ahead(make: Make, model_name: str, norm_choice: str) -> None:
+    if not defined(model_name, "text", norm_choice):
+        return
+    model, example = make(model_name, norm_choice, "text")
+    tokens = example.inputs
+    for step in (3, 9):
+        changed = tokens.clone()
+        changed[:, step:] = (changed[:, step:] + 1) % 50
+        with torch.no_grad():
+            torch.testing.assert_close(model(changed)[:, :step], model(tokens)[:, :step])
+            assert not torch.allclose(model(changed)[:, step], model(tokens)[:, step])
+
+
+@pytest.mark.parametrize("model_name", ["transformer", "rnn"])
+@pytest.mark.parametrize("words", [(), ("model.bidirectional=true",), ("model.norm_first=false",)])
+def test_padding_changes_no_prediction(make: Make, model_name: str, words: tuple[str, ...], norm_choice: str) -> None:
+    if ("bidirectional" in str(words)) > (model_name == "rnn") or ("norm_first" in str(words)) > (model_name != "rnn"):
+        return
+    if not defined(model_name, "sequences", norm_choice):
+        return
+    model, example = make(model_name, norm_choice, "sequences", *words)
+    lengths = torch.arange(16) % 5 + 4
+    valid = torch.arange(8) < lengths[:, None]
+    other = torch.where(valid[..., None], example.inputs, 100.0)
+    with torch.no_grad():
+        torch.testing.assert_close(model(example.inputs, valid), model(other, valid))
+        model.eval()
+        torch.testing.assert_close(model(example.inputs, valid), model(other, valid))
+        short = model(example.inputs[:1, : lengths[0]])
+        torch.testing.assert_close(model(other[:1], valid[:1]), short, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", ["elman", "gru", "lstm"])
+@pytest.mark.parametrize("bidirectional", ["true", "false"])
+def test_every_recurrent_cell_learns_with_every_norm(
+    make: Make, cell: str, bidirectional: str, norm_choice: str
+) -> None:
+    if not defined("rnn", "sequences", norm_choice):
+        return
+    words = (f"model.cell={cell}", f"model.bidirectional={bidirectional}", "model.num_layers=2", "model.hidden_size=32")
+    model, example = make("rnn", norm_choice, "sequences", *words)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(40):
+        loss = F.cross_entropy(model(example.inputs), example.targets)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_factory_fulfils_what_models_ask_for() -> None:
+    from ablab.models.interface import NormFactory
+
+    wanted = {name for name in vars(NormFactory) if not name.startswith("_")} | {"__call__"}
+    assert all(hasattr(Norm, name) for name in wanted)

@@ -1,0 +1,118 @@
+"""Every parameter in exactly one group, and schedules with the shape they promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from ablab.config.build import build
+from ablab.optim import schedules
+from ablab.optim.groups import parameter_groups
+from ablab.optim.optimizer import make_optimizer
+
+
+@pytest.mark.parametrize(("model", "kind"), [("resnet", "images"), ("transformer", "sequences"), ("rnn", "text")])
+def test_every_parameter_is_in_exactly_one_group(
+    config: Callable[..., DictConfig], batch: Callable[..., Any], model: str, kind: str, norm_choice: str
+) -> None:
+    cfg = config(f"model={model}", f"norm={norm_choice}")
+    _, sizes = batch(kind)
+    net = build(cfg.model, norm=build(cfg.norm), **sizes)
+    decayed, kept = ({id(p) for p in group["params"]} for group in parameter_groups(net, 0.1))
+    assert not decayed & kept
+    assert decayed | kept == {id(p) for p in net.parameters()}
+    for name, parameter in net.named_parameters():
+        weight = name.endswith((".weight", "original1")) and not any(
+            part in name for part in ("norm", "embed.weight", "positions", "shortcut.1")
+        )
+        # the embedding of vectors is a linear map, that of tokens a table
+        weight |= name == "embed.weight" and kind == "sequences"
+        assert (id(parameter) in decayed) == weight, name
+
+
+def test_a_module_that_does_not_say_what_decays_is_refused() -> None:
+    class Silent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+
+    class Outspoken(Silent):
+        weight_decay = ("scale",)
+
+    with pytest.raises(ValueError, match=r"0 \(Silent\) owns scale, and nothing says whether weight decay applies"):
+        parameter_groups(nn.Sequential(Silent()), 0.1)
+    [decayed, kept] = parameter_groups(nn.Sequential(Outspoken()), 0.1)
+    assert [len(decayed["params"]), len(kept["params"])] == [1, 0]
+    assert [decayed["weight_decay"], kept["weight_decay"]] == [0.1, 0.0]
+
+
+def test_a_weight_shared_with_a_module_that_does_not_decay_it_is_refused() -> None:
+    model = nn.ModuleDict({"table": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
+    model["head"].weight = model["table"].weight
+    with pytest.raises(ValueError, match=r"table.weight: shared by two modules of which only one decays it"):
+        parameter_groups(model, 0.1)
+
+
+def test_a_negative_hyperparameter_is_refused() -> None:
+    with pytest.raises(ValueError, match="momentum=-1: it cannot be negative"):
+        make_optimizer(partial(torch.optim.SGD, lr=0.1, momentum=-1), nn.Linear(2, 2))
+
+
+def rates(schedule: Callable[..., Any], steps: int = 100, **settings: Any) -> list[float]:
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.5, momentum=0.9)
+    scheduler = schedule(optimizer, steps, **settings)
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_constant_is_constant_after_its_warmup() -> None:
+    assert rates(schedules.constant) == [0.5] * 100
+    climbing = rates(schedules.constant, warmup_steps=4)
+    assert climbing[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert climbing[4:] == [0.5] * 96
+
+
+def test_cosine_climbs_and_then_falls_to_its_final_ratio() -> None:
+    seen = rates(schedules.cosine, warmup_steps=10, final_ratio=0.1)
+    assert seen[10] == 0.5
+    assert seen[:11] == sorted(seen[:11])
+    assert seen[10:] == sorted(seen[10:], reverse=True)
+    assert seen[-1] == pytest.approx(0.05, abs=1e-3)
+    assert seen[55] == pytest.approx(0.5 * 0.55)
+
+
+def test_multistep_falls_at_its_shares_of_the_run() -> None:
+    seen = rates(schedules.multistep, milestones=[0.5, 0.75], gamma=0.1)
+    assert seen == pytest.approx([0.5] * 50 + [0.05] * 25 + [0.005] * 25)
+
+
+def test_one_cycle_starts_low_and_peaks_at_lr() -> None:
+    seen = rates(schedules.one_cycle, warmup_ratio=0.3, initial_ratio=0.1)
+    assert seen[0] == pytest.approx(0.05)
+    assert max(seen) == pytest.approx(0.5, abs=1e-3)
+    assert seen.index(max(seen)) in (29, 30)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "settings", "message"),
+    [
+        (schedules.cosine, {"warmup_steps": -1}, "warmup_steps=-1"),
+        (schedules.constant, {"warmup_steps": -1}, "warmup_steps=-1"),
+        (schedules.multistep, {"milestones": [60]}, r"milestones=\[60\]: they are shares of the run"),
+        (schedules.one_cycle, {"warmup_ratio": 2}, "warmup_ratio=2"),
+        (schedules.one_cycle, {"initial_ratio": 0}, "initial_ratio=0"),
+    ],
+)
+def test_a_schedule_refuses_what_makes_no_sense(schedule: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rates(schedule, **settings)

@@ -1,0 +1,115 @@
+"""The command line as a user meets it: other processes, other folders, every message read."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+# What is answered before torch is loaded.
+TYPOS = [
+    (["norm=gruopnorm"], "norm=gruopnorm: there is no such choice; did you mean groupnorm? norm has: batchnorm, "),
+    (["norm.momentun=1"], "norm.momentun: there is no such key; did you mean momentum? norm has: affine, eps, "),
+    (["data.batchsize=8"], "data.batchsize: there is no such key; did you mean batch_size? data has: batch_size, "),
+    (["sed=1"], "sed: there is no such key; did you mean seed? the top level has: callbacks, data, "),
+    (["nrom=groupnorm"], "nrom: there is no such key; did you mean norm? the top level has: "),
+    (["+norm.num_groups=3"], "norm.num_groups: BatchNorm takes no such argument; "),
+    (["data.batch_size=abc"], "data.batch_size=abc: a whole number is needed"),
+    (["model=rnn", "model.cell=lstn"], "model.cell=lstn: elman or gru or lstm is needed"),
+    (["data.batch_size=[1"], "data.batch_size=[1"),
+]
+
+# What needs torch, and is still answered before any training.
+WRONG_VALUES = [
+    (["data.batch_size=0"], "data.batch_size=0: a batch has at least one sample"),
+    (["data.batch_size=5000"], "data.batch_size=5000 is more than the 1149 training samples; choose a smaller one"),
+    (["optimizer.lr=-0.1"], "optimizer.lr=-0.1: it cannot be negative"),
+    (["model.depth=21"], "model.depth=21: a CIFAR-style ResNet has depth 6n + 2 (8, 14, 20, 26, 32, …); the nearest is 20"),
+    (
+        ["norm=groupnorm", "norm.num_groups=32"],
+        "norm: num_groups=32 does not divide 16 features; divisors are 1 2 4 8 16; set norm.num_groups=16 (at model.norm1",
+    ),
+    (["model=rnn", "norm=instancenorm"], "norm: instance norm is not defined inside a recurrence: "),
+    (
+        ["model=transformer", "data=text", "norm=batchnorm"],
+        "norm: batch statistics over all steps of a sequence would leak the future into a causal model; ",
+    ),
+    (
+        ["model=resnet18", "norm=instancenorm"],
+        "model.blocks.6.norms.0: an input of shape (32, 512, 1, 1) in 512 groups has one value for each statistic",
+    ),
+    (
+        ["model=resnet", "data=digits_rows"],
+        "model: ResNet reads images, and DigitsRows gives sequences; choose data=cifar10|digits for this model, "
+        "or model=rnn|transformer for this data",
+    ),
+    (["data=cifar10", "data.root=/no/such"], "data.root=/no/such: there is no such folder; give one with the parquet"),
+    (["data=text", "model=rnn", "data.path=/no/such"], "data.path=/no/such: there is no such file or folder; give a"),
+    (["trainer.accelerator=tpu"], "trainer.accelerator=tpu: this machine has none, or torch cannot see it; choose "),
+    (["trainer.accelerator=gpux"], "trainer.accelerator=gpux: there is no such accelerator; lightning has: cpu, "),
+    (["trainer.accelerator=cpu", "trainer.devices=3", "trainer.strategy=ddp"], "data.batch_size=32: it is the global"),
+    (["trainer.precision=12"], "trainer: Precision 12 is invalid"),
+    (["scheduler.warmup_steps=-1"], "scheduler.warmup_steps=-1: steps cannot be negative; 0 is no warmup"),
+]
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], message: str, folder: Path) -> None:
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(folder.iterdir()), "a refused command leaves nothing behind"
+
+
+@pytest.mark.parametrize(("words", "message"), TYPOS, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_a_typo_is_answered_with_what_there_is(
+    command: Command, tmp_path: Path, words: list[str], message: str
+) -> None:
+    assert_refused(command(*words), message, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), WRONG_VALUES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_a_wrong_value_is_refused_before_any_training(
+    command: Command, tmp_path: Path, words: list[str], message: str
+) -> None:
+    assert_refused(command(*words), message, tmp_path)
+
+
+def test_a_typo_in_an_experiment_file_is_found(command: Command, tmp_path: Path) -> None:
+    extra = tmp_path / "more"
+    (extra / "experiment").mkdir(parents=True)
+    (extra / "experiment" / "mine.yaml").write_text("# @package _global_\nsed: 1\ntrainer: {max_epoch: 2}\n")
+    result = command("experiment=mine", f"hydra.searchpath=[file://{extra}]")
+    assert result.returncode == 2
+    assert "sed: there is no such key; did you mean seed?" in result.stderr
+    assert "trainer.max_epoch: Trainer takes no such argument; did you mean max_epochs?" in result.stderr
+
+
+def test_a_traceback_can_be_asked_for(command: Command) -> None:
+    result = command("data.batch_size=0", HYDRA_FULL_ERROR="1")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "data.batch_size=0: a batch has at least one sample" in result.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["norm=gruopnorm"], ["data.batch_size=abc"]])
+def test_torch_is_not_loaded_to_help_or_to_refuse(command: Command, words: list[str]) -> None:
+    result = command(*words, PYTHONPROFILEIMPORTTIME="1")
+    loaded = {line.rsplit("|", 1)[1].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
+    assert "hydra" in loaded
+    assert not {"torch", "lightning", "wandb", "sklearn"} & loaded
+
+
+def test_help_fits_on_a_screen_and_lists_every_choice(command: Command) -> None:
+    result = command("--help")
+    assert result.returncode == 0
+    lines = result.stdout.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 120
+    for word in ("norm=", "groupnorm", "transformer", "digits_rows", "adamw", "one_cycle", "ddp", "data.batch_size=8"):
+        assert word in result.stdout

@@ -1,0 +1,78 @@
+"""Who may import whom: read from the sources, so that a short cut fails here and not in a fork."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src"
+HEAVY = {"torch", "lightning", "torchmetrics", "wandb", "sklearn", "datasets", "numpy"}
+
+# room: what it may import beside the standard library. Deeper rooms first.
+ALLOWED = {
+    "ablab.norms": {"torch", "ablab.norms"},
+    "ablab.models": {"torch", "ablab.models"},
+    "ablab.optim": {"torch", "ablab.optim"},
+    "ablab.data": {"torch", "lightning", "numpy", "sklearn", "datasets", "ablab.data"},
+    "ablab.tasks": {"torch", "lightning", "torchmetrics", "ablab.tasks", "ablab.data", "ablab.optim"},
+    "ablab.callbacks": {"torch", "lightning", "ablab.callbacks", "ablab.data"},
+    "ablab.config.errors": {"hydra", "omegaconf"},
+    "ablab.config.schema": {"hydra", "omegaconf", "ablab.config"},
+    "ablab.config": {"hydra", "omegaconf", "lightning", "ablab.config"},
+    "ablab.runs": {"hydra", "omegaconf", "lightning", "wandb", "ablab.runs"},
+    "ablab.terminal": {"torch", "ablab.data", "ablab.norms"},
+    "ablab.dry_run": {"torch", "lightning", "hydra", "omegaconf", "ablab"},
+    "ablab.train": {"lightning", "omegaconf", "ablab"},
+    "ablab": set(),
+}
+
+
+def modules() -> dict[str, Path]:
+    names = {}
+    for file in SRC.rglob("*.py"):
+        parts = file.relative_to(SRC).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return names
+
+
+def imports(file: Path, *, top_only: bool = False) -> set[str]:
+    tree = ast.parse(file.read_text())
+    nodes = tree.body if top_only else list(ast.walk(tree))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found.add(node.module or "")
+    return {name for name in found if name.split(".")[0] not in sys.stdlib_module_names}
+
+
+def within(name: str, room: str) -> bool:
+    return name == room or name.startswith(room + ".")
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_a_module_imports_only_what_its_room_may(module: str) -> None:
+    room = next(room for room in ALLOWED if within(module, room))
+    strangers = {name for name in imports(modules()[module]) if not any(within(name, ok) for ok in ALLOWED[room])}
+    assert not strangers, f"{module} is in {room}, which may not import {strangers}"
+
+
+def test_only_one_file_instantiates() -> None:
+    calls = [name for name, file in modules().items() if "instantiate(" in file.read_text()]
+    assert calls == ["ablab.config.build"]
+
+
+def test_wandb_is_imported_by_its_own_logger_alone() -> None:
+    assert [name for name, file in modules().items() if "wandb" in imports(file)] == ["ablab.runs.wandb"]
+
+
+def test_checking_a_config_loads_nothing_heavy() -> None:
+    code = "import sys, ablab.config.errors, ablab.config.schema; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not HEAVY & set(loaded)
