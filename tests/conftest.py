@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from ablab.config.schema import check
-from ablab.runs.run import PASSED_ON
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"  # data sets that some machines have; tests that need them say so
@@ -39,14 +39,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No account, no leftovers of other runs, the same random numbers for every test."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "LOCAL_RANK", PASSED_ON, "HYDRA_FULL_ERROR"):
+    """No account, nothing left of other runs, the same random numbers for every test."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "HYDRA_FULL_ERROR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     torch.manual_seed(0)
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    environment, deterministic = dict(os.environ), torch.are_deterministic_algorithms_enabled()
     yield
     torch.use_deterministic_algorithms(deterministic)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for name in set(os.environ) - set(environment):  # what launchers of several processes leave behind
+        del os.environ[name]
 
 
 @pytest.fixture

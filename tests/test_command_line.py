@@ -12,26 +12,41 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 # What is answered before torch is loaded.
 TYPOS = [
-    (["norm=gruopnorm"], "norm=gruopnorm: there is no such choice; did you mean groupnorm? norm has: batchnorm, "),
-    (["norm.momentun=1"], "norm.momentun: there is no such key; did you mean momentum? norm has: affine, eps, "),
-    (["data.batchsize=8"], "data.batchsize: there is no such key; did you mean batch_size? data has: batch_size, "),
+    (
+        ["norm=gruopnorm"],
+        "norm=gruopnorm: there is no such choice; did you mean groupnorm? norm has: batchnorm, ",
+    ),
+    (
+        ["norm.momentun=1"],
+        "norm.momentun: there is no such key; did you mean momentum? norm has: affine, eps, ",
+    ),
+    (
+        ["data.batchsize=8"],
+        "data.batchsize: there is no such key; did you mean batch_size? data has: batch_size, ",
+    ),
     (["sed=1"], "sed: there is no such key; did you mean seed? the top level has: callbacks, data, "),
     (["nrom=groupnorm"], "nrom: there is no such key; did you mean norm? the top level has: "),
     (["+norm.num_groups=3"], "norm.num_groups: BatchNorm takes no such argument; "),
     (["data.batch_size=abc"], "data.batch_size=abc: a whole number is needed"),
     (["model=rnn", "model.cell=lstn"], "model.cell=lstn: elman or gru or lstm is needed"),
-    (["data.batch_size=[1"], "data.batch_size=[1"),
+    (["data.batch_size=[1"], "data.batch_size=[1: not of the form key=value ("),
 ]
 
 # What needs torch, and is still answered before any training.
 WRONG_VALUES = [
     (["data.batch_size=0"], "data.batch_size=0: a batch has at least one sample"),
-    (["data.batch_size=5000"], "data.batch_size=5000 is more than the 1149 training samples; choose a smaller one"),
+    (
+        ["data.batch_size=5000"],
+        "data.batch_size=5000 is more than the 1149 training samples; choose a smaller one",
+    ),
     (["optimizer.lr=-0.1"], "optimizer.lr=-0.1: it cannot be negative"),
-    (["model.depth=21"], "model.depth=21: a CIFAR-style ResNet has depth 6n + 2 (8, 14, 20, 26, 32, …); the nearest is 20"),
+    (
+        ["model.depth=21"],
+        "model.depth=21: a CIFAR-style ResNet has depth 6n + 2 (8, 14, 20, 26, 32, …); the nearest is 20",
+    ),
     (
         ["norm=groupnorm", "norm.num_groups=32"],
-        "norm: num_groups=32 does not divide 16 features; divisors are 1 2 4 8 16; set norm.num_groups=16 (at model.norm1",
+        "norm: num_groups=32 does not divide 16 features; divisors are 1 2 4 8 16; set norm.num_groups=16 (at ",
     ),
     (["model=rnn", "norm=instancenorm"], "norm: instance norm is not defined inside a recurrence: "),
     (
@@ -40,18 +55,33 @@ WRONG_VALUES = [
     ),
     (
         ["model=resnet18", "norm=instancenorm"],
-        "model.blocks.6.norms.0: an input of shape (32, 512, 1, 1) in 512 groups has one value for each statistic",
+        "model.blocks.2.norms.0: an input of shape (32, 128, 1, 1) in 128 groups has one value for each statistic",
     ),
     (
         ["model=resnet", "data=digits_rows"],
         "model: ResNet reads images, and DigitsRows gives sequences; choose data=cifar10|digits for this model, "
         "or model=rnn|transformer for this data",
     ),
-    (["data=cifar10", "data.root=/no/such"], "data.root=/no/such: there is no such folder; give one with the parquet"),
-    (["data=text", "model=rnn", "data.path=/no/such"], "data.path=/no/such: there is no such file or folder; give a"),
-    (["trainer.accelerator=tpu"], "trainer.accelerator=tpu: this machine has none, or torch cannot see it; choose "),
-    (["trainer.accelerator=gpux"], "trainer.accelerator=gpux: there is no such accelerator; lightning has: cpu, "),
-    (["trainer.accelerator=cpu", "trainer.devices=3", "trainer.strategy=ddp"], "data.batch_size=32: it is the global"),
+    (
+        ["data=cifar10", "data.root=/no/such"],
+        "data.root=/no/such: there is no such folder; give one with the parquet",
+    ),
+    (
+        ["data=text", "model=rnn", "data.path=/no/such"],
+        "data.path=/no/such: there is no such file or folder; give a",
+    ),
+    (
+        ["trainer.accelerator=tpu"],
+        "trainer.accelerator=tpu: this machine has none, or torch cannot see it; choose ",
+    ),
+    (
+        ["trainer.accelerator=gpux"],
+        "trainer.accelerator=gpux: there is no such accelerator; lightning has: cpu, ",
+    ),
+    (
+        ["trainer.accelerator=cpu", "trainer.devices=3", "trainer.strategy=ddp"],
+        "data.batch_size=32: it is the global",
+    ),
     (["trainer.precision=12"], "trainer: Precision 12 is invalid"),
     (["scheduler.warmup_steps=-1"], "scheduler.warmup_steps=-1: steps cannot be negative; 0 is no warmup"),
 ]
@@ -64,7 +94,9 @@ def assert_refused(result: subprocess.CompletedProcess[str], message: str, folde
     assert not list(folder.iterdir()), "a refused command leaves nothing behind"
 
 
-@pytest.mark.parametrize(("words", "message"), TYPOS, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("words", "message"), TYPOS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
 def test_a_typo_is_answered_with_what_there_is(
     command: Command, tmp_path: Path, words: list[str], message: str
 ) -> None:
@@ -111,5 +143,14 @@ def test_help_fits_on_a_screen_and_lists_every_choice(command: Command) -> None:
     lines = result.stdout.splitlines()
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 120
-    for word in ("norm=", "groupnorm", "transformer", "digits_rows", "adamw", "one_cycle", "ddp", "data.batch_size=8"):
+    for word in (
+        "norm=",
+        "groupnorm",
+        "transformer",
+        "digits_rows",
+        "adamw",
+        "one_cycle",
+        "ddp",
+        "data.batch_size=8",
+    ):
         assert word in result.stdout

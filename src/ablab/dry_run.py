@@ -58,7 +58,9 @@ def check_accelerator(cfg: DictConfig) -> None:
     else:
         raise ConfigError(f"trainer.accelerator={name}: there is no such accelerator; {menu(name, known, 'lightning')}")
     if not available:
-        raise ConfigError(f"trainer.accelerator={name}: this machine has none, or torch cannot see it; choose trainer=cpu")
+        raise ConfigError(
+            f"trainer.accelerator={name}: this machine has none, or torch cannot see it; choose trainer=cpu"
+        )
 
 
 @contextmanager
@@ -104,4 +106,4 @@ def takes(model: type, otherwise: str) -> tuple[str, ...]:
 def choices(group: str) -> Iterator[tuple[str, Any]]:
     """The YAMLs of a group, each with the class that it names."""
     for file in sorted((CONF / group).glob("*.yaml")):
-        yield file.stem, get_class(OmegaConf.load(file)._target_)  # type: ignore[union-attr]
+        yield file.stem, get_class(OmegaConf.load(file)._target_)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Mapping, Sized
 from pathlib import Path
@@ -13,11 +12,13 @@ from torch.nn.utils import parametrize
 
 from ablab.data.datamodule import DataModule
 from ablab.norms import Norm, NormLayer
+from ablab.runs.run import short
 
 # Hints of libraries that ask for nothing this project wants changed; every other warning is shown.
 NAGS = (
     r"The '\w+_dataloader' does not have many workers",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"It is recommended to use `self.log\('.*', \.\.\., sync_dist=True\)`",  # torchmetrics has reduced it already
     r"The number of training batches \(\d+\) is smaller than the logging interval",
 )
 
@@ -55,7 +56,10 @@ def describe(data: DataModule, model: nn.Module, norm: Norm) -> str:
 def results(chosen: Mapping[str, float], tested: Mapping[str, float], folder: Path) -> str:
     """A short table of what came out, and where it is."""
     picked = [("best checkpoint by", f"{name} {value:.4f}") for name, value in chosen.items()]
-    rows = [*(picked or [("last weights", "no validation took place")]), *((name, f"{value:.4f}") for name, value in tested.items())]
+    rows = [
+        *(picked or [("last weights", "no validation took place")]),
+        *((name, f"{value:.4f}") for name, value in tested.items()),
+    ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(["", *(f"{name:<{width}}  {text}" for name, text in rows), f"{'run':<{width}}  {short(folder)}"])
 
@@ -67,9 +71,3 @@ def count(module: nn.Module) -> int:
 
 def first_and_last(names: list[str]) -> list[str]:
     return names if len(names) <= 5 else [*names[:3], "…", names[-1]]
-
-
-def short(path: Path) -> str:
-    """A path as it is shortest to type from here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative

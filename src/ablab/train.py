@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from ablab import terminal
 from ablab.config.build import blame, build
 from ablab.dry_run import check_accelerator, dry_run
-from ablab.runs.run import Run
+from ablab.runs.run import Run, short
 
 say = rank_zero_only(print)
 
@@ -21,8 +21,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         cfg: the composed config, see conf/train.yaml.
 
     Returns:
-        The validation metric that chose the checkpoint, and the checkpoint's test metrics; without any validation, those
-        of the last weights.
+        The validation metric that chose the checkpoint, and the checkpoint's test metrics; without any validation,
+        those of the last weights.
 
     Raises:
         ConfigError: something in the config is wrong; nothing has been written.
@@ -45,7 +45,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     with Run.create(cfg) as run:
         trainer.loggers = [build(logger, save_dir=run.folder) for logger in cfg.logger.values() if logger is not None]
-        say(f"run: {terminal.short(run.folder)}")
+        say(f"run: {short(run.folder)}")
         run.start(trainer.loggers)
         say(terminal.describe(data, model, norm))
 

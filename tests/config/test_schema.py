@@ -75,14 +75,32 @@ def problems(config: Callable[..., DictConfig]) -> Callable[..., str]:
         ({"data.val_fraction": None}, "data.val_fraction=null: a number is needed"),
         ({"norm.momentun": 0.1}, "norm.momentun: BatchNorm takes no such argument; did you mean momentum?"),
         ({"model.style": "cifer"}, "model.style=cifer: cifar or imagenet is needed"),
-        ({"model.zero_init_residual": "yes please"}, "model.zero_init_residual=yes please: true or false is needed"),
-        ({"trainer.max_epoch": 3}, "trainer.max_epoch: Trainer takes no such argument; did you mean max_epochs?"),
+        (
+            {"model.zero_init_residual": "yes please"},
+            "model.zero_init_residual=yes please: true or false is needed",
+        ),
+        (
+            {"trainer.max_epoch": 3},
+            "trainer.max_epoch: Trainer takes no such argument; did you mean max_epochs?",
+        ),
         ({"trainer.max_epochs": "many"}, "trainer.max_epochs=many: a whole number or null is needed"),
         ({"optimizer.momentm": 0.9}, "optimizer.momentm: SGD takes no such argument; did you mean momentum?"),
-        ({"scheduler.warmup": 3}, "scheduler.warmup: cosine takes no such argument; did you mean warmup_steps?"),
-        ({"norm._target_": "ablab.norms.GrupNorm"}, "norm._target_=ablab.norms.GrupNorm: there is no GrupNorm"),
-        ({"callbacks.chekpoint.monitor": "x"}, "callbacks.chekpoint: there is no such entry to change; did you mean"),
-        ({"logger.csv.flush": 3}, "logger.csv.flush: MetricsCSV takes no such argument; did you mean flush_every?"),
+        (
+            {"scheduler.warmup": 3},
+            "scheduler.warmup: cosine takes no such argument; did you mean warmup_steps?",
+        ),
+        (
+            {"norm._target_": "ablab.norms.GrupNorm"},
+            "norm._target_=ablab.norms.GrupNorm: there is no GrupNorm",
+        ),
+        (
+            {"callbacks.chekpoint.monitor": "x"},
+            "callbacks.chekpoint: there is no such entry to change; did you mean",
+        ),
+        (
+            {"logger.csv.flush": 3},
+            "logger.csv.flush: MetricsCSV takes no such argument; did you mean flush_every?",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -100,7 +100,7 @@ def test_the_standardization_is_the_training_splits() -> None:
     data = Digits()
     data.setup()
     assert data.splits is not None
-    everything = data.on_after_batch_transfer(data.splits.train[list(range(1149))], 0).inputs  # type: ignore[arg-type, index]
+    everything = data.on_after_batch_transfer(data.splits.train[list(range(1149))], 0).inputs
     assert everything.mean().abs() < 1e-5
     assert abs(everything.std() - 1) < 1e-3
 
@@ -172,7 +172,7 @@ def test_cifar10_reads_the_hubs_files(cifar_folder: Path) -> None:
     data = CIFAR10(root=str(cifar_folder), batch_size=8, val_fraction=0.25)
     data.setup()
     assert data.splits is not None
-    assert [len(part) for part in (data.splits.train, data.splits.val, data.splits.test)] == [30, 10, 20]  # type: ignore[arg-type]
+    assert [len(part) for part in (data.splits.train, data.splits.val, data.splits.test)] == [30, 10, 20]
     assert data.model_sizes == {"in_channels": 3, "num_classes": 10}
     assert data.class_names[3] == "class3"
     batch = data.splits.test[[5, 7]]
@@ -207,7 +207,11 @@ def test_the_real_cifar10_is_read_whole(shared_data: Callable[[str], Path]) -> N
     data = CIFAR10(root=str(shared_data("cifar10")))
     data.setup()
     assert data.splits is not None
-    assert [len(part) for part in (data.splits.train, data.splits.val, data.splits.test)] == [45000, 5000, 10000]  # type: ignore[arg-type]
+    assert [len(part) for part in (data.splits.train, data.splits.val, data.splits.test)] == [
+        45000,
+        5000,
+        10000,
+    ]
     assert "airplane" in data.class_names
     # the channels' known means and standard deviations, over 255
     torch.testing.assert_close(data.mean.flatten() / 255, torch.tensor([0.491, 0.482, 0.447]), rtol=0, atol=0.005)

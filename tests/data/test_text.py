@@ -31,7 +31,7 @@ def test_the_parts_of_the_text_do_not_overlap(tmp_path: Path) -> None:
     data = Text(path=str(tmp_path / "a.txt"), context_length=16)
     data.setup()
     assert data.splits is not None
-    parts = [set(part.stream.tolist()) for part in (data.splits.train, data.splits.val, data.splits.test)]  # type: ignore[attr-defined]
+    parts = [set(part.stream.tolist()) for part in (data.splits.train, data.splits.val, data.splits.test)]
     assert [len(part) for part in parts] == [1800, 100, 100]
     assert not parts[0] & parts[1]
     assert not parts[0] & parts[2]
@@ -42,7 +42,7 @@ def test_the_parts_of_the_text_do_not_overlap(tmp_path: Path) -> None:
 def test_what_is_encoded_can_be_read_again(tmp_path: Path, tokens: str) -> None:
     text = "Grüße, 世界! " * 100
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
-    data = Text(path=str(tmp_path), tokens=tokens, context_length=4)  # type: ignore[arg-type]
+    data = Text(path=str(tmp_path), tokens=tokens, context_length=4)
     data.setup()
     assert data.decode(data.encode(text)) == text
     expected = 1.0 if tokens == "characters" else len(text) / len(text.encode())
@@ -74,17 +74,20 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 def test_too_little_text_is_refused_with_the_numbers(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("to be or not to be")
-    with pytest.raises(ValueError, match="the text has 18 tokens.* need at least 129 each"):
+    with pytest.raises(ValueError, match=r"the text has 18 tokens.* need at least 129 each"):
         Text(path=str(tmp_path / "a.txt")).setup()
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"context_length": 0}, "context_length=0"), ({"val_fraction": 0.6, "test_fraction": 0.5}, "val_fraction=0.6")],
+    [
+        ({"context_length": 0}, "context_length=0"),
+        ({"val_fraction": 0.6, "test_fraction": 0.5}, "val_fraction=0.6"),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Text(**settings)  # type: ignore[arg-type]
+        Text(**settings)
 
 
 def test_tiny_shakespeare_has_65_characters(shared_data: Callable[[str], Path]) -> None:

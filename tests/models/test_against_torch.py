@@ -19,7 +19,7 @@ TORCH = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 def copy_weights(ours: RNN, theirs: nn.RNNBase) -> None:
     """Into torch's layer from ours: the gates stand in the same order."""
     for i, directions in enumerate(ours.layers):
-        for backward, cell in enumerate(directions):  # type: ignore[arg-type, var-annotated]
+        for backward, cell in enumerate(directions):
             assert isinstance(cell, Cell)
             suffix = f"_l{i}" + ("_reverse" if backward else "")
             with torch.no_grad():
@@ -37,7 +37,7 @@ def test_without_a_norm_a_recurrent_network_is_torchs(cell: str, bidirectional: 
         num_classes=3,
         context_length=7,
         norm=NoNorm(),
-        cell=cell,  # type: ignore[arg-type]
+        cell=cell,
         hidden_size=6,
         num_layers=num_layers,
         bidirectional=bidirectional,
@@ -58,7 +58,15 @@ def test_without_a_norm_a_recurrent_network_is_torchs(cell: str, bidirectional: 
 
 @pytest.mark.parametrize("cell", list(TORCH))
 def test_variable_lengths_are_torchs_packed_sequences(cell: str) -> None:
-    ours = RNN(in_features=5, num_classes=3, context_length=7, norm=NoNorm(), cell=cell, hidden_size=6, bidirectional=True)  # type: ignore[arg-type]
+    ours = RNN(
+        in_features=5,
+        num_classes=3,
+        context_length=7,
+        norm=NoNorm(),
+        cell=cell,
+        hidden_size=6,
+        bidirectional=True,
+    )
     theirs = TORCH[cell](5, 6, batch_first=True, bidirectional=True)
     copy_weights(ours, theirs)
     x, lengths = torch.randn(4, 7, 5), torch.tensor([7, 3, 5, 1])
@@ -100,7 +108,13 @@ def test_attention_is_the_softmax_of_scaled_products() -> None:
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_an_encoder_is_torchs_transformer_encoder(norm_first: bool) -> None:
     ours = Transformer(
-        in_features=5, num_classes=3, context_length=7, norm=LayerNorm(), embed_dim=12, num_heads=3, norm_first=norm_first
+        in_features=5,
+        num_classes=3,
+        context_length=7,
+        norm=LayerNorm(),
+        embed_dim=12,
+        num_heads=3,
+        norm_first=norm_first,
     )
     layer = nn.TransformerEncoderLayer(12, 3, 48, 0.0, "gelu", batch_first=True, norm_first=norm_first)
     theirs = nn.TransformerEncoder(layer, 2, nn.LayerNorm(12) if norm_first else None, enable_nested_tensor=False)
@@ -155,7 +169,10 @@ def test_images_are_halved_at_each_stage_but_the_first() -> None:
     ("make", "message"),
     [
         (lambda: ResNet(3, 10, norm=BatchNorm(), depth=21), "depth=21: .* 6n \\+ 2 .* the nearest is 20"),
-        (lambda: ResNet(3, 10, norm=BatchNorm(), depth=20, style="imagenet"), "depth=20: .* 18, 34, 50, 101, 152"),
+        (
+            lambda: ResNet(3, 10, norm=BatchNorm(), depth=20, style="imagenet"),
+            "depth=20: .* 18, 34, 50, 101, 152",
+        ),
         (
             lambda: Transformer(in_features=8, num_classes=2, context_length=4, norm=LayerNorm(), embed_dim=30),
             "embed_dim=30 is not a multiple of num_heads=4",

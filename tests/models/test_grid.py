@@ -1,4 +1,4 @@
-"""Every architecture with every norm: defined pairs learn and keep their contracts, the others are refused with a reason.
+"""Every architecture with every norm: defined pairs learn and keep their contracts, the others are refused.
 
 Both lists come from the YAMLs: a new norm or model takes part by existing.
 """
@@ -158,7 +158,12 @@ def test_every_recurrent_cell_learns_with_every_norm(
 ) -> None:
     if not defined("rnn", "sequences", norm_choice):
         return
-    words = (f"model.cell={cell}", f"model.bidirectional={bidirectional}", "model.num_layers=2", "model.hidden_size=32")
+    words = (
+        f"model.cell={cell}",
+        f"model.bidirectional={bidirectional}",
+        "model.num_layers=2",
+        "model.hidden_size=32",
+    )
     model, example = make("rnn", norm_choice, "sequences", *words)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []

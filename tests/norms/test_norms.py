@@ -94,7 +94,7 @@ def test_group_norm_of_sequences_is_torchs_with_steps_last() -> None:
 @pytest.mark.parametrize("norm", ACTIVATION_NORMS, ids=lambda norm: type(norm).__name__)
 @pytest.mark.parametrize("layout", ["image", "sequence"])
 def test_every_layer_keeps_shape_and_dtype_and_has_finite_gradients(norm: Norm, layout: str) -> None:
-    layer = norm(8, layout)  # type: ignore[arg-type]
+    layer = norm(8, layout)
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         x = (images() if layout == "image" else sequences()).to(dtype).requires_grad_()
         y = copy.deepcopy(layer).to(dtype)(x)
@@ -148,14 +148,14 @@ def test_weight_norm_changes_no_output_and_decouples_length_from_direction() -> 
     x = torch.randn(4, 5)
     torch.testing.assert_close(wrapped(x), plain(x))
     with torch.no_grad():
-        wrapped.parametrizations.weight.original1.mul_(7)  # type: ignore[union-attr, operator]
+        wrapped.parametrizations.weight.original1.mul_(7)
     torch.testing.assert_close(wrapped(x), plain(x))
     copy.deepcopy(wrapped)
 
 
 def test_weight_norm_of_a_transposed_convolution_has_a_length_for_each_output() -> None:
     wrapped = WeightNorm()(nn.ConvTranspose2d(4, 6, 3))
-    assert wrapped.parametrizations.weight.original0.shape == (1, 6, 1, 1)  # type: ignore[union-attr]
+    assert wrapped.parametrizations.weight.original0.shape == (1, 6, 1, 1)
 
 
 @pytest.mark.parametrize("weight", [None, WeightNorm()])
@@ -164,7 +164,7 @@ def test_zero_init_makes_a_branch_zero_that_can_still_learn(make: type[Norm], we
     norm = make(weight=weight)
     conv = norm.wrap(nn.Conv2d(3, 8, 3, bias=norm.needs_bias))
     if conv.bias is not None:
-        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(conv.bias)
     layer = norm(8, "image")
     norm.zero_init(layer, conv)
     y = layer(conv(torch.randn(2, 3, 6, 6)))

@@ -39,6 +39,14 @@ class Lines(ProgressBar):
         super().__init__()
         self.seconds = seconds
         self.started = self.printed = 0.0
+        self.enabled = True
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def disable(self) -> None:
+        """Lightning calls this in all processes but the first."""
+        self.enabled = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started = self.printed = time.monotonic()
@@ -46,7 +54,7 @@ class Lines(ProgressBar):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         now = time.monotonic()
         done, total = trainer.global_step, trainer.estimated_stepping_batches
-        if not trainer.is_global_zero or (now - self.printed < self.seconds and done < total):
+        if not self.enabled or (now - self.printed < self.seconds and done < total):
             return
         self.printed = now
         values = ", ".join(f"{name} {float(value):.4g}" for name, value in shown(trainer.callback_metrics).items())

@@ -13,33 +13,36 @@ from ablab.data.text import Text
 
 
 class TextSamples(L.Callback):
-    """Lets the model continue a prompt and appends the text to `samples.txt` in the run's folder, and to W&B.
+    """Lets the model write on from the first token of the validation text: `samples.txt` in the run's folder, and W&B.
 
     Sampling has random numbers of its own, so that training is the same with this callback and without.
 
     Args:
         num_tokens: tokens to write.
-        prompt: what to continue; its tokens must be in the vocabulary.
         temperature: the logits are divided by it; lower is more careful.
     """
 
-    def __init__(self, *, num_tokens: int = 200, prompt: str = "\n", temperature: float = 1.0) -> None:
+    def __init__(self, *, num_tokens: int = 200, temperature: float = 1.0) -> None:
         if num_tokens < 1 or temperature <= 0:
             raise ValueError(
                 f"num_tokens={num_tokens}, temperature={temperature}: at least one token, and more than 0, are needed"
             )
         self.num_tokens = num_tokens
-        self.prompt = prompt
         self.temperature = temperature
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, Text) or trainer.sanity_checking:
+        if not isinstance(data, Text):
             return
         assert isinstance(pl_module.model, nn.Module)
-        prompt = data.encode(self.prompt).to(pl_module.device)
+        assert data.splits is not None
+        prompt = data.splits.val[[0]].inputs[0, :1].to(pl_module.device)
         written = generate(
-            pl_module.model, prompt, self.num_tokens, context_length=data.context_length, temperature=self.temperature
+            pl_module.model,
+            prompt,
+            self.num_tokens,
+            context_length=data.context_length,
+            temperature=self.temperature,
         )
         if not trainer.is_global_zero:
             return
@@ -53,7 +56,13 @@ class TextSamples(L.Callback):
 
 @torch.no_grad()
 def generate(
-    model: nn.Module, prompt: Tensor, num_tokens: int, *, context_length: int, temperature: float = 1.0, seed: int = 0
+    model: nn.Module,
+    prompt: Tensor,
+    num_tokens: int,
+    *,
+    context_length: int,
+    temperature: float = 1.0,
+    seed: int = 0,
 ) -> Tensor:
     """Continue a prompt by sampling one token at a time.
 

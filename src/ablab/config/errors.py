@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 BAD_INPUT = 2  # the exit code; 1 is a crash
@@ -39,6 +39,10 @@ def describe(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={choice}: there is no such choice; {menu(choice, error.options, group)}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: not of the form key=value ({error.message.splitlines()[0]}); quote what the shell takes"
+        )
     cause = error.__cause__
     node = getattr(cause, "parent_node", None)
     if isinstance(cause, OmegaConfBaseException) and cause.key is not None and node is not None:
@@ -50,7 +54,7 @@ def describe(error: Exception) -> str:
     return str(error).strip()
 
 
-def menu(word: str, choices: list[str], place: str) -> str:
+def menu(word: str, choices: Sequence[str], place: str) -> str:
     """What there is instead of `word`, the likeliest first."""
     close = get_close_matches(word, choices, n=1)
     meant = f"did you mean {close[0]}? " if close else ""

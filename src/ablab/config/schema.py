@@ -1,6 +1,6 @@
 """Every key and every type of a config, checked against the signatures of what it names.
 
-The schema of a YAML with a `_target_` is the constructor that it names. It is read from the source without importing it,
+The schema of a YAML with a `_target_` is the constructor that it names. It is read from the source without importing,
 so that a typo is answered in a moment, before torch is loaded, and a new class needs no schema written beside it.
 """
 
@@ -126,11 +126,15 @@ def read_class(node: ast.ClassDef, module: str, signature: Signature) -> None:
         signature.parameters.pop("self", None)
         if not signature.open:
             return
-    bases = [found for base in node.bases if isinstance(base, ast.Name) and (found := find(module, base.id))]
-    signature.open = not bases  # a base class whose source is out of reach may take anything
-    for base, where in bases:
-        if isinstance(base, ast.ClassDef):
-            read_class(base, where, signature)
+    signature.open = False
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id in ("ABC", "object"):
+            continue  # takes nothing
+        found = find(module, base.id) if isinstance(base, ast.Name) else None
+        if found is not None and isinstance(found[0], ast.ClassDef):
+            read_class(found[0], found[1], signature)
+        else:
+            signature.open = True  # a base class whose source is out of reach may take anything
 
 
 def read_arguments(arguments: ast.arguments, signature: Signature) -> None:
@@ -223,7 +227,13 @@ def accepts(annotation: ast.expr | None, value: Any) -> bool:
             return True
 
 
-WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "None": "null"}
+WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "None": "null",
+}
 
 
 def readable(annotation: ast.expr | None) -> str:
@@ -251,4 +261,8 @@ def readable(annotation: ast.expr | None) -> str:
 
 def show(value: Any) -> str:
     """A value as it is typed."""
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, list) else str(value)
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value))
+        if not isinstance(value, list)
+        else str(value)
+    )

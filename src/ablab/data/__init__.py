@@ -1,1 +1,1 @@
-"""Data: one file a data set, each a `DataModule` that hands out whole batches in an order that only the seed decides."""
+"""Data: one file a data set, each a `DataModule` that hands out whole batches in an order that the seed decides."""

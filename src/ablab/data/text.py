@@ -51,7 +51,7 @@ class Text(DataModule):
         super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers)
         if context_length < 1:
             raise ValueError(f"context_length={context_length}: a window has at least one token")
-        if not (0 < val_fraction and 0 < test_fraction and val_fraction + test_fraction < 1):
+        if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
             raise ValueError(
                 f"val_fraction={val_fraction}, test_fraction={test_fraction}: both are more than 0, and training needs "
                 "the rest of the text"
@@ -106,7 +106,7 @@ class Text(DataModule):
 
 
 class Windows(Dataset[Batch]):
-    """Consecutive windows of a token stream; with `keep_short`, the last one is padded so that every token counts once."""
+    """Consecutive windows of a token stream; with `keep_short` the last is padded, so that every token counts once."""
 
     def __init__(self, stream: Tensor, length: int, *, keep_short: bool) -> None:
         self.stream = stream
@@ -142,10 +142,10 @@ def read_text(path: str | None) -> str:
         try:
             texts.append(file.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
+            byte = error.object[error.start]
             raise ValueError(
-                f"path={path}: {file} is not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}); convert it, "
-                "or take it out of the folder"
+                f"path={path}: {file} is not UTF-8 (byte {error.start} is 0x{byte:02x}); convert it, or leave it out"
             ) from error
         except OSError as error:
-            raise ValueError(f"path={path}: {file} cannot be read ({error.strerror}); check its permissions") from error
+            raise ValueError(f"path={path}: {file} cannot be read ({error.strerror})") from error
     return "\n".join(texts)

@@ -67,9 +67,7 @@ class ResNet(nn.Module):
         for stage, num_blocks in enumerate(stage_blocks):
             for block in range(num_blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
-                stages.append(
-                    Block(channels, width * 2**stage, stride, norm, bottleneck, zero_init_residual)
-                )
+                stages.append(Block(channels, width * 2**stage, stride, norm, bottleneck, zero_init_residual))
                 channels = stages[-1].out_channels
         self.blocks = nn.Sequential(*stages)
         head = nn.Linear(channels, num_classes)
@@ -103,7 +101,7 @@ class Block(nn.Module):
         kernels = (1, 3, 1) if bottleneck else (3, 3)
         # the 3x3 convolution of a bottleneck has the stride, as in torchvision
         strides = (1, stride, 1) if bottleneck else (stride, 1)
-        widths = (in_channels, channels, channels, self.out_channels)[: len(kernels)] + (self.out_channels,)
+        widths = (in_channels, *[channels] * (len(kernels) - 1), self.out_channels)
         self.convs = nn.ModuleList(
             convolution(widths[i], widths[i + 1], kernels[i], strides[i], norm) for i in range(len(kernels))
         )
@@ -133,9 +131,7 @@ def plan(depth: int, style: Literal["cifar", "imagenet"]) -> tuple[bool, tuple[i
             )
         return False, ((depth - 2) // 6,) * 3
     if depth not in IMAGENET_DEPTHS:
-        raise ValueError(
-            f"depth={depth}: an ImageNet-style ResNet has depth {', '.join(map(str, IMAGENET_DEPTHS))}"
-        )
+        raise ValueError(f"depth={depth}: an ImageNet-style ResNet has depth {', '.join(map(str, IMAGENET_DEPTHS))}")
     return IMAGENET_DEPTHS[depth]
 
 

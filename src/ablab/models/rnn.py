@@ -82,8 +82,8 @@ class RNN(nn.Module):
         for _ in range(num_layers):
             self.layers.append(
                 nn.ModuleList(
-                    CELLS[cell](width, hidden_size, norm=norm, num_steps=context_length)
-                    for _ in range(directions)
+                    CELLS[cell](width, hidden_size, norm=norm, num_steps=context_length, backward=backward)
+                    for backward in (False, True)[:directions]
                 )
             )
             width = hidden_size * directions
@@ -99,10 +99,7 @@ class RNN(nn.Module):
         last = x
         for i, directions in enumerate(self.layers):
             x = self.dropout(x) if i > 0 else x
-            read = [
-                cell.read(x, valid, backward=number == 1)  # type: ignore[operator]
-                for number, cell in enumerate(directions)
-            ]
+            read = [cell(x, valid) for cell in directions.children()]
             x = torch.cat([outputs for outputs, _ in read], dim=-1)
             last = torch.cat([state for _, state in read], dim=-1)
         return self.head(self.dropout(x if self.causal else last))
@@ -114,14 +111,24 @@ class Cell(nn.Module, ABC):
     The input's projection is computed, and normalized, for all steps at once; the state's step by step. Without norms
     this is torch's cell of the same name, with the same weights in the same order.
 
+    Args:
+        in_features: features of the input at each step.
+        hidden_size: features of the state.
+        norm: makes the norms inside.
+        num_steps: the longest sequence.
+        backward: read each sequence from its last real step to its first.
+
     Shape:
-        `read`: `(N, T, in_features)`, `valid` `(N, T)` -> outputs `(N, T, hidden_size)`, last output `(N, hidden_size)`
+        `(N, T, in_features)`, `valid` `(N, T)` -> outputs `(N, T, hidden_size)`, last output `(N, hidden_size)`
     """
 
     num_gates: ClassVar[int]
 
-    def __init__(self, in_features: int, hidden_size: int, *, norm: NormFactory, num_steps: int) -> None:
+    def __init__(
+        self, in_features: int, hidden_size: int, *, norm: NormFactory, num_steps: int, backward: bool = False
+    ) -> None:
         super().__init__()
+        self.backward = backward
         self.hidden_size = hidden_size
         gates = self.num_gates * hidden_size
         bound = 1 / math.sqrt(hidden_size)
@@ -136,12 +143,17 @@ class Cell(nn.Module, ABC):
 
     @abstractmethod
     def advance(
-        self, from_input: Tensor, from_state: Tensor, state: tuple[Tensor, ...], valid: Tensor | None, step: int
+        self,
+        from_input: Tensor,
+        from_state: Tensor,
+        state: tuple[Tensor, ...],
+        valid: Tensor | None,
+        step: int,
     ) -> tuple[Tensor, ...]:
         """The next state, from the normalized projections `(N, gates)` of the input and of the state."""
 
-    def read(self, x: Tensor, valid: Tensor | None, *, backward: bool) -> tuple[Tensor, Tensor]:
-        if backward:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if self.backward:
             x = reverse(x, valid)
         from_input = self.norm_input(self.input(x), valid).unbind(1)
         # a reparametrized weight is computed at every access: once a sequence is enough
@@ -159,7 +171,7 @@ class Cell(nn.Module, ABC):
                 state = tuple(torch.where(now[:, None], a, b) for a, b in zip(new, state, strict=True))
             outputs.append(state[0])
         stacked = torch.stack(outputs, 1)
-        return (reverse(stacked, valid) if backward else stacked), state[0]
+        return (reverse(stacked, valid) if self.backward else stacked), state[0]
 
 
 class ElmanCell(Cell):
@@ -171,7 +183,12 @@ class ElmanCell(Cell):
         return (x.new_zeros(x.shape[0], self.hidden_size),)
 
     def advance(
-        self, from_input: Tensor, from_state: Tensor, state: tuple[Tensor, ...], valid: Tensor | None, step: int
+        self,
+        from_input: Tensor,
+        from_state: Tensor,
+        state: tuple[Tensor, ...],
+        valid: Tensor | None,
+        step: int,
     ) -> tuple[Tensor, ...]:
         return (torch.tanh(from_input + from_state),)
 
@@ -185,7 +202,12 @@ class GRUCell(Cell):
         return (x.new_zeros(x.shape[0], self.hidden_size),)
 
     def advance(
-        self, from_input: Tensor, from_state: Tensor, state: tuple[Tensor, ...], valid: Tensor | None, step: int
+        self,
+        from_input: Tensor,
+        from_state: Tensor,
+        state: tuple[Tensor, ...],
+        valid: Tensor | None,
+        step: int,
     ) -> tuple[Tensor, ...]:
         input_r, input_z, input_n = from_input.chunk(3, -1)
         state_r, state_z, state_n = from_state.chunk(3, -1)
@@ -203,8 +225,10 @@ class LSTMCell(Cell):
 
     num_gates = 4
 
-    def __init__(self, in_features: int, hidden_size: int, *, norm: NormFactory, num_steps: int) -> None:
-        super().__init__(in_features, hidden_size, norm=norm, num_steps=num_steps)
+    def __init__(
+        self, in_features: int, hidden_size: int, *, norm: NormFactory, num_steps: int, backward: bool = False
+    ) -> None:
+        super().__init__(in_features, hidden_size, norm=norm, num_steps=num_steps, backward=backward)
         self.norm_cell = norm.recurrent(hidden_size, "cell", num_steps=num_steps)
 
     def start(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -212,7 +236,12 @@ class LSTMCell(Cell):
         return (zeros, zeros)
 
     def advance(
-        self, from_input: Tensor, from_state: Tensor, state: tuple[Tensor, ...], valid: Tensor | None, step: int
+        self,
+        from_input: Tensor,
+        from_state: Tensor,
+        state: tuple[Tensor, ...],
+        valid: Tensor | None,
+        step: int,
     ) -> tuple[Tensor, ...]:
         i, f, g, o = (from_input + from_state).chunk(4, -1)
         c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)

@@ -186,4 +186,3 @@ def embedding(in_features: int | None, vocab_size: int | None, embed_dim: int, n
         return table
     assert in_features is not None
     return linear(in_features, embed_dim, norm)
-

@@ -43,9 +43,7 @@ class BatchNorm(Norm):
         self.recurrent_gain = recurrent_gain
 
     def layer(self, num_features: int, layout: Layout) -> NormLayer:
-        return BatchNormLayer(
-            num_features, layout=layout, momentum=self.momentum, affine=self.affine, eps=self.eps
-        )
+        return BatchNormLayer(num_features, layout=layout, momentum=self.momentum, affine=self.affine, eps=self.eps)
 
     def recurrent_layer(self, num_features: int, site: Site, num_steps: int) -> NormLayer:
         return RecurrentBatchNormLayer(

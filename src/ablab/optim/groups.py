@@ -43,7 +43,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         names = decayed_names(name, module)
         own = dict(module.named_parameters(recurse=False))
         if parametrize.is_parametrized(module):
-            for tensor_name, chain in module.parametrizations.items():  # type: ignore[union-attr, operator]
+            for tensor_name, chain in module.parametrizations.items():
                 for original, parameter in chain.named_parameters(recurse=False):
                     # weight norm keeps g as original0 and v as original1; a single original is the weight itself
                     is_gain = original == "original0"
@@ -52,7 +52,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
             (decayed if tensor_name in names else kept)[id(parameter)] = parameter
     if both := decayed.keys() & kept.keys():
         shared = [name for name, parameter in model.named_parameters() if id(parameter) in both]
-        raise ValueError(f"{', '.join(shared)}: shared by two modules of which only one decays it; share it among equals")
+        raise ValueError(
+            f"{', '.join(shared)}: shared by two modules of which only one decays it; share it among equals"
+        )
     return [
         {"params": [p for p in decayed.values() if p.requires_grad], "weight_decay": weight_decay},
         {"params": [p for p in kept.values() if p.requires_grad], "weight_decay": 0.0},

@@ -1,0 +1,231 @@
+"""The main job, end to end: every YAML takes a step, runs repeat to the bit, and processes share one run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+Start = Callable[..., SimpleNamespace]
+Command = Callable[..., Any]
+
+NEEDS_DATA = {"cifar10": "cifar10", "cifar10_resnet8": "cifar10"}
+
+
+def words_for(choice: str, shared_data: Callable[[str], Path]) -> list[str]:
+    return [f"data.root={shared_data(NEEDS_DATA[choice])}"] if choice in NEEDS_DATA else []
+
+
+def test_every_norm_takes_a_step(run: Start, norm_choice: str) -> None:
+    assert math.isfinite(run(f"norm={norm_choice}").metrics["test/loss"])
+
+
+def test_every_model_takes_a_step(run: Start, model_choice: str) -> None:
+    assert math.isfinite(run(f"model={model_choice}").metrics["test/loss"])
+
+
+def test_every_data_set_takes_a_step(run: Start, data_choice: str, shared_data: Callable[[str], Path]) -> None:
+    from hydra.utils import get_class
+
+    words = words_for(data_choice, shared_data)
+    kind = {"digits": "images", "cifar10": "images"}.get(data_choice, "sequences")
+    done = run(f"data={data_choice}", f"model={'resnet' if kind == 'images' else 'transformer'}", *words)
+    assert math.isfinite(done.metrics["test/loss"])
+    assert get_class(done.cfg.data._target_).kind in ("images", "sequences", "text")
+
+
+def test_every_optimizer_takes_a_step(run: Start, optimizer_choice: str) -> None:
+    assert math.isfinite(run(f"optimizer={optimizer_choice}").metrics["test/loss"])
+
+
+def test_every_schedule_takes_a_step(run: Start, scheduler_choice: str) -> None:
+    done = run(f"scheduler={scheduler_choice}", "trainer.max_steps=3", "trainer.limit_train_batches=3")
+    assert math.isfinite(done.metrics["test/loss"])
+
+
+def test_every_trainer_takes_a_step(run: Start, trainer_choice: str) -> None:
+    few = [f"trainer.limit_{part}_batches=1" for part in ("train", "val", "test")]
+    done = run(
+        f"trainer={trainer_choice}",
+        "trainer.accelerator=cpu",
+        "trainer.devices=1",
+        "trainer.max_epochs=1",
+        *few,
+    )
+    assert math.isfinite(done.metrics["test/loss"])
+
+
+def test_every_logger_takes_a_step(run: Start, logger_choice: str) -> None:
+    done = run(f"logger={logger_choice}")
+    assert (done.folder / "metrics.csv").exists()
+    assert (done.folder / "wandb").exists() == (logger_choice != "csv")
+
+
+def test_every_callbacks_choice_takes_a_step(run: Start, callbacks_choice: str) -> None:
+    assert math.isfinite(run(f"callbacks={callbacks_choice}").metrics["test/loss"])
+
+
+def test_every_task_is_what_its_data_chooses(run: Start, task_choice: str) -> None:
+    data = {"classification": "digits_rows", "language_modeling": "text"}[task_choice]
+    cfg = run(f"data={data}", "model=rnn").cfg
+    assert cfg.task._target_.split(".")[2] == task_choice
+
+
+def test_every_experiment_takes_a_step(run: Start, experiment_choice: str, shared_data: Callable[[str], Path]) -> None:
+    few = [f"trainer.limit_{part}_batches=1" for part in ("val", "test")]
+    words = words_for(experiment_choice, shared_data)
+    stop = ["trainer.max_steps=1", "trainer.val_check_interval=1", "callbacks.samples=null"]
+    done = run("trainer=cpu", f"experiment={experiment_choice}", *words, *few, *stop)
+    assert math.isfinite(done.metrics["test/loss"])
+
+
+def test_a_norm_on_the_command_line_wins_over_the_models(run: Start) -> None:
+    assert "norm: LayerNorm(" in run("model=transformer").printed
+    assert "norm: GroupNorm(" in run("model=transformer", "norm=groupnorm").printed
+    assert "norm: BatchNorm(" in run("model=resnet").printed
+
+
+def test_the_command_of_the_first_sentence(command: Command, tmp_path: Path) -> None:
+    result = command("norm=groupnorm", "data.batch_size=8", "trainer.max_epochs=1")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == "", "nothing but what matters is printed"
+    folder = next((tmp_path / "runs").iterdir())
+    record = json.loads((folder / "run.json").read_text())
+    assert record["metrics"]["test/accuracy"] > 0.7
+    for text in (
+        "run: runs/",
+        "W&B: offline",
+        "batch: 8",
+        "norm: GroupNorm(",
+        "num_groups=8",
+        "at 9 places",
+        "val/accuracy",
+    ):
+        assert text in result.stdout
+
+
+@pytest.mark.slow
+def test_the_default_run_learns_the_digits(command: Command, tmp_path: Path) -> None:
+    result = command("logger=csv")
+    assert result.returncode == 0, result.stderr
+    record = json.loads(next((tmp_path / "runs").glob("*/run.json")).read_text())
+    assert record["metrics"]["test/accuracy"] >= 0.97
+
+
+@pytest.mark.parametrize("model", ["transformer", "rnn"])
+def test_language_models_fall_below_the_entropy_of_single_characters(run: Start, tmp_path: Path, model: str) -> None:
+    text = "".join(f"{i} and {i} is {2 * i}; " for i in range(3000))
+    (tmp_path / "sums.txt").write_text(text)
+    counts = Counter(text)
+    entropy = -sum(n / len(text) * math.log2(n / len(text)) for n in counts.values())
+    done = run(
+        "trainer=cpu",
+        f"model={model}",
+        "data=text",
+        f"data.path={tmp_path}/sums.txt",
+        "data.context_length=32",
+        "trainer.max_epochs=2",
+        "callbacks.samples.num_tokens=60",
+    )
+    assert done.metrics["test/bits_per_character"] < 0.5 * entropy
+    assert done.metrics["test/perplexity"] == pytest.approx(math.exp(done.metrics["test/loss"]), rel=1e-4)
+    samples = (done.folder / "samples.txt").read_text()
+    assert samples.count("--- step") == 2
+    assert re.search(r"\d; \d+ ", samples.split("--- step")[-1]), "it has learned how a sum ends and the next begins"
+
+
+def steps(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("model", ["resnet", "transformer", "rnn"])
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(run: Start, model: str) -> None:
+    words = ("trainer=cpu", f"model={model}", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
+    first, again, other = run(*words), run(*words), run(*words, "seed=1")
+    assert steps(first.folder) == steps(again.folder)
+    assert steps(first.folder) != steps(other.folder)
+    weights = [
+        torch.load(done.folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for done in (first, again)
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_sampling_text_changes_nothing_of_the_training(run: Start) -> None:
+    words = (
+        "model=rnn",
+        "data=text",
+        "trainer.max_steps=4",
+        "trainer.limit_train_batches=2",
+        "trainer.max_epochs=2",
+    )
+    dropout = "model.dropout=0.2"
+    with_samples = run(*words, dropout, "callbacks.samples.num_tokens=5")
+    without = run(*words, dropout, "callbacks.samples=null")
+    assert steps(with_samples.folder) == steps(without.folder)
+
+
+def test_metrics_count_every_sample_once_whatever_the_batch(run: Start) -> None:
+    def losses(size: int) -> list[float]:
+        done = run(
+            "trainer.limit_val_batches=1.0",
+            "trainer.limit_test_batches=1.0",
+            "optimizer.lr=0.0",
+            "norm=groupnorm",
+            f"data.batch_size={size}",
+        )
+        return [done.metrics["test/loss"], done.metrics["test/accuracy"]]
+
+    assert losses(32) == pytest.approx(losses(77), rel=1e-5)
+
+
+def test_per_class_accuracies_are_logged_where_asked(run: Start) -> None:
+    metrics = run("task.per_class=true", "trainer.limit_test_batches=1.0").metrics
+    assert {f"test/accuracy/{digit}" for digit in range(10)} <= set(metrics)
+
+
+def test_a_run_that_ends_before_its_first_validation_tests_its_last_weights(run: Start) -> None:
+    with pytest.warns(UserWarning, match="could not find the monitored key"):
+        done = run("trainer=cpu", "trainer.max_steps=2", "trainer.limit_test_batches=1")
+    assert "no validation took place" in done.printed
+    assert set(done.metrics) == {"test/loss", "test/accuracy", "test/calibration_error"}
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run_with_the_metrics_of_one(command: Command, tmp_path: Path) -> None:
+    words = ("norm=groupnorm", "trainer.max_epochs=2", "trainer.deterministic=true")
+    two = command(*words, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "output_dir=two")
+    assert two.returncode == 0, two.stderr
+    one = command(*words, "output_dir=one", "logger=csv")
+    assert one.returncode == 0, one.stderr
+    [folder] = [path for path in (tmp_path / "two").iterdir() if path.is_dir()]
+    assert len(list(folder.glob("wandb/offline-run-*"))) == 1
+    assert two.stdout.count("best checkpoint by") == 1
+    together = json.loads((folder / "run.json").read_text())
+    alone = json.loads(next((tmp_path / "one").glob("*/run.json")).read_text())
+    assert together["status"] == alone["status"] == "finished"
+    # the same samples in every step, so the same training up to rounding, and metrics over the same 360 samples
+    assert together["metrics"]["test/loss"] == pytest.approx(alone["metrics"]["test/loss"], rel=0.02)
+    assert together["metrics"]["test/accuracy"] * 360 == pytest.approx(
+        round(together["metrics"]["test/accuracy"] * 360)
+    )
+
+
+@pytest.mark.slow
+def test_a_sweep_makes_one_run_a_cell(command: Command, tmp_path: Path) -> None:
+    result = command("-m", "norm=batchnorm,groupnorm", "seed=0,1", "trainer=smoke")
+    assert result.returncode == 0, result.stderr
+    folders = [path for path in (tmp_path / "runs").iterdir() if path.name != ".multirun"]
+    assert len(folders) == 4
+    assert all(len(list(folder.glob("wandb/offline-run-*"))) == 1 for folder in folders)
+    configs = {(folder / "config.yaml").read_text() for folder in folders}
+    assert len(configs) == 4
