@@ -44,9 +44,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
     task = build(cfg.task, model=model, optimizer=optimizer, scheduler=scheduler, **data.task_sizes)
 
     with Run.create(cfg) as run:
-        trainer.loggers = [build(logger, save_dir=run.folder) for logger in cfg.logger.values() if logger is not None]
         say(f"run: {short(run.folder)}")
-        run.start(trainer.loggers)
+        trainer.loggers = run.start(
+            build(node, save_dir=run.folder) for node in cfg.logger.values() if node is not None
+        )
         say(terminal.describe(data, model, norm))
 
         trainer.fit(task, datamodule=data)

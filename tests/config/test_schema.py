@@ -98,8 +98,8 @@ def problems(config: Callable[..., DictConfig]) -> Callable[..., str]:
             "callbacks.chekpoint: there is no such entry to change; did you mean",
         ),
         (
-            {"logger.csv.flush": 3},
-            "logger.csv.flush: MetricsCSV takes no such argument; did you mean flush_every?",
+            {"logger.wandb.projekt": "x"},
+            "logger.wandb.projekt: WandB takes no such argument; did you mean project?",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -1,0 +1,57 @@
+"""README: every command in it runs, and the tree that it shows is the repository's."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+TRAINING = [command for command in COMMANDS if command.startswith("python train.py")]
+# A test takes a step of each: what is tried is that the command composes, starts and ends well.
+SHORT = ["trainer.max_steps=1", *(f"trainer.limit_{part}_batches=1" for part in ("train", "val", "test"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", TRAINING)
+def test_every_command_runs(command: Callable[..., Any], line: str) -> None:
+    words = shlex.split(line)[2:]
+    result = command(*words, *([] if "--help" in words else SHORT))
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+
+
+def test_the_readme_shows_commands_of_each_kind() -> None:
+    assert "python train.py norm=groupnorm data.batch_size=8" in COMMANDS
+    assert "make train" in COMMANDS
+    assert "make test" in COMMANDS
+
+
+def test_every_make_target_it_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`?make ([a-z-]+)", README)) <= targets
+
+
+def test_the_tree_is_the_repositorys() -> None:
+    tree = README.split("## Where things are")[1].split("```")[1].strip()
+    paths = [line.split()[0] for line in tree.splitlines()]
+    assert all((ROOT / path).exists() for path in paths)
+    rooms = {f"src/ablab/{path.name}/" for path in (ROOT / "src/ablab").iterdir() if (path / "__init__.py").exists()}
+    assert rooms <= set(paths), "every room has its line"
+
+
+@pytest.mark.parametrize("group", ["norm", "model", "data", "optimizer", "scheduler", "trainer"])
+def test_every_choice_is_named(group: str) -> None:
+    names = {file.stem for file in (ROOT / "conf" / group).glob("*.yaml")}
+    assert all(re.search(rf"\b{name}\b", README) for name in names)
+
+
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= 150
