@@ -17,14 +17,21 @@ def progress() -> ProgressBar:
 
 
 class Bar(TQDMProgressBar):
-    """One bar for the whole run: loss and accuracy, steps done, time left."""
+    """A bar for each epoch, with loss, accuracy and the time left of the whole run."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=10, leave=False)
+        self.started = 0.0
+
+    def on_train_start(self, *arguments: Any) -> None:
+        super().on_train_start(*arguments)
+        self.started = time.monotonic()
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
+        if trainer.training:
+            metrics["run"] = time_left(trainer, time.monotonic() - self.started)
         return metrics
 
 
@@ -54,14 +61,21 @@ class Lines(ProgressBar):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         now = time.monotonic()
         done, total = trainer.global_step, trainer.estimated_stepping_batches
+        spent = now - self.started
         if not self.enabled or (now - self.printed < self.seconds and done < total):
             return
         self.printed = now
         values = ", ".join(f"{name} {float(value):.4g}" for name, value in shown(trainer.callback_metrics).items())
-        spent = now - self.started
-        left = f"{spent * (total / done - 1):.0f} s left" if 0 < done < total < float("inf") else "done"
         epoch = f"epoch {trainer.current_epoch + 1}"
-        print(f"{epoch}, step {done}/{total:.0f}: {values}; {spent:.0f} s, {left}", flush=True)
+        print(f"{epoch}, step {done}/{total:.0f}: {values}; {spent:.0f} s, {time_left(trainer, spent)}", flush=True)
+
+
+def time_left(trainer: L.Trainer, spent: float) -> str:
+    """How long the rest of the training takes at the pace so far, in words; validation and all."""
+    done, total = trainer.global_step, float(trainer.estimated_stepping_batches)
+    if done == 0 or total == float("inf"):
+        return "time left unknown"
+    return "done" if done >= total else f"{spent * (total / done - 1):.0f} s left"
 
 
 def shown(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
