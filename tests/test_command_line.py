@@ -29,6 +29,9 @@ TYPOS = [
     (["+norm.num_groups=3"], "norm.num_groups: BatchNorm takes no such argument; "),
     (["data.batch_size=abc"], "data.batch_size=abc: a whole number is needed"),
     (["model=rnn", "model.cell=lstn"], "model.cell=lstn: elman or gru or lstm is needed"),
+    (["~norm"], "norm: it is missing; a run needs one"),
+    (["model=null"], "Config group override must be a string or a list. Got NoneType"),
+    (["norm=groupnorm", "norm.image_scope=pixel"], "norm.image_scope=pixel: sample or position is needed"),
     (["data.batch_size=[1"], "data.batch_size=[1: not of the form key=value ("),
 ]
 
@@ -39,7 +42,7 @@ WRONG_VALUES = [
         ["data.batch_size=5000"],
         "data.batch_size=5000 is more than the 1149 training samples; choose a smaller one",
     ),
-    (["optimizer.lr=-0.1"], "optimizer.lr=-0.1: it cannot be negative"),
+    (["optimizer.lr=-0.1"], "optimizer.lr=-0.1: a number is needed that is finite and not negative"),
     (
         ["model.depth=21"],
         "model.depth=21: a CIFAR-style ResNet has depth 6n + 2 (8, 14, 20, 26, 32, …); the nearest is 20",
@@ -83,6 +86,30 @@ WRONG_VALUES = [
         "data.batch_size=32: it is the global",
     ),
     (["trainer.precision=12"], "trainer: Precision 12 is invalid"),
+    (["seed=-1"], "seed: -1 is not in bounds"),
+    (["name=../elsewhere"], "name=../elsewhere: it ends the name of the run's folder and is a word, not a path"),
+    (["output_dir=/proc/runs"], "output_dir=/proc/runs: no folder can be made there (No such file or directory)"),
+    (["optimizer.lr=nan"], "optimizer.lr=nan: a number is needed that is finite and not negative"),
+    (["model=transformer", "model.num_heads=0"], "model.num_heads=0: at least 1 is needed"),
+    (["data.val_fraction=0.999"], "data.val_fraction=0.999: both parts of 1437 samples need each of the 10 classes"),
+    (
+        ["task=language_modeling"],
+        "task: LanguageModeling does not go with Digits, which gives class_names; leave task=",
+    ),
+    (
+        ["monitor.metric=val/acc"],
+        "monitor.metric=val/acc: did you mean val/accuracy? Classification has: val/accuracy, ",
+    ),
+    (
+        ["trainer.max_epochs=-1"],
+        "trainer.max_epochs=-1, trainer.max_steps=-1: a schedule needs an end; set one of them",
+    ),
+    (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches=0: at least 1 is needed"),
+    (
+        ["trainer.val_check_interval=1000"],
+        "trainer.val_check_interval=1000: an epoch has 35 batches; choose fewer, or ",
+    ),
+    (["trainer.devices=-1"], "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."),
     (["scheduler.warmup_steps=-1"], "scheduler.warmup_steps=-1: steps cannot be negative; 0 is no warmup"),
 ]
 

@@ -23,7 +23,7 @@ ALLOWED = {
     "ablab.config.errors": {"hydra", "omegaconf"},
     "ablab.config.schema": {"hydra", "omegaconf", "ablab.config"},
     "ablab.config": {"hydra", "omegaconf", "lightning", "ablab.config"},
-    "ablab.runs": {"hydra", "omegaconf", "lightning", "wandb", "ablab.runs"},
+    "ablab.runs": {"hydra", "omegaconf", "lightning", "wandb", "ablab.runs", "ablab.config.errors"},
     "ablab.terminal": {"torch", "ablab.data", "ablab.norms", "ablab.runs"},
     "ablab.dry_run": {"torch", "lightning", "hydra", "omegaconf", "ablab"},
     "ablab.train": {"lightning", "omegaconf", "ablab"},

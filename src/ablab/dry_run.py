@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ def dry_run(cfg: DictConfig, data: DataModule, norm: Norm, world_size: int) -> N
         ConfigError: what does not go together, with its place and the remedy.
     """
     check_kind(cfg, data)
+    check_task(cfg, data)
+    check_validation(cfg, len(data.train_dataloader()))
     with blame("data"):
         batch = data.example(world_size)
     with torch.device("meta"):
@@ -45,9 +48,18 @@ def dry_run(cfg: DictConfig, data: DataModule, norm: Norm, world_size: int) -> N
             model(*(part.to("meta") for part in (batch.inputs, batch.valid) if part is not None))
 
 
-def check_accelerator(cfg: DictConfig) -> None:
-    """Refuse an accelerator that this machine does not have."""
-    name = cfg.trainer.accelerator
+def check_trainer(cfg: DictConfig) -> None:
+    """Refuse what Lightning would take and stumble over later, and an accelerator that this machine does not have."""
+    trainer = cfg.trainer
+    if trainer.max_epochs == -1 and trainer.max_steps == -1:
+        raise ConfigError("trainer.max_epochs=-1, trainer.max_steps=-1: a schedule needs an end; set one of them")
+    if trainer.accumulate_grad_batches < 1:
+        raise ConfigError(f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: at least 1 is needed")
+    if trainer.gradient_clip_val is not None and trainer.gradient_clip_val <= 0:
+        raise ConfigError(
+            f"trainer.gradient_clip_val={trainer.gradient_clip_val}: a norm above 0 is needed, or null for no limit"
+        )
+    name = trainer.accelerator
     if name == "auto":
         return
     known = sorted(AcceleratorRegistry.available_accelerators())
@@ -96,6 +108,30 @@ def check_kind(cfg: DictConfig, data: DataModule) -> None:
         f"model: {model.__name__} reads {' or '.join(takes(model, ''))}, and {type(data).__name__} gives {data.kind}; "
         f"choose data={'|'.join(fitting_data)} for this model, or model={'|'.join(fitting_models)} for this data"
     )
+
+
+def check_task(cfg: DictConfig, data: DataModule) -> None:
+    """Refuse a task that is not the data's, and a monitored metric that the task does not log."""
+    task: Any = get_class(cfg.task._target_)
+    if strange := set(data.task_sizes) - set(inspect.signature(task).parameters):
+        raise ConfigError(
+            f"task: {task.__name__} does not go with {type(data).__name__}, which gives {', '.join(sorted(strange))}; "
+            "leave task= out, the data chooses it"
+        )
+    metrics = [f"val/{name}" for name in task.monitorable]
+    if cfg.monitor.metric not in metrics:
+        raise ConfigError(f"monitor.metric={cfg.monitor.metric}: {menu(cfg.monitor.metric, metrics, task.__name__)}")
+
+
+def check_validation(cfg: DictConfig, num_batches: int) -> None:
+    """Refuse a validation that would come after more batches than an epoch has."""
+    every, limit = cfg.trainer.val_check_interval, cfg.trainer.limit_train_batches
+    in_epoch = min(limit, num_batches) if isinstance(limit, int) else int(limit * num_batches)
+    if isinstance(every, int) and cfg.trainer.check_val_every_n_epoch is not None and every > in_epoch > 0:
+        raise ConfigError(
+            f"trainer.val_check_interval={every}: an epoch has {in_epoch} batches; choose fewer, "
+            "or count through epochs with trainer.check_val_every_n_epoch=null"
+        )
 
 
 def takes(model: type, otherwise: str) -> tuple[str, ...]:

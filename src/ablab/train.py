@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from ablab import terminal
 from ablab.config.build import blame, build
-from ablab.dry_run import check_accelerator, dry_run
+from ablab.dry_run import check_trainer, dry_run
 from ablab.runs.run import Run, short
 
 say = rank_zero_only(print)
@@ -28,9 +28,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
         ConfigError: something in the config is wrong; nothing has been written.
     """
     terminal.quiet()
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    with blame("seed"):
+        L.seed_everything(cfg.seed, workers=True, verbose=False)
 
-    check_accelerator(cfg)
+    check_trainer(cfg)
     data = build(cfg.data)
     with blame("data"):
         data.setup("fit")

@@ -21,7 +21,8 @@ def test_a_log_gets_a_line_with_metrics_and_the_time_that_is_left(run: Callable[
     printed = run("trainer.max_epochs=2", "trainer.max_steps=-1").printed
     [line] = [line for line in printed.splitlines() if line.startswith("epoch")]
     assert re.fullmatch(
-        r"epoch 2, step 2/2: train/accuracy [\d.]+, train/loss [\d.]+, val/accuracy [\d.]+, val/loss [\d.]+; \d+ s, done",
+        r"epoch 2, step 2/2: train/accuracy [\d.]+, train/loss [\d.]+, "
+        r"val/accuracy [\d.]+, val/loss [\d.]+; \d+ s, done",
         line,
     )
 

@@ -74,6 +74,7 @@ def problems(config: Callable[..., DictConfig]) -> Callable[..., str]:
         ({"data.batch_size": True}, "data.batch_size=true: a whole number is needed"),
         ({"data.val_fraction": None}, "data.val_fraction=null: a number is needed"),
         ({"norm.momentun": 0.1}, "norm.momentun: BatchNorm takes no such argument; did you mean momentum?"),
+        ({"norm": {"_target_": "ablab.norms.GroupNorm", "image_scope": "pixel"}}, "norm.image_scope=pixel: sample or "),
         ({"model.style": "cifer"}, "model.style=cifer: cifar or imagenet is needed"),
         (
             {"model.zero_init_residual": "yes please"},
@@ -91,7 +92,7 @@ def problems(config: Callable[..., DictConfig]) -> Callable[..., str]:
         ),
         (
             {"norm._target_": "ablab.norms.GrupNorm"},
-            "norm._target_=ablab.norms.GrupNorm: there is no GrupNorm",
+            "norm._target_=ablab.norms.GrupNorm: there is no class or function GrupNorm in ablab.norms",
         ),
         (
             {"callbacks.chekpoint.monitor": "x"},

@@ -126,7 +126,12 @@ def test_a_holdout_has_the_classes_in_equal_shares() -> None:
         (lambda: Digits(batch_size=0), "batch_size=0: a batch has at least one sample"),
         (lambda: Digits(num_workers=-1), "num_workers=-1: use 0"),
         (lambda: Digits(batch_size=1150).setup(), "batch_size=1150 is more than the 1149 training samples"),
-        (lambda: Digits(val_fraction=1.5).setup(), "a held-out fraction of 1.5: choose one between 0 and 1"),
+        (lambda: Digits(val_fraction=0.999).setup(), "val_fraction=0.999: both parts"),
+        (lambda: Digits(split_seed=-1).setup(), "split_seed=-1: a seed is 0 or more"),
+        (
+            lambda: Digits(val_fraction=1.5).setup(),
+            "val_fraction=1.5: both parts of 1437 samples need each of the 10 classes",
+        ),
     ],
 )
 def test_sizes_that_make_no_sense_are_refused(make: Callable[[], None], message: str) -> None:

@@ -60,7 +60,7 @@ def test_a_weight_shared_with_a_module_that_does_not_decay_it_is_refused() -> No
 
 
 def test_a_negative_hyperparameter_is_refused() -> None:
-    with pytest.raises(ValueError, match="momentum=-1: it cannot be negative"):
+    with pytest.raises(ValueError, match="momentum=-1: a number is needed that is finite and not negative"):
         make_optimizer(partial(torch.optim.SGD, lr=0.1, momentum=-1), nn.Linear(2, 2))
 
 
@@ -109,6 +109,8 @@ def test_one_cycle_starts_low_and_peaks_at_lr() -> None:
         (schedules.cosine, {"warmup_steps": -1}, "warmup_steps=-1"),
         (schedules.constant, {"warmup_steps": -1}, "warmup_steps=-1"),
         (schedules.multistep, {"milestones": [60]}, r"milestones=\[60\]: they are shares of the run"),
+        (schedules.multistep, {"gamma": 0}, "gamma=0"),
+        (schedules.cosine, {"final_ratio": -1}, "final_ratio=-1"),
         (schedules.one_cycle, {"warmup_ratio": 2}, "warmup_ratio=2"),
         (schedules.one_cycle, {"initial_ratio": 0}, "initial_ratio=0"),
     ],

@@ -39,10 +39,7 @@ def blame(place: str) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (ValueError, MisconfigurationException, InstantiationException) as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        if not isinstance(cause, ValueError | MisconfigurationException | LookupError | TypeError | ImportError):
-            raise
-        message = str(cause)
+    except (ValueError, TypeError, LookupError, MisconfigurationException, InstantiationException) as error:
+        message = str(error.__cause__ or error) if isinstance(error, InstantiationException) else str(error)
         separator = "." if re.match(r"\w+=", message) else ": "
         raise ConfigError(f"{place}{separator}{message}") from error

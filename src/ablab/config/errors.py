@@ -25,8 +25,9 @@ def readable_errors() -> Iterator[None]:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors on instead of printing them itself
     try:
         yield
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        if wanted:
+    except (ValueError, HydraException, OmegaConfBaseException) as error:
+        of_hydra = str(error).startswith("Config group override")  # model=null: a bare ValueError
+        if wanted or (type(error) is ValueError and not of_hydra):
             raise
         print(f"error: {describe(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)

@@ -50,8 +50,11 @@ def check(cfg: DictConfig, root: Path) -> None:
 def top_level_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
     declared = OmegaConf.to_container(OmegaConf.load(root))
     assert isinstance(declared, dict)
-    groups = [key for entry in declared.pop("defaults", []) if isinstance(entry, dict) for key in entry]
-    keys = [*declared, *(str(group).removeprefix("optional ").split("@")[0] for group in groups)]
+    entries = [str(key) for entry in declared.pop("defaults", []) if isinstance(entry, dict) for key in entry]
+    keys = [*declared, *(entry for entry in entries if " " not in entry)]  # neither `optional …` nor `override …`
+    for key in keys:
+        if key not in content and key != "hydra":
+            yield f"{key}: it is missing; a run needs one, so leave the ~{key} out"
     for key, value in content.items():
         if key not in keys:
             yield f"{key}: there is no such key; {menu(str(key), keys, 'the top level')}"
@@ -83,7 +86,7 @@ def call_problems(node: dict[Any, Any], place: str) -> Iterator[str]:
     try:
         signature = read_signature(target)
     except LookupError as error:
-        yield f"{place}._target_={target}: {error.args[0]}; give the dotted path of a class or a function"
+        yield f"{place}._target_={target}: {error.args[0]}; give the path of one, package.module.Name"
         return
     for key, value in node.items():
         if key in HYDRA_KEYS:
@@ -107,14 +110,14 @@ def read_signature(target: str) -> Signature:
     """
     module, _, name = target.rpartition(".")
     found = find(module, name)
-    if found is None:
-        raise LookupError(f"there is no {name} in {module or 'no module'}")
+    if found is None or isinstance(found[0], ast.Assign):
+        raise LookupError(f"there is no class or function {name} in {module or 'no module'}")
     node, where = found
     signature = Signature(name)
     if isinstance(node, ast.ClassDef):
         read_class(node, where, signature)
-    else:
-        read_arguments(node.args, signature)
+    elif isinstance(node, ast.FunctionDef):
+        read_arguments(node.args, where, signature)
     return signature
 
 
@@ -122,7 +125,7 @@ def read_class(node: ast.ClassDef, module: str, signature: Signature) -> None:
     """Add the constructor's arguments; those of the base class too where `**kwargs` hands them on."""
     constructor = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
     if constructor is not None:
-        read_arguments(constructor.args, signature)
+        read_arguments(constructor.args, module, signature)
         signature.parameters.pop("self", None)
         if not signature.open:
             return
@@ -137,20 +140,31 @@ def read_class(node: ast.ClassDef, module: str, signature: Signature) -> None:
             signature.open = True  # a base class whose source is out of reach may take anything
 
 
-def read_arguments(arguments: ast.arguments, signature: Signature) -> None:
+def read_arguments(arguments: ast.arguments, module: str, signature: Signature) -> None:
     for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]:
-        signature.parameters.setdefault(argument.arg, argument.annotation)
+        signature.parameters.setdefault(argument.arg, spelled_out(argument.annotation, module))
     signature.open = arguments.kwarg is not None
 
 
+def spelled_out(annotation: ast.expr | None, module: str) -> ast.expr | None:
+    """The annotation, with the choices instead of a name that a module gives to them (`Scope = Literal[…]`)."""
+    if isinstance(annotation, ast.Name):
+        found = find(module, annotation.id)
+        if found is not None and isinstance(found[0], ast.Assign):
+            return found[0].value
+    return annotation
+
+
 @cache
-def find(module: str, name: str) -> tuple[ast.ClassDef | ast.FunctionDef, str] | None:
+def find(module: str, name: str) -> tuple[ast.ClassDef | ast.FunctionDef | ast.Assign, str] | None:
     """The definition of a name and the module where it stands, through any number of re-exports."""
     source = source_file(module)
     if source is None:
         return None
     for node in statements(parse(source)):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return node, module
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             return node, module
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:

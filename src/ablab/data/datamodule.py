@@ -232,8 +232,14 @@ def stratified_holdout(targets: Tensor, fraction: float, seed: int) -> tuple[Ten
     import numpy as np
     from sklearn.model_selection import train_test_split
 
-    if not 0 < fraction < 1:
-        raise ValueError(f"a held-out fraction of {fraction}: choose one between 0 and 1, for example 0.1")
+    classes, fewest = len(targets.unique()), int(targets.bincount().min())
+    if not (0 < fraction < 1 and classes <= fraction * len(targets) <= len(targets) - classes) or fewest < 2:
+        raise ValueError(
+            f"val_fraction={fraction}: both parts of {len(targets)} samples need each of the {classes} classes; "
+            "choose a fraction between 0 and 1 that leaves them, for example 0.1"
+        )
+    if seed < 0:
+        raise ValueError(f"split_seed={seed}: a seed is 0 or more")
     kept, held_out = train_test_split(
         np.arange(len(targets)), test_size=fraction, stratify=targets.numpy(), random_state=seed
     )

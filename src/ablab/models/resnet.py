@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablab.models.interface import NormFactory
+from ablab.models.sizes import at_least_one
 
 # depth: (bottleneck, blocks in each stage), He et al. 2015, table 1
 IMAGENET_DEPTHS = {
@@ -57,6 +58,7 @@ class ResNet(nn.Module):
         zero_init_residual: bool = True,
     ) -> None:
         super().__init__()
+        at_least_one(width=width)
         bottleneck, stage_blocks = plan(depth, style)
         stem_kernel, stem_stride = (3, 1) if style == "cifar" else (7, 2)
         self.conv1 = convolution(in_channels, width, stem_kernel, stem_stride, norm)

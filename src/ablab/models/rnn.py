@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ablab.models.interface import NormFactory
+from ablab.models.sizes import at_least_one
 
 
 class RNN(nn.Module):
@@ -60,6 +61,7 @@ class RNN(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        at_least_one(hidden_size=hidden_size, num_layers=num_layers)
         if (in_features is None) == (vocab_size is None):
             raise ValueError(
                 f"in_features={in_features}, vocab_size={vocab_size}: give one of them, the steps' vectors or their "

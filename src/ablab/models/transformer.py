@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablab.models.interface import NormFactory
+from ablab.models.sizes import at_least_one
 
 
 class Transformer(nn.Module):
@@ -64,6 +65,9 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        at_least_one(embed_dim=embed_dim, num_heads=num_heads, num_layers=num_layers)
+        if int(mlp_ratio * embed_dim) < 1:
+            raise ValueError(f"mlp_ratio={mlp_ratio}: the perceptron of a block needs at least one hidden feature")
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}")
         self.causal = num_classes is None

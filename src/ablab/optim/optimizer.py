@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +20,10 @@ def make_optimizer(factory: Callable[..., Optimizer], model: nn.Module) -> Optim
         model: whose parameters are trained.
 
     Raises:
-        ValueError: a negative hyperparameter, or a module that does not say what of it decays.
+        ValueError: a negative or infinite hyperparameter, or a module that does not say what of it decays.
     """
     settings: dict[str, Any] = getattr(factory, "keywords", {})
     for name, value in settings.items():
-        if isinstance(value, int | float) and value < 0:
-            raise ValueError(f"{name}={value}: it cannot be negative")
+        if isinstance(value, int | float) and not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value}: a number is needed that is finite and not negative")
     return factory(parameter_groups(model, settings.get("weight_decay", 0.0)))

@@ -32,6 +32,8 @@ def cosine(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0, fin
         Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983 (without restarts)
     """
     check_warmup(warmup_steps)
+    if not 0 <= final_ratio <= 1:
+        raise ValueError(f"final_ratio={final_ratio}: the end is a share of lr, from 0 to 1")
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -54,6 +56,8 @@ def multistep(
     """
     if any(not 0 < share < 1 for share in milestones):
         raise ValueError(f"milestones={list(milestones)}: they are shares of the run, between 0 and 1")
+    if gamma <= 0:
+        raise ValueError(f"gamma={gamma}: a factor above 0 is needed, for example 0.1")
     steps = [round(share * total_steps) for share in milestones]
     return LambdaLR(optimizer, lambda step: gamma ** sum(step >= milestone for milestone in steps))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class Classification(Task):
     References:
         Guo et al. 2017 (calibration), https://arxiv.org/abs/1706.04599
     """
+
+    monitorable: ClassVar = ("loss", "accuracy", "calibration_error")
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ class LanguageModeling(Task):
         model, optimizer, scheduler: see `Task`.
         characters_per_token: characters of the text over its tokens.
     """
+
+    monitorable: ClassVar = ("loss", "perplexity", "bits_per_character")
 
     def __init__(
         self,

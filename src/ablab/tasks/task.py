@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ class Task(L.LightningModule, ABC):
         optimizer: makes the optimizer from groups of parameters.
         scheduler: makes the schedule from the optimizer and the number of its steps.
     """
+
+    monitorable: ClassVar[tuple[str, ...]]  # the validation metrics that may choose the best checkpoint
 
     def __init__(
         self,
@@ -55,7 +57,8 @@ class Task(L.LightningModule, ABC):
         """Count one batch in."""
 
     def forward(self, batch: Batch) -> Tensor:
-        return self.model(batch.inputs) if batch.valid is None else self.model(batch.inputs, batch.valid)
+        inputs = batch.inputs.to(self.dtype) if batch.inputs.is_floating_point() else batch.inputs
+        return self.model(inputs) if batch.valid is None else self.model(inputs, batch.valid)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self(batch)
