@@ -1,0 +1,1 @@
+"""Runs: the folder that holds all that a run was and found."""

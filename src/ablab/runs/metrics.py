@@ -1,0 +1,83 @@
+"""The metrics of a run as a CSV file, written whatever else records them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class MetricsCSV(Logger):
+    """`metrics.csv` in the run's folder: a row for each logged step, a column for each metric, empty where not logged.
+
+    Values are written so that reading them gives the same float. A new column rewrites the file, by way of a
+    temporary one, so that it is complete at any moment.
+
+    Args:
+        folder: the run's folder.
+        flush_every: rows that may wait in memory before they are written.
+    """
+
+    def __init__(self, folder: Path, *, flush_every: int = 100) -> None:
+        super().__init__()
+        self.path = folder / "metrics.csv"
+        self.flush_every = flush_every
+        self.columns = ["step", "epoch"]
+        self.rows: list[dict[str, Any]] = []
+        self.num_written = 0
+
+    # Lightning asks these three to find the folder of checkpoints.
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.rows.append({"step": step, **metrics})
+        if len(self.rows) - self.num_written >= self.flush_every:
+            self.save()
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The config is in config.yaml."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what has been logged so far."""
+        new = self.rows[self.num_written :]
+        if not new:
+            return
+        names = sorted({name for row in new for name in row} - set(self.columns))
+        if names or not self.path.exists():
+            self.columns += names
+            temporary = self.path.with_suffix(".csv.tmp")
+            temporary.write_text(self.table(self.rows, header=True))
+            os.replace(temporary, self.path)
+        else:
+            with self.path.open("a") as file:
+                file.write(self.table(new, header=False))
+        self.num_written = len(self.rows)
+
+    def table(self, rows: list[dict[str, Any]], *, header: bool) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+    def finalize(self, status: str) -> None:
+        self.save()
