@@ -178,9 +178,15 @@ def test_images_are_halved_at_each_stage_but_the_first() -> None:
             "embed_dim=30 is not a multiple of num_heads=4",
         ),
         (lambda: Transformer(context_length=4, norm=LayerNorm()), "give one of them"),
-        (lambda: Transformer(in_features=8, context_length=4, norm=LayerNorm()), "needs num_classes"),
+        (
+            lambda: Transformer(in_features=8, context_length=4, norm=LayerNorm()),
+            "num_classes=None: it is needed without vocab_size",
+        ),
         (lambda: RNN(in_features=8, vocab_size=9, context_length=4, norm=NoNorm()), "give one of them"),
-        (lambda: RNN(in_features=8, context_length=4, norm=NoNorm()), "needs num_classes"),
+        (
+            lambda: RNN(in_features=8, context_length=4, norm=NoNorm()),
+            "num_classes=None: it is needed without vocab_size",
+        ),
         (
             lambda: RNN(vocab_size=8, context_length=4, norm=NoNorm(), bidirectional=True),
             "must not read it from behind; set model.bidirectional=false",

@@ -88,7 +88,9 @@ def test_the_wandb_run_has_the_resolved_config_the_commit_and_the_folder(run: St
     assert "upload later: wandb sync" in done.printed
 
 
-def test_a_crashed_run_is_recorded_as_failed_everywhere(run: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_crashed_run_is_recorded_as_failed_everywhere(
+    run: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from ablab.tasks.classification import Classification
 
     def crash(*arguments: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ablab.models.interface import NormFactory
-from ablab.models.sizes import at_least_one
+from ablab.models.sizes import at_least_one, num_outputs
 
 
 class RNN(nn.Module):
@@ -62,14 +62,7 @@ class RNN(nn.Module):
     ) -> None:
         super().__init__()
         at_least_one(hidden_size=hidden_size, num_layers=num_layers)
-        if (in_features is None) == (vocab_size is None):
-            raise ValueError(
-                f"in_features={in_features}, vocab_size={vocab_size}: give one of them, the steps' vectors or their "
-                "tokens"
-            )
-        outputs = vocab_size if num_classes is None else num_classes
-        if outputs is None:
-            raise ValueError("without vocab_size an RNN needs num_classes: there is no next token to predict")
+        outputs = num_outputs(in_features, vocab_size, num_classes)
         if num_classes is None and bidirectional:
             raise ValueError(
                 "bidirectional=true: a network that predicts the next token must not read it from behind; "
@@ -139,9 +132,9 @@ class Cell(nn.Module, ABC):
         self.norm_input = norm.recurrent(gates, "input", num_steps=num_steps)
         self.norm_recurrent = norm.recurrent(gates, "recurrent", num_steps=num_steps)
 
-    @abstractmethod
     def start(self, x: Tensor) -> tuple[Tensor, ...]:
         """The zero state for a batch like `x`; its first tensor is the output."""
+        return (x.new_zeros(x.shape[0], self.hidden_size),)
 
     @abstractmethod
     def advance(
@@ -181,9 +174,6 @@ class ElmanCell(Cell):
 
     num_gates = 1
 
-    def start(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (x.new_zeros(x.shape[0], self.hidden_size),)
-
     def advance(
         self,
         from_input: Tensor,
@@ -199,9 +189,6 @@ class GRUCell(Cell):
     """r, z = σ(N(W x) + N(U h)); n = tanh(N(W x) + r · N(U h)); h' = (1 − z) · n + z · h."""
 
     num_gates = 3
-
-    def start(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (x.new_zeros(x.shape[0], self.hidden_size),)
 
     def advance(
         self,

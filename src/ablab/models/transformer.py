@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablab.models.interface import NormFactory
-from ablab.models.sizes import at_least_one
+from ablab.models.sizes import at_least_one, num_outputs
 
 
 class Transformer(nn.Module):
@@ -70,6 +70,7 @@ class Transformer(nn.Module):
             raise ValueError(f"mlp_ratio={mlp_ratio}: the perceptron of a block needs at least one hidden feature")
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}")
+        outputs = num_outputs(in_features, vocab_size, num_classes)
         self.causal = num_classes is None
         self.context_length = context_length
         self.embed = embedding(in_features, vocab_size, embed_dim, norm)
@@ -85,9 +86,6 @@ class Transformer(nn.Module):
         )
         # with post-norm every block already ends in a norm
         self.norm = norm(embed_dim, "sequence", causal=self.causal) if norm_first else None
-        outputs = vocab_size if num_classes is None else num_classes
-        if outputs is None:
-            raise ValueError("without vocab_size a transformer needs num_classes: there is no next token to predict")
         self.head = linear(embed_dim, outputs, norm)
 
     def forward(self, inputs: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -180,10 +178,6 @@ def linear(in_features: int, out_features: int, norm: NormFactory, std: float = 
 
 def embedding(in_features: int | None, vocab_size: int | None, embed_dim: int, norm: NormFactory) -> nn.Module:
     """A table for tokens, a linear map for vectors."""
-    if (in_features is None) == (vocab_size is None):
-        raise ValueError(
-            f"in_features={in_features}, vocab_size={vocab_size}: give one of them, the steps' vectors or their tokens"
-        )
     if vocab_size is not None:
         table = nn.Embedding(vocab_size, embed_dim)
         nn.init.normal_(table.weight, std=0.02)

@@ -113,7 +113,9 @@ class Run:
 def new_folder(parent: Path, name: str) -> Path:
     """A folder that did not exist a moment ago; launches in the same second get numbers."""
     if Path(name).name != name:
-        raise ConfigError(f"name={name}: it ends the name of the run's folder and is a word, not a path; see output_dir")
+        raise ConfigError(
+            f"name={name}: it ends the name of the run's folder and is a word, not a path; see output_dir"
+        )
     stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
     number = 1
     while True:

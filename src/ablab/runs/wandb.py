@@ -39,7 +39,9 @@ class WandB(WandbLogger):
         if mode == "auto":
             mode = "online" if os.environ.get("WANDB_MODE", "online") == "online" and logged_in() else "offline"
         if mode == "online" and not logged_in():
-            raise ValueError("mode=online: no login was found; run `wandb login`, set WANDB_API_KEY, or take mode=offline")
+            raise ValueError(
+                "mode=online: no login was found; run `wandb login`, set WANDB_API_KEY, or take mode=offline"
+            )
         self.mode = mode
         super().__init__(
             project=project,
