@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import DictConfig
 
 Start = Callable[..., SimpleNamespace]
 Command = Callable[..., Any]
@@ -86,6 +87,13 @@ def test_every_experiment_takes_a_step(run: Start, experiment_choice: str, share
     stop = ["trainer.max_steps=1", "trainer.val_check_interval=1", "callbacks.samples=null"]
     done = run("trainer=cpu", f"experiment={experiment_choice}", *words, *few, *stop)
     assert math.isfinite(done.metrics["test/loss"])
+
+
+def test_an_experiment_sets_what_it_says_and_the_command_line_wins(config: Callable[..., DictConfig]) -> None:
+    cfg = config("experiment=char_lstm")
+    assert (cfg.name, cfg.model.hidden_size, cfg.trainer.max_steps, cfg.monitor.mode) == ("char_lstm", 256, 2000, "min")
+    cfg = config("experiment=char_lstm", "name=mine", "norm=none", "model.hidden_size=8")
+    assert (cfg.name, cfg.norm._target_, cfg.model.hidden_size) == ("mine", "ablab.norms.NoNorm", 8)
 
 
 def test_a_norm_on_the_command_line_wins_over_the_models(run: Start) -> None:
