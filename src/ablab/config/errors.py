@@ -26,8 +26,8 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, HydraException, OmegaConfBaseException) as error:
-        of_hydra = str(error).startswith("Config group override")  # model=null: a bare ValueError
-        if wanted or (type(error) is ValueError and not of_hydra):
+        bare = not isinstance(error, ConfigError | HydraException | OmegaConfBaseException)
+        if wanted or (bare and not str(error).startswith("Config group override")):  # Hydra's answer to model=null
             raise
         print(f"error: {describe(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
