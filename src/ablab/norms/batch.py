@@ -117,9 +117,7 @@ class BatchNormLayer(NormLayer):
             self.running_mean.lerp_(mean.flatten(), self.momentum)
             self.running_var.lerp_(unbiased.flatten(), self.momentum)
         y = (x - mean) * torch.rsqrt(var + self.eps)
-        if self.weight is not None and self.bias is not None:
-            y = y * self.weight + self.bias
-        return y.to(x.dtype)
+        return self.scale_and_shift(y).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, momentum={self.momentum}, layout={self.layout}"
@@ -162,9 +160,7 @@ class RecurrentBatchNormLayer(NormLayer):
         else:
             mean, var = running_mean, running_var
         y = (x - mean) * torch.rsqrt(var + self.eps)
-        if self.weight is not None and self.bias is not None:
-            y = y * self.weight + self.bias
-        return y.to(x.dtype)
+        return self.scale_and_shift(y).to(x.dtype)
 
     def batch_moments(
         self, x: Tensor, valid: Tensor | None, running_mean: Tensor, running_var: Tensor

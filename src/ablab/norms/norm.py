@@ -41,6 +41,10 @@ class NormLayer(nn.Module):
     def forward(self, x: Tensor, valid: Tensor | None = None, step: int | None = None) -> Tensor:
         raise NotImplementedError
 
+    def scale_and_shift(self, y: Tensor) -> Tensor:
+        """Apply gamma and beta, where there are any, to normalized features in the last dimension."""
+        return y if self.weight is None or self.bias is None else y * self.weight + self.bias
+
     def check_features(self, x: Tensor, dim: int) -> None:
         """Refuse a tensor whose features do not lie where the layout says."""
         if x.dim() < 2 or x.shape[dim] != self.num_features:

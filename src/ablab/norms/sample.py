@@ -207,9 +207,7 @@ class SampleNormLayer(NormLayer):
         grouped = x.float().unflatten(-1, (self.num_groups, -1))  # (N, L, G, C / G)
         mean, var, _ = masked_moments(grouped, valid[:, :, None, None], (1, 3))
         y = ((grouped - mean) * torch.rsqrt(var + self.eps)).flatten(2)
-        if self.weight is not None and self.bias is not None:
-            y = y * self.weight + self.bias
-        return y.to(x.dtype)
+        return self.scale_and_shift(y).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_groups={self.num_groups}, layout={self.layout}, scope={self.scope}"

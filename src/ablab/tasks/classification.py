@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from ablab.data.datamodule import Batch
-from ablab.tasks.task import Stage, Task, collection
+from ablab.tasks.task import Task, collection
 
 
 class Classification(Task):
@@ -63,9 +63,6 @@ class Classification(Task):
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         smoothing = self.label_smoothing if self.training else 0.0
         return F.cross_entropy(logits, batch.targets, label_smoothing=smoothing)
-
-    def metrics(self, stage: Stage) -> MetricCollection:
-        return getattr(self, f"{stage}_metrics")
 
     def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
         for name, metric in metrics.items():

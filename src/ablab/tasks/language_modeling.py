@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 
 from ablab.data.datamodule import Batch
-from ablab.tasks.task import Stage, Task, collection
+from ablab.tasks.task import Task, collection
 
 
 class LanguageModeling(Task):
@@ -44,9 +44,6 @@ class LanguageModeling(Task):
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
-
-    def metrics(self, stage: Stage) -> MetricCollection:
-        return getattr(self, f"{stage}_metrics")
 
     def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
         for metric in metrics.values():

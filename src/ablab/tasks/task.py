@@ -48,9 +48,9 @@ class Task(L.LightningModule, ABC):
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The mean loss of a batch, a scalar."""
 
-    @abstractmethod
     def metrics(self, stage: Stage) -> MetricCollection:
-        """The metrics of a stage."""
+        """The metrics of a stage: what the subclass made as `train_metrics`, `val_metrics` or `test_metrics`."""
+        return getattr(self, f"{stage}_metrics")
 
     @abstractmethod
     def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
