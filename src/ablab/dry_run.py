@@ -17,7 +17,7 @@ from torch import nn
 from ablab.config.build import blame, build
 from ablab.config.errors import ConfigError, menu
 from ablab.data.datamodule import DataModule
-from ablab.norms import Norm, refusals
+from ablab.norms import Norm, problems
 from ablab.optim.optimizer import make_optimizer
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -35,17 +35,46 @@ def dry_run(cfg: DictConfig, data: DataModule, norm: Norm, world_size: int) -> N
     with blame("data"):
         batch = data.example(world_size)
     with torch.device("meta"):
+        inputs = [part.to("meta") for part in (batch.inputs, batch.valid) if part is not None]
         model = build(cfg.model, norm=norm, **data.model_sizes)
-        if reasons := refusals(model):
-            raise ConfigError(
-                "\n".join(f"norm: {reason} (at model.{', model.'.join(names)})" for reason, names in reasons.items())
-            )
+        with named_errors(model):
+            found = problems(model, norm, lambda: model(*inputs))
+        if found:
+            fitting = [name for name, other in norms() if fits(other, cfg, data, inputs)]
+            raise ConfigError(report(found, fitting))
         with blame("optimizer"):
             optimizer = make_optimizer(build(cfg.optimizer), model)
         with blame("scheduler"):
             build(cfg.scheduler)(optimizer, 1000)
-        with named_errors(model):
-            model(*(part.to("meta") for part in (batch.inputs, batch.valid) if part is not None))
+
+
+def report(found: dict[str, list[str]], fitting: list[str]) -> str:
+    """All that is wrong with the norms of a model, where, and which norms would fit everywhere."""
+    lines = []
+    for reason, names in found.items():
+        shown = names if len(names) <= 6 else [*names[:3], f"{len(names) - 4} more", names[-1]]
+        lines.append(f"norm: {reason} (at {', '.join(shown)} of the model)")
+    return "\n".join([*lines, f"norm: defined everywhere in this model, as they are: {', '.join(fitting)}"])
+
+
+def fits(norm: Norm, cfg: DictConfig, data: DataModule, inputs: list[torch.Tensor]) -> bool:
+    """Whether a model can be built and trained with another norm."""
+    model = build(cfg.model, norm=norm, **data.model_sizes)
+    return not problems(model, norm, lambda: model(*inputs))
+
+
+def norms() -> Iterator[tuple[str, Norm]]:
+    """Every choice of conf/norm, with its name; weights are left as they are."""
+    for file in sorted((CONF / "norm").glob("*.yaml")):
+        yield file.stem, build(settings(file))
+
+
+def settings(file: Path) -> DictConfig:
+    """The keys of a YAML and of those of its folder that it builds upon."""
+    own: Any = OmegaConf.load(file)
+    parents = [settings(file.with_stem(name)) for name in own.pop("defaults") if isinstance(name, str) and name != "_self_"]
+    merged: Any = OmegaConf.merge(*parents, own)
+    return merged
 
 
 def check_trainer(cfg: DictConfig) -> None:

@@ -31,25 +31,27 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def describe(data: DataModule, model: nn.Module, norm: Norm) -> str:
+def describe(data: DataModule, model: nn.Module, norm: Norm, batch_sizes: Mapping[str, int]) -> str:
     """The data's parts, the model's parts with their parameters, and the norm with its places."""
     sizes = {name: len(part) for name, part in vars(data.splits).items() if isinstance(part, Sized)}
     lines = [
         f"data: {type(data).__name__}, " + ", ".join(f"{size:,} {name}" for name, size in sizes.items()),
-        f"batch: {data.batch_size}; {len(data.train_dataloader())} steps an epoch"
+        f"batch: {batch_sizes['optimizer']} for the optimizer, {batch_sizes['forward']} forward, "
+        f"{batch_sizes['norm']} for the norm; {len(data.train_dataloader())} batches an epoch"
         + (f", {rest} samples left out of each" if (rest := sizes["train"] % data.batch_size) else ""),
         f"model: {type(model).__name__}, {count(model):,} parameters ("
         + ", ".join(f"{name} {count(child):,}" for name, child in model.named_children() if count(child))
         + ")",
         f"norm: {norm!r}",
     ]
-    layers = [name for name, module in model.named_modules() if isinstance(module, NormLayer)]
-    weights = [name for name, module in model.named_modules() if parametrize.is_parametrized(module)]
-    lines += [
-        f"  {what} at {len(places)} places: {', '.join(first_and_last(places))}"
-        for what, places in (("activations", layers), ("weights", weights))
-        if places
-    ]
+    places: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, NormLayer):
+            what = ", ".join(map(str, module.statistics)) or "each value on its own"
+            places.setdefault(what, []).append(name)
+        if parametrize.is_parametrized(module):
+            places.setdefault(norm.weight.title, []).append(name)
+    lines += [f"  {what}, at {len(names)} places: {', '.join(first_and_last(names))}" for what, names in places.items()]
     return "\n".join(lines)
 
 

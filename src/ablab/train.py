@@ -8,7 +8,9 @@ from omegaconf import DictConfig
 
 from ablab import terminal
 from ablab.config.build import blame, build
+from ablab.data.datamodule import DataModule
 from ablab.dry_run import check_trainer, dry_run
+from ablab.norms import Norm
 from ablab.runs.run import Run, short
 
 say = rank_zero_only(print)
@@ -44,12 +46,13 @@ def train(cfg: DictConfig) -> dict[str, float]:
     optimizer, scheduler = build(cfg.optimizer), build(cfg.scheduler)
     task = build(cfg.task, model=model, optimizer=optimizer, scheduler=scheduler, **data.task_sizes)
 
-    with Run.create(cfg) as run:
+    batch_sizes = seen_by(data, norm, trainer)
+    with Run.create(cfg, batch_sizes=batch_sizes) as run:
         say(f"run: {short(run.folder)}")
         trainer.loggers = run.start(
             build(node, save_dir=run.folder) for node in cfg.logger.values() if node is not None
         )
-        say(terminal.describe(data, model, norm))
+        say(terminal.describe(data, model, norm, batch_sizes))
 
         trainer.fit(task, datamodule=data)
         best = trainer.checkpoint_callback.best_model_score  # None if the run ended before its first validation
@@ -59,3 +62,17 @@ def train(cfg: DictConfig) -> dict[str, float]:
         run.metrics = {**chosen, **tested}
         say(terminal.results(chosen, tested, run.folder))
     return run.metrics
+
+
+def seen_by(data: DataModule, norm: Norm, trainer: L.Trainer) -> dict[str, int]:
+    """How many samples a step of the optimizer, a forward pass of one process and one statistic of the norm see.
+
+    They are three numbers: accumulating gradients makes no larger batch for batch norm, and more processes make its
+    batch smaller.
+    """
+    micro = data.batch_size // trainer.world_size
+    return {
+        "optimizer": data.batch_size * trainer.accumulate_grad_batches,
+        "forward": micro,
+        "norm": norm.batch_seen(micro, trainer.world_size),
+    }

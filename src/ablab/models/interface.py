@@ -14,7 +14,12 @@ class NormFactory(Protocol):
     def needs_bias(self) -> bool: ...
 
     def __call__(
-        self, num_features: int, layout: Literal["image", "sequence"], *, causal: bool = False
+        self,
+        num_features: int,
+        layout: Literal["image", "sequence", "heads"],
+        *,
+        causal: bool = False,
+        activation: nn.Module | None = None,
     ) -> nn.Module: ...
 
     def recurrent(

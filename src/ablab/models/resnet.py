@@ -62,7 +62,7 @@ class ResNet(nn.Module):
         bottleneck, stage_blocks = plan(depth, style)
         stem_kernel, stem_stride = (3, 1) if style == "cifar" else (7, 2)
         self.conv1 = convolution(in_channels, width, stem_kernel, stem_stride, norm)
-        self.norm1 = norm(width, "image")
+        self.norm1 = norm(width, "image", activation=nn.ReLU())
         self.pool = nn.MaxPool2d(3, 2, 1) if style == "imagenet" else nn.Identity()
         stages = []
         channels = width
@@ -78,7 +78,7 @@ class ResNet(nn.Module):
         self.head = norm.wrap(head)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.pool(F.relu(self.norm1(self.conv1(images))))
+        x = self.pool(self.norm1(self.conv1(images)))
         x = self.blocks(x)
         return self.head(x.mean((2, 3)))
 
@@ -107,7 +107,12 @@ class Block(nn.Module):
         self.convs = nn.ModuleList(
             convolution(widths[i], widths[i + 1], kernels[i], strides[i], norm) for i in range(len(kernels))
         )
-        self.norms = nn.ModuleList(norm(width, "image") for width in widths[1:])
+        # the last one's nonlinearity comes behind the sum with the shortcut
+        activations = [nn.ReLU() for _ in kernels[1:]] + [None]
+        self.norms = nn.ModuleList(
+            norm(width, "image", activation=activation)
+            for width, activation in zip(widths[1:], activations, strict=True)
+        )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != self.out_channels:
             self.shortcut = nn.Sequential(
@@ -118,8 +123,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
-        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            y = norm(conv(F.relu(y) if i > 0 else y))
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            y = norm(conv(y))
         return F.relu(y + self.shortcut(x))
 
 

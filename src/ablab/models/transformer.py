@@ -31,6 +31,7 @@ class Transformer(nn.Module):
         num_layers: blocks.
         mlp_ratio: hidden features of the perceptron in a block, over `embed_dim`.
         norm_first: norm before attention and perceptron (pre-norm), or after their sum with the input (post-norm).
+        qk_norm: makes the norms of queries and keys, within each head; None leaves them as they are.
         dropout: probability of dropping a feature, behind embedding, attention and perceptron.
 
     Shape:
@@ -44,6 +45,7 @@ class Transformer(nn.Module):
         Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
         Devlin et al. 2018 (class token), https://arxiv.org/abs/1810.04805
         Xiong et al. 2020 (pre-norm), https://arxiv.org/abs/2002.04745
+        Dehghani et al. 2023 (norm of queries and keys), https://arxiv.org/abs/2302.05442
     """
 
     takes: ClassVar = ("sequences", "text")
@@ -62,6 +64,7 @@ class Transformer(nn.Module):
         num_layers: int = 2,
         mlp_ratio: float = 4.0,
         norm_first: bool = True,
+        qk_norm: NormFactory | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -81,7 +84,7 @@ class Transformer(nn.Module):
         # residual branches are scaled down so that their sum keeps its variance (Radford et al. 2019)
         branch_std = 0.02 / math.sqrt(2 * num_layers)
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, norm_first, dropout, self.causal, branch_std, norm)
+            Block(embed_dim, num_heads, mlp_ratio, norm_first, dropout, self.causal, branch_std, norm, qk_norm)
             for _ in range(num_layers)
         )
         # with post-norm every block already ends in a norm
@@ -117,12 +120,15 @@ class Block(nn.Module):
         causal: bool,
         branch_std: float,
         norm: NormFactory,
+        qk_norm: NormFactory | None,
     ) -> None:
         super().__init__()
         hidden = int(embed_dim * mlp_ratio)
         self.norm_first = norm_first
         self.norm1 = norm(embed_dim, "sequence", causal=causal)
-        self.attention = Attention(embed_dim, num_heads, norm=norm, causal=causal, branch_std=branch_std)
+        self.attention = Attention(
+            embed_dim, num_heads, norm=norm, causal=causal, qk_norm=qk_norm, branch_std=branch_std
+        )
         self.norm2 = norm(embed_dim, "sequence", causal=causal)
         self.expand = linear(embed_dim, hidden, norm)
         self.contract = linear(hidden, embed_dim, norm, std=branch_std)
@@ -142,22 +148,35 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention: softmax(q kᵀ / sqrt(head_dim)) v in each head, then a linear map of all heads.
 
+    With `qk_norm`, q and k are normalized first, each head of each step on its own; all heads share one gain.
+
     Shape:
         `(N, L, embed_dim)`, `valid` `(N, L)` -> `(N, L, embed_dim)`
     """
 
     def __init__(
-        self, embed_dim: int, num_heads: int, *, norm: NormFactory, causal: bool, branch_std: float = 0.02
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        norm: NormFactory,
+        causal: bool,
+        qk_norm: NormFactory | None = None,
+        branch_std: float = 0.02,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.causal = causal
         self.qkv = linear(embed_dim, 3 * embed_dim, norm)
         self.proj = linear(embed_dim, embed_dim, norm, std=branch_std)
+        head_dim = embed_dim // num_heads
+        self.norm_q = nn.Identity() if qk_norm is None else qk_norm(head_dim, "heads")
+        self.norm_k = nn.Identity() if qk_norm is None else qk_norm(head_dim, "heads")
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         # (N, L, 3 C) -> q, k, v of (N, heads, L, C / heads)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.norm_q(q), self.norm_k(k)
         mask = None
         if valid is not None:
             mask = valid[:, None, None, :]

@@ -1,79 +1,28 @@
-"""What every normalization shares: the factory a model receives and the layers it hands out."""
+"""The factory that a model receives: all that a model ever knows about normalization."""
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
+from ablab.norms.layer import Layout, NormLayer, Refused, Statistic
 from ablab.norms.weight import PlainWeight, WeightReparametrization
 
-Layout = Literal["image", "sequence"]
 Site = Literal["input", "recurrent", "cell"]
-Scope = Literal["sample", "position"]
-
-
-class NormLayer(nn.Module):
-    """A normalization of one tensor layout.
-
-    Shape:
-        - image: `(N, C, *spatial)`, features in dimension 1.
-        - sequence: `(N, L, C)`, features last.
-        - inside a recurrence: `(N, C)` at one time step, or `(N, T, C)` for all steps at once.
-
-    `valid` `(N, L)` is True where a sequence is real and False where it is padding; padding enters no statistic.
-    `step` is the time step of an `(N, C)` input; only statistics that are kept per step look at it.
-    """
-
-    weight_decay: tuple[str, ...] = ()  # gains and shifts are never decayed
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
-
-    def __init__(self, num_features: int, *, eps: float, affine: bool, gain: float = 1.0) -> None:
-        super().__init__()
-        self.num_features = num_features
-        self.eps = eps
-        self.weight = nn.Parameter(torch.full((num_features,), gain)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
-
-    def forward(self, x: Tensor, valid: Tensor | None = None, step: int | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def scale_and_shift(self, y: Tensor) -> Tensor:
-        """Apply gamma and beta, where there are any, to normalized features in the last dimension."""
-        return y if self.weight is None or self.bias is None else y * self.weight + self.bias
-
-    def check_features(self, x: Tensor, dim: int) -> None:
-        """Refuse a tensor whose features do not lie where the layout says."""
-        if x.dim() < 2 or x.shape[dim] != self.num_features:
-            raise ValueError(
-                f"a norm of {self.num_features} features got a tensor of shape {tuple(x.shape)}, whose dimension {dim} "
-                f"should hold them; give the features there, or build the norm for another layout"
-            )
-
-    def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, affine={self.weight is not None}"
-
-
-class Refused(nn.Module):
-    """Stands where a norm is not defined, so that all such places of a model can be reported together."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__()
-        self.reason = reason
-
-    def forward(self, x: Tensor, valid: Tensor | None = None, step: int | None = None) -> Tensor:
-        raise ValueError(self.reason)
 
 
 class Norm(ABC):
     """The one object by which a model normalizes; a model never asks which norm it holds.
 
+    A new norm says what its `statistics` are and makes its `layer`. From the statistics follow what is refused, what
+    is written in docs/norms.md, what the tests expect of it and what a run records.
+
     Args:
         affine: learn a gain and a shift for each feature (gamma and beta).
-        eps: added to the variance before the root.
+        eps: added to the variance, or to the mean square, before the root.
         weight: how weights are reparametrized, beside what happens to the activations; None leaves them as they are.
     """
 
@@ -88,30 +37,46 @@ class Norm(ABC):
 
     # What a model asks for ------------------------------------------------------------------------------------
 
-    def __call__(self, num_features: int, layout: Layout, *, causal: bool = False) -> nn.Module:
-        """A norm for `num_features` features of an image or a sequence.
+    def __call__(
+        self, num_features: int, layout: Layout, *, causal: bool = False, activation: nn.Module | None = None
+    ) -> nn.Module:
+        """A norm for `num_features` features, and the nonlinearity behind it.
 
         Args:
             num_features: the features (channels) that the layer sees.
-            layout: where they lie, "image" `(N, C, *spatial)` or "sequence" `(N, L, C)`.
+            layout: where they lie, "image" `(N, C, *spatial)`, "sequence" `(N, L, C)` or "heads" `(N, heads, L, C)`.
             causal: a position must not see later ones; a norm that would leak them is refused.
+            activation: the nonlinearity that follows; a norm that brings its own puts that in its place.
 
         Returns:
-            The layer, or a `Refused` that holds the reason why there is none (see `refusals`).
+            The layer, or a `Refused` that holds the reason why there is none (see `problems`).
+
+        Raises:
+            ValueError: a layout that there is not.
         """
-        refusal = self.refusal(num_features, layout, causal=causal)
-        return Refused(refusal) if refusal else self.layer(num_features, layout)
+        known = [name for name in get_args(Layout) if name != "recurrence"]
+        if layout not in known:
+            raise ValueError(f"layout={layout}: there are {', '.join(known)}; inside a recurrence, Norm.recurrent")
+        if reason := self.refusal(num_features, layout, causal=causal):
+            return Refused(reason)
+        return self.layer(num_features, layout, activation=activation)
 
     def recurrent(self, num_features: int, site: Site, *, num_steps: int) -> nn.Module:
-        """A norm for a site inside a recurrence, called once a time step with `(N, C)` and the step.
+        """A norm for a site inside a recurrence, called with `(N, C)` and the step, or `(N, T, C)` for all steps.
 
         Args:
             num_features: the features at the site (the stacked gates, or the cell).
-            site: "input" (of the input's projection), "recurrent" (of the state's), or "cell" (before the output gate).
+            site: "input" (the projection of the input), "recurrent" (of the state) or "cell" (before the output gate).
             num_steps: the longest sequence, for norms that keep statistics for each step.
+
+        Raises:
+            ValueError: a site that there is not.
         """
-        refusal = self.recurrent_refusal(num_features)
-        return Refused(refusal) if refusal else self.recurrent_layer(num_features, site, num_steps)
+        if site not in get_args(Site):
+            raise ValueError(f"site={site}: there are {', '.join(get_args(Site))}")
+        if reason := self.refusal(num_features, "recurrence"):
+            return Refused(reason)
+        return self.layer(num_features, "recurrence", num_steps=num_steps)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Reparametrize the weight of a linear or convolution; call it after the weight has been initialized."""
@@ -120,58 +85,110 @@ class Norm(ABC):
     def zero_init(self, layer: nn.Module, module: nn.Module) -> None:
         """Let a residual branch that ends in `module`, then `layer`, start as zero (Goyal et al. 2017).
 
-        The norm's gain becomes zero; where there is no norm, the module's weight does (its gain g under weight norm).
-        A norm without a gain is left alone: a zero weight before it would be normalized by eps alone.
+        The norm's gain becomes zero; where nothing divides by a statistic, the module's weight does (its gain g under
+        weight norm). What divides and has no gain to learn is left alone: a zero before it is divided by eps alone.
         """
         gain = getattr(layer, "weight", None)
         if isinstance(gain, Tensor):
-            nn.init.zeros_(gain)
-        elif not isinstance(layer, NormLayer):
+            if gain.requires_grad:
+                nn.init.zeros_(gain)
+        elif not any(statistic.scales for statistic in getattr(layer, "statistics", ())):
             self.weight.zero_(module)
+
+    @property
+    def wraps(self) -> bool:
+        """Whether `wrap` changes anything."""
+        return not isinstance(self.weight, PlainWeight)
 
     @property
     def needs_bias(self) -> bool:
         """Whether the module before a norm keeps its own bias: yes, unless the norm adds a shift itself."""
-        return not self.affine
+        return not self.has_shift
+
+    # What a norm is -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def statistics(self, layout: Layout) -> tuple[Statistic, ...]:
+        """What the norm measures in a layout; nothing where it works on each value alone."""
+
+    @abstractmethod
+    def layer(
+        self,
+        num_features: int,
+        layout: Layout,
+        *,
+        num_steps: int | None = None,
+        activation: nn.Module | None = None,
+    ) -> nn.Module:
+        """The layer itself, for a place that `refusal` has let pass; `num_steps` only inside a recurrence."""
+
+    @property
+    def has_gain(self) -> bool:
+        return self.affine
+
+    @property
+    def has_shift(self) -> bool:
+        return self.affine
+
+    def features_in_group(self, num_features: int) -> int:
+        """The features that share one statistic, where it is taken over a group of them."""
+        return 1
+
+    def batch_seen(self, micro_batch: int, world_size: int) -> int:
+        """The samples that one statistic is taken over in training: 1 where samples do not see each other.
+
+        Args:
+            micro_batch: the samples that one process passes forward at once.
+            world_size: the processes.
+        """
+        return micro_batch if self.sees_batch else 1
+
+    # What follows from it -------------------------------------------------------------------------------------
+
+    @property
+    def sees_batch(self) -> bool:
+        """Whether the output for a sample depends on the others of its batch, in training."""
+        return any(statistic.batch for statistic in self.statistics("image"))
+
+    @property
+    def train_equals_eval(self) -> bool:
+        """Whether the same input has the same output in training and in evaluation."""
+        return all(statistic.source != "running" for statistic in self.statistics("image"))
+
+    @property
+    def has_running_state(self) -> bool:
+        """Whether it keeps something beside what it learns: running averages, or vectors of a power iteration."""
+        return any(statistic.source != "input" for statistic in self.statistics("image")) or self.weight.has_state
+
+    def refusal(self, num_features: int, layout: Layout, *, causal: bool = False) -> str | None:
+        """Why this norm is not defined in a place, with the remedy; None where it is."""
+        for statistic in self.statistics(layout):
+            if statistic.source == "stored":
+                continue
+            if causal and statistic.positions:
+                remedy = self.within_position(layout) or "choose a norm whose statistics stay within a step"
+                return f"a {statistic} would leak the future into a causal model; {remedy}"
+            if layout == "heads" and (statistic.batch or statistic.positions):
+                return (
+                    f"queries and keys are normalized within one head of one step, and not by {statistic}; "
+                    "choose a norm over all features"
+                )
+            values = {"each": 1, "group": self.features_in_group(num_features), "all": num_features}[statistic.features]
+            if values == 1 and not statistic.batch and not statistic.positions:
+                where = "inside a recurrence, where a step stands alone, " if layout == "recurrence" else ""
+                return (
+                    f"{where}the {statistic.name} of each feature would be taken over a single value, and the output "
+                    "would not depend on how large it is; choose a norm over several features or over the batch"
+                )
+        return None
+
+    def within_position(self, layout: Layout) -> str | None:
+        """The setting by which the statistics stay within a position, where there is one."""
+        return None
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={value}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({settings})"
-
-    # What a norm is made of -----------------------------------------------------------------------------------
-
-    @abstractmethod
-    def layer(self, num_features: int, layout: Layout) -> nn.Module:
-        """The layer itself, for a place that `refusal` has let pass."""
-
-    @abstractmethod
-    def recurrent_layer(self, num_features: int, site: Site, num_steps: int) -> nn.Module:
-        """The layer inside a recurrence, for a place that `recurrent_refusal` has let pass."""
-
-    def refusal(self, num_features: int, layout: Layout, *, causal: bool) -> str | None:
-        """Why this norm is not defined there, with the remedy; None where it is."""
-        return None
-
-    def recurrent_refusal(self, num_features: int) -> str | None:
-        """Why this norm is not defined inside a recurrence, with the remedy; None where it is."""
-        return None
-
-
-def refusals(model: nn.Module) -> dict[str, list[str]]:
-    """Why the norm is not defined in `model`, each reason with the names of the places."""
-    reasons: dict[str, list[str]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Refused):
-            reasons.setdefault(module.reason, []).append(name)
-    return reasons
-
-
-def masked_moments(x: Tensor, valid: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, biased variance and number of the valid values of `x` over `dims`, each kept as a dimension of size 1.
-
-    `valid` broadcasts against `x`. What stands in padding does not matter, not even NaN.
-    """
-    count = valid.expand_as(x).sum(dims, keepdim=True)
-    mean = torch.where(valid, x, 0.0).sum(dims, keepdim=True) / count.clamp(min=1)
-    square = torch.where(valid, x - mean, 0.0).square().sum(dims, keepdim=True)
-    return mean, square / count.clamp(min=1), count
+        """The settings that are not the default ones."""
+        parameters = inspect.signature(type(self)).parameters.values()
+        set_to = {p.name: getattr(self, p.name) for p in parameters if p.name != "weight"}
+        chosen = [f"{p.name}={set_to[p.name]}" for p in parameters if p.name in set_to and set_to[p.name] != p.default]
+        return f"{type(self).__name__}({', '.join([*chosen, *[f'weight={self.weight!r}'] * self.wraps])})"

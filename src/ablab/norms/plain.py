@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ablab.norms.norm import Layout, Norm, Site
+from ablab.norms.layer import Layout, Statistic
+from ablab.norms.norm import Norm
 from ablab.norms.weight import WeightReparametrization
 
 
@@ -18,15 +19,26 @@ class NoNorm(Norm):
     def __init__(self, *, weight: WeightReparametrization | None = None) -> None:
         super().__init__(affine=False, weight=weight)
 
-    def layer(self, num_features: int, layout: Layout) -> nn.Module:
-        return Identity()
+    def statistics(self, layout: Layout) -> tuple[Statistic, ...]:
+        return ()
 
-    def recurrent_layer(self, num_features: int, site: Site, num_steps: int) -> nn.Module:
-        return Identity()
+    def layer(
+        self,
+        num_features: int,
+        layout: Layout,
+        *,
+        num_steps: int | None = None,
+        activation: nn.Module | None = None,
+    ) -> nn.Module:
+        return Identity(activation)
 
 
 class Identity(nn.Module):
-    """Takes what a norm layer takes, and returns the input."""
+    """Takes what a norm layer takes, and returns the input, behind the nonlinearity where there is one."""
+
+    def __init__(self, activation: nn.Module | None = None) -> None:
+        super().__init__()
+        self.activation = activation
 
     def forward(self, x: Tensor, valid: Tensor | None = None, step: int | None = None) -> Tensor:
-        return x
+        return x if self.activation is None else self.activation(x)

@@ -1,39 +1,41 @@
-"""Norms whose statistics stay inside one sample: layer, group and instance norm.
+"""Norms whose statistics stay inside one sample: group, layer, instance and RMS norm.
 
-They are one function, group norm, at different numbers of groups: 1 is layer norm, one group for each feature is
-instance norm. Train and eval are the same, and the batch does not matter.
+They are one function at different numbers of groups: 1 is layer norm, one group for each feature is instance norm.
+Train and eval are the same, and the batch does not matter.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from typing import ClassVar, Literal
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ablab.norms.norm import Layout, Norm, NormLayer, Scope, Site, masked_moments
+from ablab.norms.layer import Layout, NormLayer, Statistic, mean_square, moments, precise
+from ablab.norms.norm import Norm
 from ablab.norms.weight import WeightReparametrization
 
+Scope = Literal["sample", "position"]
 
-class GroupNorm(Norm):
-    """Group normalization: zero mean and unit variance over each group of features of a sample.
 
-    y = (x − mean) / sqrt(var + eps) · gamma + beta, mean and biased variance over the features of a group and, for the
-    scope "sample", over all of the sample's positions.
+class SampleNorm(Norm):
+    """What norms have in common that measure groups of features of a sample.
 
     Args:
-        num_groups: the features are split into this many groups; it must divide their number.
-        image_scope: "sample", over the group and all pixels (Wu & He), or "position", over the group at each pixel.
-        sequence_scope: "sample", over the group and all valid steps, or "position", at each step on its own.
+        image_scope: "sample", over all pixels, or "position", at each pixel on its own.
+        sequence_scope: "sample", over all valid steps, or "position", at each step on its own.
         affine, eps, weight: see `Norm`.
-
-    References:
-        Wu & He 2018, https://arxiv.org/abs/1803.08494
     """
+
+    measures: ClassVar[str] = "mean and variance"
+    features: ClassVar[Literal["each", "group", "all"]]
+    layer_class: ClassVar[type[SampleNormLayer]]
 
     def __init__(
         self,
         *,
-        num_groups: int = 8,
         image_scope: Scope = "sample",
         sequence_scope: Scope = "sample",
         affine: bool = True,
@@ -41,66 +43,165 @@ class GroupNorm(Norm):
         weight: WeightReparametrization | None = None,
     ) -> None:
         super().__init__(affine=affine, eps=eps, weight=weight)
-        if num_groups < 1:
-            raise ValueError(f"num_groups={num_groups}: at least one group is needed")
-        self.num_groups = num_groups
-        self.scopes: dict[Layout, Scope] = {"image": image_scope, "sequence": sequence_scope}
+        self.image_scope = image_scope
+        self.sequence_scope = sequence_scope
 
+    @abstractmethod
     def groups(self, num_features: int) -> int:
-        return self.num_groups
+        """How many groups the features are split into."""
 
-    def layer(self, num_features: int, layout: Layout) -> NormLayer:
-        return SampleNormLayer(
-            num_features,
-            num_groups=self.groups(num_features),
-            layout=layout,
-            scope=self.scopes[layout],
-            affine=self.affine,
-            eps=self.eps,
-        )
+    def features_in_group(self, num_features: int) -> int:
+        return num_features // self.groups(num_features)
 
-    def recurrent_layer(self, num_features: int, site: Site, num_steps: int) -> NormLayer:
-        return SampleNormLayer(
-            num_features,
-            num_groups=self.groups(num_features),
-            layout="sequence",
-            scope="position",
-            affine=self.affine,
-            eps=self.eps,
-        )
+    def scope(self, layout: Layout) -> Scope:
+        # one head of one step, and one step of a recurrence, stand alone
+        scopes: dict[Layout, Scope] = {"image": self.image_scope, "sequence": self.sequence_scope}
+        return scopes.get(layout, "position")
 
-    def refusal(self, num_features: int, layout: Layout, *, causal: bool) -> str | None:
-        if causal and self.scopes[layout] == "sample":
-            return (
-                "statistics over all steps of a sequence would leak the future into a causal model; "
-                "set norm.sequence_scope=position, or choose norm=layernorm, weightnorm or none"
-            )
-        return self.indivisible(num_features) or self.one_value(num_features, self.scopes[layout])
+    def statistics(self, layout: Layout) -> tuple[Statistic, ...]:
+        return (Statistic(self.measures, positions=self.scope(layout) == "sample", features=self.features),)
 
-    def recurrent_refusal(self, num_features: int) -> str | None:
-        return self.indivisible(num_features) or self.one_value(num_features, "position")
+    def layer(
+        self,
+        num_features: int,
+        layout: Layout,
+        *,
+        num_steps: int | None = None,
+        activation: nn.Module | None = None,
+    ) -> NormLayer:
+        return self.layer_class(self, num_features, layout, activation=activation)
+
+    def refusal(self, num_features: int, layout: Layout, *, causal: bool = False) -> str | None:
+        return self.indivisible(num_features) or super().refusal(num_features, layout, causal=causal)
 
     def indivisible(self, num_features: int) -> str | None:
-        groups = self.groups(num_features)
-        if num_features % groups == 0:
+        """Why the features cannot be split into groups."""
+        return None
+
+    def within_position(self, layout: Layout) -> str | None:
+        return None if self.features == "each" else f"set norm.{layout}_scope=position"
+
+
+class SampleNormLayer(NormLayer):
+    """Statistics of groups of features of a sample, at each position or over all; see `NormLayer` for the shapes."""
+
+    def __init__(
+        self, norm: SampleNorm, num_features: int, layout: Layout, *, activation: nn.Module | None = None
+    ) -> None:
+        super().__init__(norm, num_features, layout, activation=activation)
+        self.num_groups = norm.groups(num_features)
+        self.scope = norm.scope(layout)
+
+    def grouped(self, x: Tensor) -> Tensor:
+        """`x` with its features as two dimensions, groups and the features of each."""
+        return x.unflatten(self.feature_dim, (self.num_groups, -1))
+
+    @property
+    def own_dim(self) -> int:
+        """The dimension of a grouped tensor that holds the features of each group."""
+        return 2 if self.layout == "image" else -1
+
+    def dims(self, grouped: Tensor) -> tuple[int, ...]:
+        """The dimensions of a grouped tensor that one statistic is taken over."""
+        if self.scope == "position":
+            return (self.own_dim,)
+        return tuple(range(2, grouped.dim())) if self.layout == "image" else (1, -1)
+
+    def beside_groups(self, valid: Tensor | None) -> Tensor | None:
+        """A mask `(N, L)` in the shape that broadcasts it against a grouped sequence `(N, L, groups, features)`."""
+        return None if valid is None or self.layout == "image" else valid[..., None, None]
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, num_groups={self.num_groups}, scope={self.scope}"
+
+
+class GroupNormLayer(SampleNormLayer):
+    """y = (x − mean) / sqrt(var + eps) · gamma + beta, over groups of features."""
+
+    def normalize(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
+        if self.scope == "position":
+            return self.each_position(x.movedim(self.feature_dim, -1)).movedim(-1, self.feature_dim)
+        if valid is not None:
+            grouped = self.grouped(precise(x))
+            mean, var, _ = moments(grouped, self.dims(grouped), self.beside_groups(valid))
+            return self.scale_and_shift(((grouped - mean) * torch.rsqrt(var + self.eps)).view_as(x))
+        y = F.group_norm(x.movedim(self.feature_dim, 1), self.num_groups, self.weight, self.bias, self.eps)
+        return y.movedim(1, self.feature_dim)
+
+    def each_position(self, x: Tensor) -> Tensor:
+        """`x` has its features last."""
+        if self.num_groups == 1:
+            return F.layer_norm(x, (self.num_features,), self.weight, self.bias, self.eps)
+        rows = x.reshape(-1, self.num_features)
+        return F.group_norm(rows, self.num_groups, self.weight, self.bias, self.eps).view(x.shape)
+
+
+class GroupNorm(SampleNorm):
+    """Group normalization: zero mean and unit variance over each group of features of a sample.
+
+    y = (x − mean) / sqrt(var + eps) · gamma + beta, mean and biased variance over the features of a group and, for the
+    scope "sample", over all of the sample's positions.
+
+    Args:
+        num_groups: the features are split into this many groups; it must divide their number.
+        group_size: instead of `num_groups`, the features of each group.
+        image_scope, sequence_scope, affine, eps, weight: see `SampleNorm`.
+
+    Raises:
+        ValueError: not exactly one of `num_groups` and `group_size`, or one below 1.
+
+    References:
+        Wu & He 2018, https://arxiv.org/abs/1803.08494
+    """
+
+    features = "group"
+    layer_class = GroupNormLayer
+
+    def __init__(
+        self,
+        *,
+        num_groups: int | None = 8,
+        group_size: int | None = None,
+        image_scope: Scope = "sample",
+        sequence_scope: Scope = "sample",
+        affine: bool = True,
+        eps: float = 1e-5,
+        weight: WeightReparametrization | None = None,
+    ) -> None:
+        super().__init__(
+            image_scope=image_scope, sequence_scope=sequence_scope, affine=affine, eps=eps, weight=weight
+        )
+        if (num_groups is None) == (group_size is None):
+            raise ValueError(
+                f"num_groups={num_groups}, group_size={group_size}: give one of them and set the other to null"
+            )
+        if num_groups is not None and num_groups < 1:
+            raise ValueError(f"num_groups={num_groups}: at least one group is needed")
+        if group_size is not None and group_size < 1:
+            raise ValueError(f"group_size={group_size}: a group has at least one feature")
+        self.num_groups = num_groups
+        self.group_size = group_size
+
+    def groups(self, num_features: int) -> int:
+        if self.num_groups is not None:
+            return self.num_groups
+        assert self.group_size is not None
+        return num_features // self.group_size
+
+    def indivisible(self, num_features: int) -> str | None:
+        name, value = ("num_groups", self.num_groups) if self.group_size is None else ("group_size", self.group_size)
+        assert value is not None
+        if num_features % value == 0:
             return None
         divisors = [n for n in range(1, num_features + 1) if num_features % n == 0]
-        nearest = min(divisors, key=lambda n: (abs(n - groups), -n))
+        nearest = min(divisors, key=lambda n: (abs(n - value), -n))
         return (
-            f"num_groups={groups} does not divide {num_features} features; divisors are "
-            f"{' '.join(map(str, divisors))}; set norm.num_groups={nearest}"
-        )
-
-    def one_value(self, num_features: int, scope: Scope) -> str | None:
-        if scope == "sample" or num_features > self.groups(num_features):
-            return None
-        return (
-            "each statistic would be taken over one value, and the output would be a constant; "
-            "choose fewer groups, or another norm (layernorm, batchnorm, weightnorm, none)"
+            f"{name}={value} does not divide {num_features} features; divisors are "
+            f"{' '.join(map(str, divisors))}; set norm.{name}={nearest}"
         )
 
 
-class LayerNorm(GroupNorm):
+class LayerNorm(SampleNorm):
     """Layer normalization: zero mean and unit variance over all features of a sample, or of each position.
 
     Args:
@@ -113,6 +214,9 @@ class LayerNorm(GroupNorm):
         Ba, Kiros & Hinton 2016, https://arxiv.org/abs/1607.06450
     """
 
+    features = "all"
+    layer_class = GroupNormLayer
+
     def __init__(
         self,
         *,
@@ -123,16 +227,14 @@ class LayerNorm(GroupNorm):
         weight: WeightReparametrization | None = None,
     ) -> None:
         super().__init__(
-            num_groups=1,
-            image_scope=image_scope,
-            sequence_scope=sequence_scope,
-            affine=affine,
-            eps=eps,
-            weight=weight,
+            image_scope=image_scope, sequence_scope=sequence_scope, affine=affine, eps=eps, weight=weight
         )
 
+    def groups(self, num_features: int) -> int:
+        return 1
 
-class InstanceNorm(GroupNorm):
+
+class InstanceNorm(SampleNorm):
     """Instance normalization: zero mean and unit variance over the positions of each feature of each sample.
 
     Args:
@@ -142,6 +244,9 @@ class InstanceNorm(GroupNorm):
         Ulyanov, Vedaldi & Lempitsky 2016, https://arxiv.org/abs/1607.08022
     """
 
+    features = "each"
+    layer_class = GroupNormLayer
+
     def __init__(
         self, *, affine: bool = True, eps: float = 1e-5, weight: WeightReparametrization | None = None
     ) -> None:
@@ -150,64 +255,57 @@ class InstanceNorm(GroupNorm):
     def groups(self, num_features: int) -> int:
         return num_features
 
-    def refusal(self, num_features: int, layout: Layout, *, causal: bool) -> str | None:
-        if causal:
-            return (
-                "statistics over all steps of a sequence would leak the future into a causal model, and a single "
-                "step has one value for each feature; choose norm=layernorm, groupnorm, weightnorm or none"
-            )
-        return None
 
-    def recurrent_refusal(self, num_features: int) -> str | None:
-        return (
-            "instance norm is not defined inside a recurrence: a single time step has one value for each feature, "
-            "and the output would be a constant; choose norm=layernorm, groupnorm, batchnorm, weightnorm or none"
-        )
+class RMSNormLayer(SampleNormLayer):
+    """y = x / sqrt(mean(x²) + eps) · gamma."""
+
+    def normalize(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
+        if self.scope == "position":
+            gain = None if self.weight is None else self.weight.to(x.dtype)  # torch's fused kernel wants one dtype
+            last = x.movedim(self.feature_dim, -1)
+            return F.rms_norm(last, (self.num_features,), gain, self.eps).movedim(-1, self.feature_dim)
+        x = precise(x)
+        grouped = self.grouped(x)
+        square = mean_square(grouped, self.dims(grouped), self.beside_groups(valid))
+        return self.scale_and_shift((grouped * torch.rsqrt(square + self.eps)).view_as(x))
 
 
-class SampleNormLayer(NormLayer):
-    """Group norm of one layout and scope; see `GroupNorm` for the formula and `NormLayer` for the shapes.
+class RMSNorm(SampleNorm):
+    """Root mean square normalization: unit mean square over all features of each position, or of a sample.
 
-    Raises:
-        ValueError: a statistic would be taken over a single value, or the features lie elsewhere.
+    y = x / sqrt(mean(x²) + eps) · gamma. There is no mean to subtract and no shift to learn: the modules before it keep
+    their bias.
+
+    Args:
+        image_scope: "sample", over (C, H, W); or "position", over C at each pixel.
+        sequence_scope: "position", each step on its own; or "sample", over all valid steps.
+        affine: learn a gain for each feature.
+        eps, weight: see `Norm`. The eps is inside the root.
+
+    References:
+        Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467
     """
 
+    measures = "mean square"
+    features = "all"
+    layer_class = RMSNormLayer
+
     def __init__(
-        self, num_features: int, *, num_groups: int, layout: Layout, scope: Scope, affine: bool, eps: float
+        self,
+        *,
+        image_scope: Scope = "sample",
+        sequence_scope: Scope = "position",
+        affine: bool = True,
+        eps: float = 1e-5,
+        weight: WeightReparametrization | None = None,
     ) -> None:
-        super().__init__(num_features, eps=eps, affine=affine)
-        self.num_groups = num_groups
-        self.layout = layout
-        self.scope = scope
+        super().__init__(
+            image_scope=image_scope, sequence_scope=sequence_scope, affine=affine, eps=eps, weight=weight
+        )
 
-    def forward(self, x: Tensor, valid: Tensor | None = None, step: int | None = None) -> Tensor:
-        feature_dim = 1 if self.layout == "image" else -1
-        self.check_features(x, feature_dim)
-        if self.scope == "position":
-            return self.each_position(x.movedim(feature_dim, -1)).movedim(-1, feature_dim)
-        if valid is not None:
-            return self.valid_positions(x, valid)
-        x = x.movedim(feature_dim, 1)
-        values = x[0].numel() // self.num_groups
-        if values == 1:
-            raise ValueError(
-                f"an input of shape {tuple(x.shape)} in {self.num_groups} groups has one value for each statistic, "
-                "and the output would be a constant; use larger inputs, fewer groups or another norm"
-            )
-        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps).movedim(1, feature_dim)
+    @property
+    def has_shift(self) -> bool:
+        return False
 
-    def each_position(self, x: Tensor) -> Tensor:
-        if self.num_groups == 1:
-            return F.layer_norm(x, (self.num_features,), self.weight, self.bias, self.eps)
-        rows = x.reshape(-1, self.num_features)
-        return F.group_norm(rows, self.num_groups, self.weight, self.bias, self.eps).view(x.shape)
-
-    def valid_positions(self, x: Tensor, valid: Tensor) -> Tensor:
-        """Statistics of `(N, L, C)` over the steps that `valid` `(N, L)` marks as real."""
-        grouped = x.float().unflatten(-1, (self.num_groups, -1))  # (N, L, G, C / G)
-        mean, var, _ = masked_moments(grouped, valid[:, :, None, None], (1, 3))
-        y = ((grouped - mean) * torch.rsqrt(var + self.eps)).flatten(2)
-        return self.scale_and_shift(y).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, num_groups={self.num_groups}, layout={self.layout}, scope={self.scope}"
+    def groups(self, num_features: int) -> int:
+        return 1

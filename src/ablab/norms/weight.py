@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
+CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class WeightReparametrization(ABC):
     """Replaces the weight of a linear or convolution by a function of other parameters."""
 
+    has_state: ClassVar[bool] = False  # whether it keeps something that is not learned
+    title: ClassVar[str]  # how it is called in sentences
+    kinds: ClassVar[str] = "linear layers and convolutions"  # what it reparametrizes
+
     @abstractmethod
     def __call__(self, module: nn.Module) -> nn.Module:
         """Reparametrize `module.weight` in place and return the module."""
 
-    def __repr__(self) -> str:
-        return type(self).__name__
-
-    @abstractmethod
     def zero_(self, module: nn.Module) -> None:
-        """Make the module's weight zero in a way that it can still learn from."""
+        """Make the module's weight zero in a way that it can still learn from; left alone where there is none."""
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})" if settings else type(self).__name__
 
 
 class PlainWeight(WeightReparametrization):
     """Leaves weights as they are."""
+
+    title = "no reparametrization"
 
     def __call__(self, module: nn.Module) -> nn.Module:
         return module
@@ -41,21 +51,131 @@ class WeightNorm(WeightReparametrization):
 
     w = g · v / ‖v‖, one g for each output feature; g starts as ‖v‖, so that wrapping changes no output.
 
+    Raises:
+        ValueError: a weight of length 0, or one that is shared with another module afterwards.
+
     References:
         Salimans & Kingma 2016, https://arxiv.org/abs/1602.07868
     """
 
+    title = "weight norm"
+
     def __call__(self, module: nn.Module) -> nn.Module:
-        assert isinstance(module.weight, Tensor)
-        output_dim = 1 if isinstance(module, TRANSPOSED) else 0
-        others = tuple(dim for dim in range(module.weight.dim()) if dim != output_dim)
-        if not module.weight.is_meta and (module.weight.detach().pow(2).sum(others) == 0).any():
+        weight = module.weight
+        assert isinstance(weight, nn.Parameter)
+        length = torch.linalg.vector_norm(weight.detach(), dim=others(weight, output_dim(module)))
+        if not weight.is_meta and (length == 0).any():
             raise ValueError(
                 f"weight norm of {module}: a weight of length 0 has no direction; initialize it with other "
                 "values, and make the layer zero by Norm.zero_init, which zeroes g"
             )
-        return parametrizations.weight_norm(module, "weight", dim=output_dim)
+        parametrize.register_parametrization(module, "weight", LengthAndDirection(module, weight))
+        return module
 
     def zero_(self, module: nn.Module) -> None:
-        # torch keeps g as original0 and v as original1
+        # g is original0, v is original1
         nn.init.zeros_(module.parametrizations.weight.original0)  # type: ignore[union-attr, arg-type]
+
+
+class LengthAndDirection(nn.Module):
+    """w = g · v / ‖v‖. Remembers the parameter that it replaced, to find out whether another module still has it."""
+
+    def __init__(self, module: nn.Module, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.dim = output_dim(module)
+        self.replaced: Any = weakref.ref(weight)
+
+    def forward(self, length: Tensor, direction: Tensor) -> Tensor:
+        return torch._weight_norm(direction, length, self.dim)
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        replaced = self.replaced and self.replaced()
+        if isinstance(weight, nn.Parameter) and weight is not replaced:
+            raise ValueError(
+                "weight norm makes g and v of its own out of a weight, which so cannot be shared with another module; "
+                "share none, or choose norm/weight=none"
+            )
+        return torch.linalg.vector_norm(weight, dim=others(weight, self.dim), keepdim=True), weight
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "replaced": None}  # a weak reference goes into no file and no copy
+
+
+class WeightStandardization(WeightReparametrization):
+    """Weight standardization: zero mean and unit variance of each output's weight; of convolutions only.
+
+    w = (v − mean) / sqrt(var + eps), mean and biased variance over all weights of an output feature. It relies on an
+    activation norm behind it, which takes the scale out.
+
+    Args:
+        eps: added to the variance, inside the root, as the paper's formula has it (its authors' code adds it to the
+            unbiased standard deviation).
+
+    References:
+        Qiao et al. 2019, https://arxiv.org/abs/1903.10520
+    """
+
+    title = "weight standardization"
+    kinds = "convolutions"
+
+    def __init__(self, *, eps: float = 1e-5) -> None:
+        if eps <= 0:
+            raise ValueError(f"eps={eps}: the variance needs something added before the root, for example 1e-5")
+        self.eps = eps
+
+    def __call__(self, module: nn.Module) -> nn.Module:
+        if isinstance(module, CONVOLUTIONS):
+            parametrize.register_parametrization(module, "weight", Standardized(output_dim(module), self.eps))
+        return module
+
+
+class Standardized(nn.Module):
+    """(v − mean) / sqrt(var + eps), for each output feature."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+
+    def forward(self, weight: Tensor) -> Tensor:
+        var, mean = torch.var_mean(weight, others(weight, self.dim), correction=0, keepdim=True)
+        return (weight - mean) * torch.rsqrt(var + self.eps)
+
+
+class SpectralNorm(WeightReparametrization):
+    """Spectral normalization: the weight divided by its largest singular value.
+
+    w = v / σ(v), for a convolution σ of the matrix (out, in · kernel). A power iteration estimates σ; each training
+    step takes `num_iterations` more of it.
+
+    Args:
+        num_iterations: of the power iteration, at each training step.
+        eps: added to lengths that are divided by.
+
+    References:
+        Miyato et al. 2018, https://arxiv.org/abs/1802.05957
+    """
+
+    title = "spectral norm"
+    has_state = True
+
+    def __init__(self, *, num_iterations: int = 1, eps: float = 1e-12) -> None:
+        if num_iterations < 1:
+            raise ValueError(f"num_iterations={num_iterations}: at least one is needed")
+        self.num_iterations = num_iterations
+        self.eps = eps
+
+    def __call__(self, module: nn.Module) -> nn.Module:
+        return parametrizations.spectral_norm(
+            module, "weight", self.num_iterations, eps=self.eps, dim=output_dim(module)
+        )
+
+
+def output_dim(module: nn.Module) -> int:
+    """The dimension of a module's weight that numbers its output features."""
+    return 1 if isinstance(module, TRANSPOSED) else 0
+
+
+def others(weight: Tensor, dim: int) -> tuple[int, ...]:
+    """All dimensions of a weight but one."""
+    return tuple(d for d in range(weight.dim()) if d != dim)

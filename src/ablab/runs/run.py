@@ -42,12 +42,17 @@ class Run:
         self.config = config
         self.owner = owner
         self.record: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}
         self.metrics: dict[str, float] = {}
         self.loggers: list[Logger] = []
 
     @classmethod
-    def create(cls, cfg: DictConfig) -> Run:
+    def create(cls, cfg: DictConfig, **facts: Any) -> Run:
         """Make the folder of a new run, `<output_dir>/<date>_<time>_<name>`, or join the one that rank 0 made.
+
+        Args:
+            cfg: the composed config.
+            facts: what else is to be recorded, beside the config, in run.json and by every logger.
 
         Raises:
             ConfigError: there can be no such folder.
@@ -65,7 +70,9 @@ class Run:
             "git_commit": git_commit(),
             "python": platform.python_version(),
             "packages": {name: metadata.version(name) for name in RECORDED_PACKAGES},
+            **facts,
         }
+        run.facts = facts
         run.write()
         return run
 
@@ -76,7 +83,7 @@ class Run:
             The loggers of the run: metrics.csv, which is always written, and those given.
         """
         self.loggers = [MetricsCSV(self.folder), *loggers]
-        facts = {"run": {"folder": str(self.folder), "git_commit": self.record.get("git_commit")}}
+        facts = {"run": {"folder": str(self.folder), "git_commit": self.record.get("git_commit"), **self.facts}}
         for logger in self.loggers:
             logger.log_hyperparams({**self.config, **facts})
             if hasattr(logger, "announce"):

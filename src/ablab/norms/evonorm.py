@@ -1,0 +1,120 @@
+"""EvoNorm: norm and nonlinearity found together by search."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ablab.norms.batch import BatchNorm, BatchNormLayer
+from ablab.norms.layer import Layout, NormLayer, Statistic, moments, precise
+from ablab.norms.sample import GroupNorm, SampleNorm, SampleNormLayer
+from ablab.norms.weight import WeightReparametrization
+
+
+class EvoNormS0Layer(SampleNormLayer):
+    """y = x · sigmoid(v · x) / sqrt(var + eps) · gamma + beta; x / sqrt(var + eps) · gamma + beta where none follows."""
+
+    def __init__(
+        self, norm: SampleNorm, num_features: int, layout: Layout, *, activation: nn.Module | None = None
+    ) -> None:
+        super().__init__(norm, num_features, layout)
+        self.v = None if activation is None else nn.Parameter(torch.ones(num_features))
+
+    def normalize(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
+        x = precise(x)
+        grouped = self.grouped(x)
+        _, var, _ = moments(grouped, self.dims(grouped), self.beside_groups(valid))
+        scale = torch.rsqrt(var + self.eps).expand_as(grouped).reshape(x.shape)
+        if self.v is not None:
+            scale = scale * torch.sigmoid(x * self.beside(self.v, x))
+        return self.scale_and_shift(x * scale)
+
+
+class EvoNormS0(GroupNorm):
+    """EvoNorm-S0: a norm over groups of features of a sample that brings its own nonlinearity.
+
+    y = x · sigmoid(v · x) / sqrt(var + eps) · gamma + beta, with a learned v for each feature and the biased variance
+    over a group and all positions. At a place that no nonlinearity follows only the division is left.
+
+    Args:
+        num_groups, group_size, image_scope, sequence_scope, affine, eps, weight: see `GroupNorm`.
+
+    References:
+        Liu et al. 2020, https://arxiv.org/abs/2004.02967
+    """
+
+    measures = "variance"
+    layer_class = EvoNormS0Layer
+
+
+class EvoNormB0(BatchNorm):
+    """EvoNorm-B0: a norm over the batch that brings its own nonlinearity.
+
+    y = x / max(sqrt(batch var + eps), v · x + sqrt(instance var + eps)) · gamma + beta, with a learned v for each
+    feature; evaluation takes the running average of the batch variance. At a place that no nonlinearity follows only
+    the division by sqrt(batch var + eps) is left.
+
+    Args:
+        momentum, sync: see `BatchNorm`.
+        affine, eps, weight: see `Norm`.
+
+    References:
+        Liu et al. 2020, https://arxiv.org/abs/2004.02967
+    """
+
+    def __init__(
+        self,
+        *,
+        momentum: float = 0.1,
+        sync: bool = False,
+        affine: bool = True,
+        eps: float = 1e-5,
+        weight: WeightReparametrization | None = None,
+    ) -> None:
+        super().__init__(momentum=momentum, sync=sync, affine=affine, eps=eps, weight=weight)
+
+    def statistics(self, layout: Layout) -> tuple[Statistic, ...]:
+        positions = layout != "recurrence"
+        return (
+            Statistic("variance", batch=True, positions=positions, source="running"),
+            Statistic("variance", positions=positions),
+        )
+
+    def layer(
+        self,
+        num_features: int,
+        layout: Layout,
+        *,
+        num_steps: int | None = None,
+        activation: nn.Module | None = None,
+    ) -> NormLayer:
+        return EvoNormB0Layer(self, num_features, layout, activation=activation)
+
+
+class EvoNormB0Layer(BatchNormLayer):
+    """x / max(sqrt(batch var + eps), v · x + sqrt(instance var + eps)); see `EvoNormB0`."""
+
+    def __init__(
+        self, norm: BatchNorm, num_features: int, layout: Layout, *, activation: nn.Module | None = None
+    ) -> None:
+        super().__init__(norm, num_features, layout)
+        self.v = None if activation is None else nn.Parameter(torch.ones(num_features))
+
+    @property
+    def torch_has_it(self) -> bool:
+        return False
+
+    def formula(
+        self,
+        x: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        mask: Tensor | None,
+        r: Tensor | None = None,
+        d: Tensor | None = None,
+    ) -> Tensor:
+        std = torch.sqrt(var + self.eps)
+        if self.v is not None:
+            _, own, _ = moments(x, self.dims(x)[1:], mask)
+            std = torch.maximum(std, x * self.beside(self.v, x) + torch.sqrt(own + self.eps))
+        return self.scale_and_shift(x / std)

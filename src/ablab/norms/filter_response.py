@@ -1,0 +1,50 @@
+"""Filter response norm, and the thresholded unit that belongs to it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ablab.norms.layer import Layout, mean_square, precise
+from ablab.norms.sample import InstanceNorm, SampleNorm, SampleNormLayer
+from ablab.norms.weight import WeightReparametrization
+
+
+class FilterResponseNormLayer(SampleNormLayer):
+    """y = x / sqrt(mean(x²) + eps) · gamma + beta, then max(y, tau) where a nonlinearity follows."""
+
+    def __init__(
+        self, norm: SampleNorm, num_features: int, layout: Layout, *, activation: nn.Module | None = None
+    ) -> None:
+        super().__init__(norm, num_features, layout)
+        self.tau = None if activation is None else nn.Parameter(torch.zeros(num_features))
+
+    def normalize(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
+        x = precise(x)
+        dims = tuple(range(2, x.dim())) if self.layout == "image" else (1,)
+        square = mean_square(x, dims, None if valid is None else valid[..., None])
+        y = self.scale_and_shift(x * torch.rsqrt(square + self.eps))
+        return y if self.tau is None else torch.maximum(y, self.beside(self.tau, y))
+
+
+class FilterResponseNorm(InstanceNorm):
+    """Filter response normalization: unit mean square over the positions of each feature of each sample.
+
+    y = max(x / sqrt(mean(x²) + eps) · gamma + beta, tau). The threshold tau is learned, one for each feature, and takes
+    the place of the nonlinearity behind the norm; where none follows it is left out.
+
+    Args:
+        affine, weight: see `Norm`.
+        eps: inside the root; the paper's fixed one.
+
+    References:
+        Singh & Krishnan 2019, https://arxiv.org/abs/1911.09737
+    """
+
+    measures = "mean square"
+    layer_class = FilterResponseNormLayer
+
+    def __init__(
+        self, *, affine: bool = True, eps: float = 1e-6, weight: WeightReparametrization | None = None
+    ) -> None:
+        super().__init__(affine=affine, eps=eps, weight=weight)

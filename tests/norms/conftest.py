@@ -1,0 +1,80 @@
+"""What the norms' tests share: every YAML of conf/norm as an object, and inputs of every layout."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ablab.config.build import build
+from ablab.norms import Layout, Norm, Refused
+
+FEATURES = 16  # two of them in each of the eight groups that are the default
+SHAPES: dict[str, tuple[Layout, tuple[int, ...]]] = {
+    "image 1d": ("image", (4, FEATURES, 6)),
+    "image": ("image", (4, FEATURES, 3, 5)),
+    "image channels_last": ("image", (4, FEATURES, 3, 5)),
+    "image 3d": ("image", (4, FEATURES, 2, 3, 2)),
+    "sequence": ("sequence", (4, 6, FEATURES)),
+    "heads": ("heads", (4, 2, 6, FEATURES)),
+    "recurrence": ("recurrence", (4, FEATURES)),
+    "recurrence, all steps": ("recurrence", (4, 6, FEATURES)),
+}
+
+
+@functools.cache
+def norm_node(choice: str) -> Any:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from tests.conftest import ROOT
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", [f"norm={choice}"]).norm
+
+
+def chosen(choice: str) -> Norm:
+    """A choice of conf/norm, exactly as its YAML has it."""
+    return build(norm_node(choice))
+
+
+@pytest.fixture
+def norm(norm_choice: str) -> Norm:
+    return chosen(norm_choice)
+
+
+def make(norm: Norm, shape: str, activation: nn.Module | None = None, features: int = FEATURES) -> nn.Module:
+    """The norm's layer for a shape of `SHAPES`, its parameters drawn at random."""
+    layout, _ = SHAPES[shape]
+    layer = norm.recurrent(features, "cell", num_steps=6) if layout == "recurrence" else norm(features, layout)
+    if activation is not None and layout != "recurrence":
+        layer = norm(features, layout, activation=activation)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, mean=1.0, std=0.2)
+    return layer
+
+
+def defined(layer: nn.Module) -> bool:
+    return not isinstance(layer, Refused)
+
+
+def inputs(shape: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    _, size = SHAPES[shape]
+    x = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 3 + 1
+    x = x.to(dtype)
+    return x.to(memory_format=torch.channels_last) if "channels_last" in shape else x
+
+
+def call(layer: nn.Module, x: Tensor, shape: str, valid: Tensor | None = None) -> Tensor:
+    """The layer's output; a single time step is the third."""
+    return layer(x, valid, 2) if shape == "recurrence" else layer(x, valid)
+
+
+def twin(layer: nn.Module) -> nn.Module:
+    """The same layer with a state of its own."""
+    return copy.deepcopy(layer)
