@@ -88,6 +88,11 @@ def check_trainer(cfg: DictConfig) -> None:
         raise ConfigError(
             f"trainer.gradient_clip_val={trainer.gradient_clip_val}: a norm above 0 is needed, or null for no limit"
         )
+    if trainer.get("sync_batchnorm"):
+        raise ConfigError(
+            "trainer.sync_batchnorm=true: it converts torch's own layers and would leave this project's as they are; "
+            "choose norm=syncbatchnorm, or norm.sync=true"
+        )
     name = trainer.accelerator
     if name == "auto":
         return

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ablab.models.interface import NormFactory
-from ablab.models.sizes import at_least_one, num_outputs
+from ablab.models.sequences import num_outputs, without_padding
+from ablab.models.sizes import at_least_one
 
 
 class RNN(nn.Module):
@@ -90,7 +91,7 @@ class RNN(nn.Module):
             raise ValueError(
                 f"a sequence of {inputs.shape[1]} steps is longer than context_length={self.context_length}"
             )
-        x = self.embed(inputs)
+        x = self.embed(without_padding(inputs, valid))
         last = x
         for i, directions in enumerate(self.layers):
             x = self.dropout(x) if i > 0 else x

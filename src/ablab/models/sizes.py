@@ -8,19 +8,3 @@ def at_least_one(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name}={size}: at least 1 is needed")
-
-
-def num_outputs(in_features: int | None, vocab_size: int | None, num_classes: int | None) -> int:
-    """How many logits a sequence model gives: its classes, or its vocabulary where it predicts the next token.
-
-    Raises:
-        ValueError: it would read vectors and tokens, or neither; or there is nothing to predict.
-    """
-    if (in_features is None) == (vocab_size is None):
-        raise ValueError(
-            f"in_features={in_features}, vocab_size={vocab_size}: give one of them, the steps' vectors or their tokens"
-        )
-    outputs = vocab_size if num_classes is None else num_classes
-    if outputs is None:
-        raise ValueError("num_classes=None: it is needed without vocab_size, as there is no next token to predict")
-    return outputs

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablab.models.interface import NormFactory
-from ablab.models.sizes import at_least_one, num_outputs
+from ablab.models.sequences import num_outputs, without_padding
+from ablab.models.sizes import at_least_one
 
 
 class Transformer(nn.Module):
@@ -95,7 +96,7 @@ class Transformer(nn.Module):
         length = inputs.shape[1]
         if length > self.context_length:
             raise ValueError(f"a sequence of {length} steps is longer than context_length={self.context_length}")
-        x = self.embed(inputs) + self.positions.weight[:length]
+        x = self.embed(without_padding(inputs, valid)) + self.positions.weight[:length]
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), 1, -1), x], 1)
             valid = None if valid is None else F.pad(valid, (1, 0), value=True)

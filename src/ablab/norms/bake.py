@@ -28,14 +28,26 @@ def bake(model: nn.Module) -> nn.Module:
     baked = copy.deepcopy(model).eval()
     for module in list(baked.modules()):
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            make_plain(module)
     for before, name in list(foldable(baked)):
         norm = baked.get_submodule(name)
         assert isinstance(norm, BatchNormLayer)
         fold(baked.get_submodule(before), norm)
         baked.set_submodule(name, Identity(norm.activation))
     return baked
+
+
+def make_plain(module: nn.Module) -> None:
+    """Replace what a weight is computed from by the weight.
+
+    torch's `remove_parametrizations` changes the class, which a copied module shares with the one it was copied from.
+    """
+    names = list(module.parametrizations)  # type: ignore[arg-type]
+    weights = {name: nn.Parameter(getattr(module, name).detach().clone()) for name in names}
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    for name, weight in weights.items():
+        setattr(module, name, weight)
 
 
 class Tracer(fx.Tracer):

@@ -181,7 +181,7 @@ class BatchNormLayer(NormLayer):
     def normalize(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
         if not self.learning:
             return self.by_averages(x, valid, step)
-        if not step:  # once a sequence
+        if not step and self.pooled is None:  # once a sequence
             self.num_batches_tracked.add_(1)
         ghost = self.norm.ghost_batch_size
         if ghost is None or len(x) <= ghost:
@@ -270,7 +270,7 @@ class BatchNormLayer(NormLayer):
     ) -> tuple[Tensor, Tensor]:
         """What leads from the batch's statistics to the running ones, within bounds; no gradient flows through it."""
         norm = self.norm
-        since = self.num_batches_tracked - norm.renorm_start
+        since = (self.num_batches_tracked - norm.renorm_start).to(running_var.dtype)
         grown = (since / max(1, norm.renorm_end - norm.renorm_start)).clamp(0, 1)
         r_max, d_max = 1 + (norm.r_max - 1) * grown, norm.d_max * grown
         std = torch.sqrt(running_var + self.eps)
@@ -302,7 +302,7 @@ def average(
     mean, var, count = (moment.detach().view_as(running_mean) for moment in (mean, var, count))
     away = mean - running_mean
     if pooled is None:
-        share = torch.where(count > 1, momentum, 0.0).to(mean.dtype)
+        share = (count > 1).to(mean.dtype) * momentum
         unbiased = var * count / (count - 1).clamp(min=1)
         running_mean.add_(share * away)
         running_var.add_(share * (unbiased - running_var))

@@ -91,13 +91,14 @@ class NormLayer(nn.Module):
         self.layout = layout
         self.statistics = norm.statistics(layout)
         self.group_size = norm.features_in_group(num_features)
+        self.honours_masks = norm.honours_masks
         self.eps = norm.eps
         self.weight = nn.Parameter(torch.full((num_features,), gain)) if norm.has_gain else None
         self.bias = nn.Parameter(torch.zeros(num_features)) if norm.has_shift else None
         self.activation = activation
 
     def forward(self, x: Tensor, valid: Tensor | None = None, step: int | None = None) -> Tensor:
-        if problem := self.problem(x.shape):
+        if problem := self.problem(x.shape, None if valid is None else valid.shape):
             raise ValueError(problem)
         y = self.normalize(x, valid, step).to(x.dtype)
         return y if self.activation is None else self.activation(y)
@@ -112,8 +113,8 @@ class NormLayer(nn.Module):
     def feature_dim(self) -> int:
         return 1 if self.layout == "image" else -1
 
-    def problem(self, shape: torch.Size) -> str | None:
-        """Why an input of this shape is refused, with the remedy; None where it is not."""
+    def problem(self, shape: torch.Size, mask: torch.Size | None = None) -> str | None:
+        """Why an input of this shape, with a mask of that shape, is refused, and the remedy; None where it is not."""
         least, most = {"image": (3, 5), "sequence": (3, 3), "heads": (4, 4), "recurrence": (2, 3)}[self.layout]
         if not least <= len(shape) <= most or shape[self.feature_dim] != self.num_features:
             return (
@@ -121,9 +122,23 @@ class NormLayer(nn.Module):
                 f"{tuple(shape)}; dimension {self.feature_dim} must hold the features: give them there, "
                 "or build the norm for another layout"
             )
+        if mask is not None and (problem := self.problem_of_mask(shape, mask)):
+            return problem
         for statistic in self.statistics:
             if self.values(statistic, shape) == 1:
                 return self.too_few(statistic, shape)
+        return None
+
+    def problem_of_mask(self, shape: torch.Size, mask: torch.Size) -> str | None:
+        if self.layout in ("image", "heads"):
+            return f"a mask marks the real steps of a sequence, and the layout {self.layout} has none; give valid=None"
+        if not self.honours_masks:
+            return (
+                "this norm takes padding for values, and the batch has padding; choose a norm that honours masks, or "
+                "data whose sequences are equally long"
+            )
+        if mask != shape[:-1]:
+            return f"a mask of shape {tuple(mask)} does not belong to an input of shape {tuple(shape)}; give {tuple(shape[:-1])}"
         return None
 
     def values(self, statistic: Statistic, shape: torch.Size) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -25,6 +25,8 @@ class Norm(ABC):
         eps: added to the variance, or to the mean square, before the root.
         weight: how weights are reparametrized, beside what happens to the activations; None leaves them as they are.
     """
+
+    honours_masks: ClassVar[bool] = True  # padding enters no statistic
 
     def __init__(
         self, *, affine: bool = True, eps: float = 1e-5, weight: WeightReparametrization | None = None

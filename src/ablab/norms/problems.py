@@ -35,7 +35,8 @@ def recorded(model: nn.Module, found: dict[str, list[str]]) -> Iterator[None]:
 
     def note(name: str, module: NormLayer | Refused) -> Callable[..., Tensor]:
         def forward(x: Tensor, valid: Tensor | None = None, step: int | None = None) -> Tensor:
-            reason = module.reason if isinstance(module, Refused) else module.problem(x.shape)
+            mask = None if valid is None else valid.shape
+            reason = module.reason if isinstance(module, Refused) else module.problem(x.shape, mask)
             names = found.setdefault(reason, []) if reason else []
             if name not in names:
                 names.append(name)

@@ -52,7 +52,7 @@ class WeightNorm(WeightReparametrization):
     w = g · v / ‖v‖, one g for each output feature; g starts as ‖v‖, so that wrapping changes no output.
 
     Raises:
-        ValueError: a weight of length 0, or one that is shared with another module afterwards.
+        ValueError: a weight of length 0.
 
     References:
         Salimans & Kingma 2016, https://arxiv.org/abs/1602.07868
@@ -89,12 +89,6 @@ class LengthAndDirection(nn.Module):
         return torch._weight_norm(direction, length, self.dim)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        replaced = self.replaced and self.replaced()
-        if isinstance(weight, nn.Parameter) and weight is not replaced:
-            raise ValueError(
-                "weight norm makes g and v of its own out of a weight, which so cannot be shared with another module; "
-                "share none, or choose norm/weight=none"
-            )
         return torch.linalg.vector_norm(weight, dim=others(weight, self.dim), keepdim=True), weight
 
     def __getstate__(self) -> dict[str, Any]:

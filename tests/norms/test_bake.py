@@ -1,0 +1,108 @@
+"""Baked for export: the same outputs from plain weights, and a graph that torch.export takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ablab.config.build import build
+from ablab.norms import BatchNorm, LayerNorm, NormLayer, WeightNorm, bake
+
+# model, kind of data, and norms that cannot be there or have a test of their own
+PLACES = [("resnet", "images"), ("transformer", "sequences"), ("transformer", "text"), ("rnn", "sequences")]
+
+
+def trained(cfg: DictConfig, kind: str, batch: Callable[..., Any]) -> tuple[nn.Module, Any] | None:
+    """A model whose weights and averages have moved a little; None where the norm is refused."""
+    example, sizes = batch(kind)
+    model = build(cfg.model, norm=build(cfg.norm), **sizes)
+    try:
+        model(example.inputs)
+    except ValueError:
+        return None
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(example.inputs).square().mean().backward()
+        optimizer.step()
+    return model.eval(), example.inputs
+
+
+@pytest.mark.parametrize(("model_name", "kind"), PLACES)
+def test_a_baked_model_computes_the_same_and_is_exported(
+    model_name: str, kind: str, norm_choice: str, config: Callable[..., DictConfig], batch: Callable[..., Any]
+) -> None:
+    words = ["model.hidden_size=16"] if model_name == "rnn" else []
+    ready = trained(config(f"model={model_name}", f"norm={norm_choice}", *words), kind, batch)
+    if ready is None:
+        return  # the refusal is tested in test_refusals and in the grid
+    model, inputs = ready
+    with torch.no_grad():
+        expected = model(inputs)
+        baked = bake(model)
+        torch.testing.assert_close(baked(inputs), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(inputs), expected)  # the original stays
+        assert not any(parametrize.is_parametrized(module) for module in baked.modules())
+        exported = torch.export.export(baked, (inputs,)).module()
+        torch.testing.assert_close(exported(inputs), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [BatchNorm(), BatchNorm(mean_only=True), BatchNorm(affine=False, weight=WeightNorm())])
+def test_every_batch_norm_of_a_resnet_is_folded(norm: BatchNorm) -> None:
+    from ablab.models.resnet import ResNet
+
+    model = ResNet(3, 10, norm=norm, depth=14, width=8).double()
+    x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    for _ in range(3):
+        model(x)
+    baked = bake(model)
+    assert not any(isinstance(module, NormLayer) for module in baked.modules())
+    torch.testing.assert_close(baked(x), model.eval()(x), rtol=1e-10, atol=1e-10)
+
+
+class Shared(nn.Module):
+    """What must not be folded: an output that is read twice, and a norm that has something between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.norm1, self.norm2 = BatchNorm()(4, "sequence"), BatchNorm()(4, "sequence")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        return self.norm1(y) + y + self.norm2(torch.relu(self.second(x)))
+
+
+def test_a_batch_norm_that_is_not_alone_behind_its_layer_stays() -> None:
+    model = Shared()
+    x = torch.randn(4, 5, 4)
+    model(x)
+    baked = bake(model)
+    assert sum(isinstance(module, NormLayer) for module in baked.modules()) == 2
+    torch.testing.assert_close(baked(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("linear", [nn.Conv1d(3, 4, 2), nn.Conv3d(3, 4, 2), nn.Conv2d(3, 4, 2, bias=False)])
+def test_batch_norm_is_folded_behind_every_kind_of_convolution(linear: nn.Module) -> None:
+    model = nn.Sequential(linear, BatchNorm()(4, "image")).double()
+    dims = linear.weight.dim() - 2
+    x = torch.randn(5, 3, *[6] * dims, dtype=torch.float64)
+    for parameter in model[1].parameters():
+        nn.init.normal_(parameter)
+    model(x)
+    baked = bake(model)
+    assert not isinstance(baked[1], NormLayer)
+    torch.testing.assert_close(baked(x), model.eval()(x))
+
+
+def test_a_model_without_anything_to_bake_is_copied() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), LayerNorm()(8, "sequence"))
+    x = torch.randn(2, 3, 4)
+    assert torch.equal(bake(model)(x), model(x))
+    assert bake(model)[0].weight is not model[0].weight

@@ -1,0 +1,308 @@
+"""What is refused, word for word: the value, the place and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ablab.norms import (
+    BatchNorm,
+    DyT,
+    EvoNormB0,
+    FilterResponseNorm,
+    GroupNorm,
+    InstanceNorm,
+    LayerNorm,
+    NoNorm,
+    Norm,
+    NormLayer,
+    Refused,
+    SpectralNorm,
+    WeightNorm,
+    WeightStandardization,
+    problems,
+)
+
+
+def reason(layer: nn.Module) -> str:
+    """Why there is no layer; calling the one that stands for it says so too."""
+    assert isinstance(layer, Refused)
+    with pytest.raises(ValueError) as error:
+        layer(torch.zeros(1))
+    assert str(error.value) == layer.reason
+    return layer.reason
+
+
+def message(act: Callable[[], Any]) -> str:
+    with pytest.raises(ValueError) as error:
+        act()
+    return str(error.value)
+
+
+# When a layer is asked for ----------------------------------------------------------------------------------------
+
+
+def test_groups_that_do_not_divide_are_refused_with_the_nearest_that_do() -> None:
+    assert reason(GroupNorm(num_groups=32)(48, "image")) == (
+        "num_groups=32 does not divide 48 features; divisors are 1 2 3 4 6 8 12 16 24 48; set norm.num_groups=24"
+    )
+    assert reason(GroupNorm(num_groups=None, group_size=64)(48, "sequence")) == (
+        "group_size=64 does not divide 48 features; divisors are 1 2 3 4 6 8 12 16 24 48; set norm.group_size=48"
+    )
+
+
+def test_statistics_over_time_are_refused_in_causal_models() -> None:
+    assert reason(BatchNorm()(8, "sequence", causal=True)) == (
+        "a mean and variance over the batch and all positions would leak the future into a causal model; "
+        "choose a norm whose statistics stay within a step"
+    )
+    assert reason(GroupNorm()(16, "sequence", causal=True)) == (
+        "a mean and variance over all positions and a group of features would leak the future into a causal model; "
+        "set norm.sequence_scope=position"
+    )
+    assert not isinstance(GroupNorm(sequence_scope="position")(16, "sequence", causal=True), Refused)
+    assert not isinstance(BatchNorm(frozen=True)(16, "sequence", causal=True), Refused)
+
+
+def test_a_single_value_for_each_statistic_is_refused() -> None:
+    assert reason(InstanceNorm().recurrent(8, "cell", num_steps=3)) == (
+        "inside a recurrence, where a step stands alone, the mean and variance of each feature would be taken over a "
+        "single value, and the output would not depend on how large it is; choose a norm over several features or over "
+        "the batch"
+    )
+    assert reason(GroupNorm(num_groups=8, sequence_scope="position")(8, "sequence")) == (
+        "the mean and variance of each feature would be taken over a single value, and the output would not depend on "
+        "how large it is; choose a norm over several features or over the batch"
+    )
+    for norm in (FilterResponseNorm(), EvoNormB0()):
+        assert "single value" in reason(norm.recurrent(8, "input", num_steps=3))
+    assert "single value" in reason(LayerNorm()(1, "sequence"))
+
+
+def test_heads_are_normalized_on_their_own() -> None:
+    assert reason(BatchNorm()(8, "heads")) == (
+        "queries and keys are normalized within one head of one step, and not by mean and variance over the batch and "
+        "all positions; choose a norm over all features"
+    )
+
+
+def test_a_layout_or_a_site_that_there_is_not() -> None:
+    assert message(lambda: BatchNorm()(8, "tokens")) == (
+        "layout=tokens: there are image, sequence, heads; inside a recurrence, Norm.recurrent"
+    )
+    assert message(lambda: BatchNorm().recurrent(8, "output", num_steps=2)) == (
+        "site=output: there are input, recurrent, cell"
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: BatchNorm(momentum=0), "momentum=0: a share of the newest batch is needed, more than 0 and at most 1"),
+        (lambda: LayerNorm(eps=0), "eps=0: the variance needs something added before the root, for example 1e-5"),
+        (lambda: GroupNorm(num_groups=0), "num_groups=0: at least one group is needed"),
+        (lambda: GroupNorm(num_groups=None, group_size=0), "group_size=0: a group has at least one feature"),
+        (
+            lambda: GroupNorm(num_groups=4, group_size=4),
+            "num_groups=4, group_size=4: give one of them and set the other to null",
+        ),
+        (
+            lambda: GroupNorm(num_groups=None),
+            "num_groups=None, group_size=None: give one of them and set the other to null",
+        ),
+        (
+            lambda: BatchNorm(ghost_batch_size=0),
+            "ghost_batch_size=0: at least one sample is needed, or null for all",
+        ),
+        (
+            lambda: BatchNorm(r_max=0.5),
+            "r_max=0.5, d_max=0.0: bounds of at least 1 and 0 are needed; those are no renorm",
+        ),
+        (
+            lambda: BatchNorm(renorm_start=5, renorm_end=2),
+            "renorm_start=5, renorm_end=2: steps from 0 on, in this order",
+        ),
+        (
+            lambda: BatchNorm(sync=True, ghost_batch_size=4),
+            "ghost_batch_size=4, sync=true: one narrows the batch that is seen, the other widens it; set one of them",
+        ),
+        (
+            lambda: BatchNorm(mean_only=True, r_max=3),
+            "mean_only=true, r_max=3, d_max=0.0: renorm corrects a division; set one of them",
+        ),
+        (
+            lambda: BatchNorm(frozen=True, sync=True),
+            "frozen=true: no batch is looked at, so sync, ghost_batch_size and renorm must be off",
+        ),
+        (lambda: DyT(alpha=0), "alpha=0: more than 0 is needed, for example 0.5"),
+        (
+            lambda: WeightStandardization(eps=0),
+            "eps=0: the variance needs something added before the root, for example 1e-5",
+        ),
+        (lambda: SpectralNorm(num_iterations=0), "num_iterations=0: at least one is needed"),
+    ],
+)
+def test_settings_that_make_no_sense(make: Callable[[], Any], expected: str) -> None:
+    assert message(make) == expected
+
+
+# When an input comes ----------------------------------------------------------------------------------------------
+
+
+def test_a_batch_of_one_with_batch_norm() -> None:
+    expected = (
+        "an input of shape (1, 8, 1, 1) leaves a single value for each mean and variance over the batch and all "
+        "positions, and the output would not depend on how large it is; raise data.batch_size (and drop a last batch "
+        "of one sample), or choose a norm that does not look at the batch"
+    )
+    layer = BatchNorm()(8, "image")
+    assert message(lambda: layer(torch.randn(1, 8, 1, 1))) == expected
+    layer(torch.randn(1, 8, 2, 1))  # two values are enough
+    layer.eval()(torch.randn(1, 8, 1, 1))  # and evaluation looks at no batch
+    cell = BatchNorm().recurrent(8, "cell", num_steps=3)
+    assert "(1, 8) leaves a single value for each mean and variance over the batch," in message(
+        lambda: cell(torch.randn(1, 8), step=0)
+    )
+
+
+def test_a_last_ghost_batch_of_one_sample() -> None:
+    layer = BatchNorm(ghost_batch_size=4)(8, "image")
+    assert message(lambda: layer(torch.randn(9, 8, 1, 1))) == (
+        "an input of shape (9, 8, 1, 1) leaves a single value for each mean and variance over the batch and all "
+        "positions, and the output would not depend on how large it is; raise data.batch_size (and drop a last batch "
+        "of one sample), or choose a norm that does not look at the batch"
+    )
+
+
+def test_instance_norm_of_a_single_pixel() -> None:
+    layer = InstanceNorm()(8, "image")
+    expected = (
+        "an input of shape (4, 8, 1, 1) leaves a single value for each mean and variance over all positions, and the "
+        "output would not depend on how large it is; use larger inputs, fewer groups, or a norm over more values"
+    )
+    for mode in (True, False):
+        assert message(lambda: layer.train(mode)(torch.randn(4, 8, 1, 1))) == expected  # noqa: B023
+
+
+def test_features_in_another_dimension() -> None:
+    assert message(lambda: LayerNorm()(8, "sequence")(torch.randn(4, 7, 5))) == (
+        "a norm of 8 features in the layout sequence got a tensor of shape (4, 7, 5); dimension -1 must hold the "
+        "features: give them there, or build the norm for another layout"
+    )
+    assert "dimension 1 must hold the features" in message(lambda: BatchNorm()(8, "image")(torch.randn(4, 7, 8)))
+    assert "in the layout sequence" in message(lambda: BatchNorm()(8, "sequence")(torch.randn(7, 8)))
+
+
+def test_a_step_beyond_the_longest_sequence() -> None:
+    assert message(lambda: BatchNorm().recurrent(8, "input", num_steps=3)(torch.randn(2, 8), step=3)) == (
+        "batch norm in a recurrence keeps statistics for 3 steps, and step 4 was asked for"
+    )
+
+
+class Maskless(Norm):
+    """A norm of a fork that does not know padding."""
+
+    honours_masks = False
+
+    def statistics(self, layout: Any) -> tuple[Any, ...]:
+        return ()
+
+    def layer(self, num_features: int, layout: Any, **rest: Any) -> NormLayer:
+        return Nothing(self, num_features, layout)
+
+
+class Nothing(NormLayer):
+    def normalize(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
+        return x
+
+
+def test_a_mask_that_is_not_supported_or_does_not_belong() -> None:
+    x, valid = torch.randn(4, 7, 8), torch.ones(4, 7, dtype=torch.bool)
+    layer = Maskless()(8, "sequence")
+    layer(x)
+    assert message(lambda: layer(x, valid)) == (
+        "this norm takes padding for values, and the batch has padding; choose a norm that honours masks, or data "
+        "whose sequences are equally long"
+    )
+    assert message(lambda: LayerNorm()(8, "sequence")(x, valid[:, :5])) == (
+        "a mask of shape (4, 5) does not belong to an input of shape (4, 7, 8); give (4, 7)"
+    )
+    assert message(lambda: LayerNorm()(8, "image")(torch.randn(4, 8, 7), valid)) == (
+        "a mask marks the real steps of a sequence, and the layout image has none; give valid=None"
+    )
+
+
+# Weights ----------------------------------------------------------------------------------------------------------
+
+
+def test_weight_norm_of_a_weight_without_length() -> None:
+    linear = nn.Linear(3, 2)
+    nn.init.zeros_(linear.weight)
+    assert message(lambda: WeightNorm()(linear)) == (
+        "weight norm of Linear(in_features=3, out_features=2, bias=True): a weight of length 0 has no direction; "
+        "initialize it with other values, and make the layer zero by Norm.zero_init, which zeroes g"
+    )
+
+
+class Tied(nn.Module):
+    """Embedding and head share their weight, before the head is wrapped."""
+
+    def __init__(self, norm: Norm) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 8)
+        self.norm = norm(8, "sequence")
+        self.head = nn.Linear(8, 10, bias=False)
+        self.head.weight = self.embed.weight
+        norm.wrap(self.head)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.norm(self.embed(tokens)))
+
+
+def test_tied_weights_under_weight_norm() -> None:
+    norm = LayerNorm(weight=WeightNorm())
+    model, tokens = Tied(norm), torch.zeros(2, 3, dtype=torch.long)
+    assert problems(model, norm, lambda: model(tokens)) == {
+        "weight norm makes parameters of its own out of the weight that is shared with embed.weight, and so unties "
+        "them; share none, or choose norm/weight=none": ["head"]
+    }
+    plain = LayerNorm()
+    tied = Tied(plain)
+    assert problems(tied, plain, lambda: tied(tokens)) == {}
+    assert tied.head.weight is tied.embed.weight
+    head = norm.wrap(nn.Linear(8, 10))
+
+    with pytest.raises(KeyError, match="attribute 'weight' already exists"):  # tying afterwards: torch refuses
+        head.weight = model.embed.weight
+
+
+def test_a_reparametrization_that_finds_nothing_to_do() -> None:
+    norm = LayerNorm(weight=WeightStandardization())
+    model = nn.Sequential(norm.wrap(nn.Linear(4, 8)), norm(8, "sequence"))
+    assert problems(model, norm, lambda: model(torch.randn(2, 3, 4))) == {
+        "norm/weight: weight standardization is for convolutions, and this model has none; choose norm/weight=none": [
+            "Sequential"
+        ]
+    }
+
+
+# All of a model's problems at once --------------------------------------------------------------------------------
+
+
+def test_all_problems_are_found_together_with_their_places_and_the_model_is_left_as_it_was() -> None:
+    norm = GroupNorm(num_groups=8)
+    model = nn.Sequential(
+        norm(12, "image"), nn.Conv2d(12, 8, 3), norm(8, "image"), nn.Conv2d(8, 8, 3), norm(8, "image")
+    )
+    x = torch.randn(4, 12, 5, 5)
+    found = problems(model.to("meta"), norm, lambda: model(x.to("meta")))
+    assert list(found.values()) == [["0"], ["4"]]
+    first, second = found
+    assert first == "num_groups=8 does not divide 12 features; divisors are 1 2 3 4 6 12; set norm.num_groups=6"
+    assert second.startswith("an input of shape (4, 8, 1, 1) leaves a single value")
+    with pytest.raises(ValueError, match="does not divide"):
+        model(x)
