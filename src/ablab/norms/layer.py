@@ -22,7 +22,7 @@ class Statistic:
 
     Args:
         name: "mean and variance", "mean", "variance" or "mean square".
-        batch: over the samples of the batch.
+        batch: over the samples of this batch ("the batch", "each ghost batch"); "" is over one sample.
         positions: over the pixels of an image, or the steps of a sequence.
         features: over each feature alone, over a group of them, or over all.
         source: "input", always taken from the input; "running", from the input in training and from its running
@@ -30,7 +30,7 @@ class Statistic:
     """
 
     name: str
-    batch: bool = False
+    batch: str = ""
     positions: bool = False
     features: Literal["each", "group", "all"] = "each"
     source: Literal["input", "running", "stored"] = "input"
@@ -43,7 +43,7 @@ class Statistic:
     def __str__(self) -> str:
         if self.source == "stored":
             return f"stored {self.name}"
-        axes = ["the batch"] * self.batch + ["all positions"] * self.positions
+        axes = [self.batch] * bool(self.batch) + ["all positions"] * self.positions
         axes += {"each": [], "group": ["a group of features"], "all": ["all features"]}[self.features]
         return f"{self.name} over {' and '.join(axes) or 'nothing'}"
 

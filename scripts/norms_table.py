@@ -1,0 +1,105 @@
+"""Write the table of docs/norms.md, from what the norms say of themselves and from the models that they fit into.
+
+    python scripts/norms_table.py            print it
+    python scripts/norms_table.py --write    put it into docs/norms.md
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from torch import nn
+
+from ablab.config.build import build
+from ablab.models.resnet import ResNet
+from ablab.models.rnn import RNN
+from ablab.models.transformer import Transformer
+from ablab.norms import Norm, problems
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "norms.md"
+BEGIN = "<!-- written by scripts/norms_table.py -->"
+END = "<!-- end -->"
+COLUMNS = (
+    "`norm=`",
+    "image: statistics",
+    "sequence: statistics",
+    "batch",
+    "train = eval",
+    "state",
+    "at least",
+    "masks",
+    "ResNet",
+    "encoder",
+    "decoder",
+    "RNN",
+)
+
+
+def table() -> str:
+    """The whole table in Markdown, a row for each YAML of conf/norm."""
+    rows = [COLUMNS, tuple("---" for _ in COLUMNS)]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for file in sorted((ROOT / "conf" / "norm").glob("*.yaml")):
+            rows.append(row(file.stem, build(compose("train", [f"norm={file.stem}"]).norm)))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def row(name: str, norm: Norm) -> tuple[str, ...]:
+    return (
+        f"`{name}`",
+        statistics(norm, "image"),
+        statistics(norm, "sequence"),
+        yes(norm.sees_batch),
+        yes(norm.train_equals_eval),
+        yes(norm.has_running_state),
+        "2 values" if any(s.source != "stored" for s in norm.statistics("image")) else "1 value",
+        yes(norm.honours_masks),
+        *(yes(fits(norm, *place)) for place in places()),
+    )
+
+
+def statistics(norm: Norm, layout: str) -> str:
+    activations = [str(statistic) for statistic in norm.statistics(layout)]  # type: ignore[arg-type]
+    weights = [norm.weight.title] if norm.wraps else []
+    return "; ".join(activations + weights) or "none"
+
+
+def places() -> list[tuple[type[nn.Module], dict[str, int], torch.Tensor]]:
+    """The four architectures, with the sizes that they are built with and a batch."""
+    vectors, tokens = torch.zeros(4, 8, 8), torch.zeros(4, 8, dtype=torch.long)
+    sequence = {"in_features": 8, "num_classes": 10, "context_length": 8}
+    return [
+        (ResNet, {"in_channels": 1, "num_classes": 10, "depth": 8}, torch.zeros(4, 1, 8, 8)),
+        (Transformer, sequence, vectors),
+        (Transformer, {"vocab_size": 10, "context_length": 8}, tokens),
+        (RNN, sequence, vectors),
+    ]
+
+
+def fits(norm: Norm, architecture: type[nn.Module], sizes: dict[str, int], inputs: torch.Tensor) -> bool:
+    with torch.device("meta"):
+        model = architecture(norm=norm, **sizes)
+    return not problems(model, norm, lambda: model(inputs.to("meta")))
+
+
+def yes(value: bool) -> str:
+    return "yes" if value else "–"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/norms.md")
+    if not parser.parse_args().write:
+        print(table())
+        return
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
