@@ -145,6 +145,26 @@ def test_names_of_parameters_differ_only_where_the_mathematics_does(make: Make, 
     }
 
 
+@pytest.mark.parametrize(("model_name", "kind"), PAIRS)
+def test_the_same_seed_draws_the_same_weights_for_every_norm(
+    make: Make, model_name: str, kind: str, norm_choice: str
+) -> None:
+    """What is compared by seed then differs by the norm alone."""
+
+    def drawn(norm: str) -> dict[str, torch.Tensor]:
+        model, _ = make(model_name, norm, kind)
+        tensors = dict(model.named_parameters())
+        ends = (".parametrizations.weight.original1", ".parametrizations.weight.original")
+        return {name.removesuffix(ends[0]).removesuffix(ends[1]).removesuffix(".weight"): p for name, p in tensors.items()}
+
+    plain, other = drawn("none"), drawn(norm_choice)
+    shared = [name for name in plain if name in other and "norm" not in name]
+    weights = [name for name in shared if plain[name].dim() > 1]
+    assert len(weights) >= 3
+    last = [name for name in weights if "convs.1" in name]  # zero without a norm, so that the branch starts as zero
+    assert all(torch.equal(plain[name], other[name]) for name in weights if name not in last)
+
+
 @pytest.mark.parametrize("model_name", ["transformer", "rnn"])
 def test_a_causal_model_never_looks_ahead(make: Make, model_name: str, norm_choice: str) -> None:
     if not defined(model_name, "text", norm_choice):

@@ -172,7 +172,7 @@ def test_a_batch_of_one_with_batch_norm() -> None:
 def test_a_last_ghost_batch_of_one_sample() -> None:
     layer = BatchNorm(ghost_batch_size=4)(8, "image")
     assert message(lambda: layer(torch.randn(9, 8, 1, 1))) == (
-        "an input of shape (9, 8, 1, 1) leaves a single value for each mean and variance over the batch and all "
+        "an input of shape (9, 8, 1, 1) leaves a single value for each mean and variance over each ghost batch and all "
         "positions, and the output would not depend on how large it is; raise data.batch_size (and drop a last batch "
         "of one sample), or choose a norm that does not look at the batch"
     )

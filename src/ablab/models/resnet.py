@@ -144,8 +144,10 @@ def plan(depth: int, style: Literal["cifar", "imagenet"]) -> tuple[bool, tuple[i
 
 def convolution(in_channels: int, out_channels: int, kernel: int, stride: int, norm: NormFactory) -> nn.Module:
     """A convolution with He initialization; it keeps its bias where the norm behind it has none."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=norm.needs_bias)
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    if not norm.needs_bias:  # only now: the same seed draws the same weights for every norm
+        conv.bias = None
     return norm.wrap(conv)

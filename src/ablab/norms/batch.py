@@ -200,7 +200,7 @@ class BatchNormLayer(NormLayer):
     def by_averages(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
         """Normalized by the running averages, which stay as they are."""
         if self.torch_has_it:
-            return self.torchs(x, training=False)
+            return self.torchs(x, step, training=False)
         mean, var = self.running(self.running_mean, x, step), self.running(self.running_var, x, step)
         return self.formula(precise(x), mean, var, self.mask(valid))
 
@@ -208,7 +208,7 @@ class BatchNormLayer(NormLayer):
         """Normalized by the batch's own statistics, which move the running averages."""
         together = self.norm.sync and num_processes() > 1
         if self.torch_has_it and valid is None and self.pooled is None and not together and not self.norm.renorm:
-            return self.torchs(x, training=True)
+            return self.torchs(x, step, training=True)
         x, mask = precise(x), self.mask(valid)
         own = moments(x, self.dims(x), mask)
         everyones = over_processes(*own) if together or (self.pooled is not None and num_processes() > 1) else own
@@ -248,13 +248,17 @@ class BatchNormLayer(NormLayer):
     @property
     def torch_has_it(self) -> bool:
         """Whether torch's function is this layer's formula; it is the faster one."""
-        return self.num_steps is None and not self.norm.mean_only
+        return not self.norm.mean_only
 
-    def torchs(self, x: Tensor, *, training: bool) -> Tensor:
-        rows = x if self.layout == "image" else x.reshape(-1, self.num_features)
+    def torchs(self, x: Tensor, step: int | None, *, training: bool) -> Tensor:
         gain, shift = (None if p is None else precise(p) for p in (self.weight, self.bias))
-        momentum = self.norm.momentum
-        y = F.batch_norm(rows, self.running_mean, self.running_var, gain, shift, training, momentum, self.eps)
+        mean, var = self.running_mean, self.running_var
+        rows = x if self.layout == "image" else x.reshape(-1, self.num_features)
+        if self.num_steps is not None:
+            mean, var = self.running(mean, x, step).flatten(), self.running(var, x, step).flatten()
+            rows = x.flatten(1)  # each feature of each step is a feature of its own
+            gain, shift = (p if p is None or step is not None else p.repeat(x.shape[1]) for p in (gain, shift))
+        y = F.batch_norm(rows, mean, var, gain, shift, training, self.norm.momentum, self.eps)
         return y.view_as(x)
 
     def formula(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ablab.norms.norm import Norm
 
 Layout = Literal["image", "sequence", "heads", "recurrence"]
+DIMENSIONS = {"image": (3, 4, 5), "sequence": (3,), "heads": (4,), "recurrence": (2, 3)}
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class NormLayer(nn.Module):
         self.layout = layout
         self.statistics = norm.statistics(layout)
         self.group_size = norm.features_in_group(num_features)
+        self.feature_dim = 1 if layout == "image" else -1
         self.honours_masks = norm.honours_masks
         self.eps = norm.eps
         self.weight = nn.Parameter(torch.full((num_features,), gain)) if norm.has_gain else None
@@ -109,14 +111,9 @@ class NormLayer(nn.Module):
 
     # What an input must be ------------------------------------------------------------------------------------
 
-    @property
-    def feature_dim(self) -> int:
-        return 1 if self.layout == "image" else -1
-
     def problem(self, shape: torch.Size, mask: torch.Size | None = None) -> str | None:
         """Why an input of this shape, with a mask of that shape, is refused, and the remedy; None where it is not."""
-        least, most = {"image": (3, 5), "sequence": (3, 3), "heads": (4, 4), "recurrence": (2, 3)}[self.layout]
-        if not least <= len(shape) <= most or shape[self.feature_dim] != self.num_features:
+        if len(shape) not in DIMENSIONS[self.layout] or shape[self.feature_dim] != self.num_features:
             return (
                 f"a norm of {self.num_features} features in the layout {self.layout} got a tensor of shape "
                 f"{tuple(shape)}; dimension {self.feature_dim} must hold the features: give them there, "
@@ -145,7 +142,9 @@ class NormLayer(nn.Module):
         """How many values of an input of this shape one `statistic` is taken over; 0 where it takes none."""
         if statistic.source == "stored" or (statistic.source == "running" and not self.training):
             return 0
-        count = {"each": 1, "group": self.group_size, "all": self.num_features}[statistic.features]
+        count = 1
+        if statistic.features != "each":
+            count = self.num_features if statistic.features == "all" else self.group_size
         if statistic.batch:
             count *= self.samples(shape[0])
         if statistic.positions:

@@ -120,7 +120,7 @@ class GroupNormLayer(SampleNormLayer):
 
     def normalize(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
         if self.scope == "position":
-            return self.each_position(x.movedim(self.feature_dim, -1)).movedim(-1, self.feature_dim)
+            return self.each_position(x.movedim(1, -1)).movedim(-1, 1) if self.layout == "image" else self.each_position(x)
         if valid is not None:
             grouped = self.grouped(precise(x))
             mean, var, _ = moments(grouped, self.dims(grouped), self.beside_groups(valid))
@@ -132,8 +132,11 @@ class GroupNormLayer(SampleNormLayer):
         """`x` has its features last."""
         if self.num_groups == 1:
             return F.layer_norm(x, (self.num_features,), self.weight, self.bias, self.eps)
-        rows = x.reshape(-1, self.num_features)
-        return F.group_norm(rows, self.num_groups, self.weight, self.bias, self.eps).view(x.shape)
+        # layer norm of each group: torch's group norm is slow where a group has one position
+        y = F.layer_norm(self.grouped(x), (self.group_size,), eps=self.eps).view_as(x)
+        if self.weight is None or self.bias is None:
+            return y
+        return torch.addcmul(self.bias.to(y.dtype), y, self.weight.to(y.dtype))
 
 
 class GroupNorm(SampleNorm):
@@ -261,13 +264,16 @@ class RMSNormLayer(SampleNormLayer):
 
     def normalize(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
         if self.scope == "position":
-            gain = None if self.weight is None else self.weight.to(x.dtype)  # torch's fused kernel wants one dtype
-            last = x.movedim(self.feature_dim, -1)
-            return F.rms_norm(last, (self.num_features,), gain, self.eps).movedim(-1, self.feature_dim)
+            return self.each_position(x.movedim(1, -1)).movedim(-1, 1) if self.layout == "image" else self.each_position(x)
         x = precise(x)
         grouped = self.grouped(x)
         square = mean_square(grouped, self.dims(grouped), self.beside_groups(valid))
         return self.scale_and_shift((grouped * torch.rsqrt(square + self.eps)).view_as(x))
+
+    def each_position(self, x: Tensor) -> Tensor:
+        """`x` has its features last."""
+        gain = None if self.weight is None else self.weight.to(x.dtype)  # torch's fused kernel wants one dtype
+        return F.rms_norm(x, (self.num_features,), gain, self.eps)
 
 
 class RMSNorm(SampleNorm):

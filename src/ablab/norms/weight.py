@@ -160,9 +160,10 @@ class SpectralNorm(WeightReparametrization):
         self.eps = eps
 
     def __call__(self, module: nn.Module) -> nn.Module:
-        return parametrizations.spectral_norm(
-            module, "weight", self.num_iterations, eps=self.eps, dim=output_dim(module)
-        )
+        with torch.random.fork_rng(devices=[]):  # its vectors are drawn; what is drawn after them must stay the same
+            return parametrizations.spectral_norm(
+                module, "weight", self.num_iterations, eps=self.eps, dim=output_dim(module)
+            )
 
 
 def output_dim(module: nn.Module) -> int:
