@@ -5,18 +5,22 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from ablab.config import help
 from ablab.config.errors import readable_errors
 from ablab.config.schema import check
+
+CONF = Path(__file__).parent / "conf"
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
-    check(cfg, root=Path(__file__).parent / "conf/train.yaml")
+    check(cfg, root=CONF / "train.yaml")
     from ablab.train import train  # only now: torch and lightning take seconds to load, a typo should not
 
     train(cfg)
 
 
 if __name__ == "__main__":
+    help.register(CONF)
     with readable_errors():
         main()

@@ -17,8 +17,17 @@ TYPOS = [
         "norm=gruopnorm: there is no such choice; did you mean groupnorm? norm has: batchnorm, ",
     ),
     (
+        ["experiment=char_lsmt"],
+        "experiment=char_lsmt: there is no such choice; did you mean char_lstm? experiment has: char_lstm, ",
+    ),
+    (
+        ["norm=groupnorm", "norm.num_group=4"],
+        "norm.num_group: there is no such key; did you mean num_groups? norm has: affine, eps, group_size, "
+        "image_scope, num_groups, sequence_scope, weight",
+    ),
+    (
         ["norm.momentun=1"],
-        "norm.momentun: there is no such key; did you mean momentum? norm has: affine, eps, ",
+        "norm.momentun: there is no such key; did you mean momentum? norm has: affine, d_max, eps, ",
     ),
     (
         ["data.batchsize=8"],
@@ -51,14 +60,42 @@ WRONG_VALUES = [
         ["norm=groupnorm", "norm.num_groups=32"],
         "norm: num_groups=32 does not divide 16 features; divisors are 1 2 4 8 16; set norm.num_groups=16 (at ",
     ),
-    (["model=rnn", "norm=instancenorm"], "norm: instance norm is not defined inside a recurrence: "),
+    (["model=rnn", "norm=instancenorm"], "norm: inside a recurrence, where a step stands alone, the mean and variance "),
     (
         ["model=transformer", "data=text", "norm=batchnorm"],
-        "norm: batch statistics over all steps of a sequence would leak the future into a causal model; ",
+        "norm: a mean and variance over the batch and all positions would leak the future into a causal model; choose a "
+        "norm whose statistics stay within a step (at blocks.0.norm1, blocks.0.norm2, blocks.1.norm1, blocks.1.norm2, "
+        "norm of the model)\nnorm: defined everywhere in this model, as they are: dyt, ",
     ),
     (
         ["model=resnet18", "norm=instancenorm"],
-        "model.blocks.2.norms.0: an input of shape (32, 128, 1, 1) in 128 groups has one value for each statistic",
+        "norm: an input of shape (32, 128, 1, 1) leaves a single value for each mean and variance over all positions",
+    ),
+    (
+        ["model=transformer", "norm/weight=weight_standardization"],
+        "norm: norm/weight: weight standardization is for convolutions, and this model has none; choose norm/weight=none",
+    ),
+    (
+        ["model=transformer", "model/qk_norm=layernorm", "model.num_heads=64"],
+        "norm: the mean and variance of each feature would be taken over a single value, and the output would not "
+        "depend on how large it is; choose a norm over several features or over the batch (at blocks.0.attention.norm_q",
+    ),
+    (["+trainer.sync_batchnorm=true"], "trainer.sync_batchnorm=true: it converts torch's own layers"),
+    (["+model.num_classes=5"], "model.num_classes: the program itself gives it, from the rest of the config; leave it"),
+    (["+trainer.use_distributed_sampler=true"], "trainer.use_distributed_sampler: the program itself gives it"),
+    (
+        ["monitor.metric=val/loss"],
+        "monitor.mode=max: it would keep the worst val/loss; set monitor.mode=min",
+    ),
+    (["trainer.limit_test_batches=0"], "trainer.limit_test_batches=0: more than 0 is needed"),
+    (["trainer.val_check_interval=0"], "trainer.val_check_interval=0: more than 0 is needed"),
+    (["trainer.max_epochs=null"], "trainer.max_epochs=null: say how many, or -1 for no limit"),
+    (["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn: what its processes find"),
+    (["optimizer.lr=abc"], "optimizer.lr=abc: "),
+    (["trainer.accelerator=null"], "trainer.accelerator=None: there is no such accelerator; "),
+    (
+        ["scheduler=one_cycle", "scheduler.base_momentum=0.95"],
+        "scheduler.base_momentum=0.95: it is reached from the optimizer's own momentum, 0.9, and is at most that",
     ),
     (
         ["model=resnet", "data=digits_rows"],
@@ -137,6 +174,12 @@ def test_a_wrong_value_is_refused_before_any_training(
     command: Command, tmp_path: Path, words: list[str], message: str
 ) -> None:
     assert_refused(command(*words), message, tmp_path)
+
+
+def test_several_processes_in_a_sweep_are_refused(command: Command) -> None:
+    result = command("-m", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    assert result.returncode == 2
+    assert "trainer: 2 processes for each run of a sweep (-m) are not supported yet; start one" in result.stderr
 
 
 def test_a_typo_in_an_experiment_file_is_found(command: Command, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import get_class
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +22,7 @@ from ablab.data.datamodule import DataModule
 from ablab.norms import Norm, problems
 from ablab.optim.optimizer import make_optimizer
 
+SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 CONF = Path(__file__).parents[2] / "conf"
 
 
@@ -29,6 +32,7 @@ def dry_run(cfg: DictConfig, data: DataModule, norm: Norm, world_size: int) -> N
     Raises:
         ConfigError: what does not go together, with its place and the remedy.
     """
+    check_sweep(world_size)
     check_kind(cfg, data)
     check_task(cfg, data)
     check_validation(cfg, len(data.train_dataloader()))
@@ -93,7 +97,19 @@ def check_trainer(cfg: DictConfig) -> None:
             "trainer.sync_batchnorm=true: it converts torch's own layers and would leave this project's as they are; "
             "choose norm=syncbatchnorm, or norm.sync=true"
         )
-    name = trainer.accelerator
+    if trainer.max_epochs is None:
+        raise ConfigError("trainer.max_epochs=null: say how many, or -1 for no limit beside trainer.max_steps")
+    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"):
+        if trainer[name] is not None and trainer[name] <= 0:
+            raise ConfigError(f"trainer.{name}={trainer[name]}: more than 0 is needed")
+    if trainer.check_val_every_n_epoch is not None and trainer.check_val_every_n_epoch < 1:
+        raise ConfigError(f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}: at least 1 is needed")
+    if trainer.strategy in SPAWNING:
+        raise ConfigError(
+            f"trainer.strategy={trainer.strategy}: what its processes find, the best checkpoint too, stays with them; "
+            "choose trainer.strategy=ddp"
+        )
+    name = str(trainer.accelerator)
     if name == "auto":
         return
     known = sorted(AcceleratorRegistry.available_accelerators())
@@ -106,6 +122,14 @@ def check_trainer(cfg: DictConfig) -> None:
     if not available:
         raise ConfigError(
             f"trainer.accelerator={name}: this machine has none, or torch cannot see it; choose trainer=cpu"
+        )
+
+
+def check_sweep(world_size: int) -> None:
+    """Refuse runs of several processes in a sweep: what the launcher of one leaves behind would reach into the next."""
+    if world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ConfigError(
+            f"trainer: {world_size} processes for each run of a sweep (-m) are not supported yet; start one command a run"
         )
 
 
@@ -154,7 +178,12 @@ def check_task(cfg: DictConfig, data: DataModule) -> None:
         )
     metrics = [f"val/{name}" for name in task.monitorable]
     if cfg.monitor.metric not in metrics:
-        raise ConfigError(f"monitor.metric={cfg.monitor.metric}: {menu(cfg.monitor.metric, metrics, task.__name__)}")
+        raise ConfigError(f"monitor.metric={cfg.monitor.metric}: {menu(str(cfg.monitor.metric), metrics, task.__name__)}")
+    better = task.monitorable[cfg.monitor.metric.removeprefix("val/")]
+    if cfg.monitor.mode != better:
+        raise ConfigError(
+            f"monitor.mode={cfg.monitor.mode}: it would keep the worst {cfg.monitor.metric}; set monitor.mode={better}"
+        )
 
 
 def check_validation(cfg: DictConfig, num_batches: int) -> None:

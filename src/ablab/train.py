@@ -39,7 +39,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         data.setup("fit")
     norm = build(cfg.norm)
     callbacks = [build(callback) for callback in cfg.callbacks.values() if callback is not None]
-    trainer = build(cfg.trainer, callbacks=callbacks, logger=False)
+    # the data's own order knows the processes, see ablab.data.datamodule.BatchOrder
+    trainer = build(cfg.trainer, callbacks=callbacks, logger=False, use_distributed_sampler=False)
     dry_run(cfg, data, norm, trainer.world_size)
 
     model = build(cfg.model, norm=norm, **data.model_sizes)

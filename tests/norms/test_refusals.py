@@ -60,11 +60,11 @@ def test_statistics_over_time_are_refused_in_causal_models() -> None:
         "a mean and variance over the batch and all positions would leak the future into a causal model; "
         "choose a norm whose statistics stay within a step"
     )
-    assert reason(GroupNorm()(16, "sequence", causal=True)) == (
+    assert reason(GroupNorm(num_groups=8)(16, "sequence", causal=True)) == (
         "a mean and variance over all positions and a group of features would leak the future into a causal model; "
         "set norm.sequence_scope=position"
     )
-    assert not isinstance(GroupNorm(sequence_scope="position")(16, "sequence", causal=True), Refused)
+    assert not isinstance(GroupNorm(num_groups=8, sequence_scope="position")(16, "sequence", causal=True), Refused)
     assert not isinstance(BatchNorm(frozen=True)(16, "sequence", causal=True), Refused)
 
 
@@ -111,7 +111,7 @@ def test_a_layout_or_a_site_that_there_is_not() -> None:
             "num_groups=4, group_size=4: give one of them and set the other to null",
         ),
         (
-            lambda: GroupNorm(num_groups=None),
+            GroupNorm,
             "num_groups=None, group_size=None: give one of them and set the other to null",
         ),
         (

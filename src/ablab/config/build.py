@@ -23,7 +23,10 @@ def build(node: DictConfig, **given: Any) -> Any:
     Raises:
         ConfigError: the call refused a value; the message begins with its place in the config.
     """
-    with blame(node._get_full_key("")):
+    place = node._get_full_key("")
+    if taken := sorted(node.keys() & given.keys()):
+        raise ConfigError(f"{place}.{taken[0]}: the program itself gives it, from the rest of the config; leave it out")
+    with blame(place):
         # partial: live objects in `given` must not pass through OmegaConf, which would copy them
         call = instantiate(node, _partial_=True, _convert_="all")
         return call if node.get("_partial_") else call(**given)

@@ -51,7 +51,8 @@ def top_level_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
     declared = OmegaConf.to_container(OmegaConf.load(root))
     assert isinstance(declared, dict)
     entries = [str(key) for entry in declared.pop("defaults", []) if isinstance(entry, dict) for key in entry]
-    keys = [*declared, *(entry for entry in entries if " " not in entry)]  # neither `optional …` nor `override …`
+    # neither `override …` nor experiment, which has no node of its own and sets others'
+    keys = [*declared, *(entry for entry in entries if " " not in entry and entry != "experiment")]
     for key in keys:
         if key not in content and key != "hydra":
             yield f"{key}: it is missing; a run needs one, so leave the ~{key} out"
@@ -215,7 +216,10 @@ def accepts(annotation: ast.expr | None, value: Any) -> bool:
         case ast.Constant(value=str(text)):
             return accepts(ast.parse(text, mode="eval").body, value)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return accepts(left, value) or accepts(right, value)
+            sides = (left, right)
+            if isinstance(value, str | None) and any(ast.unparse(side) in ("int", "float") for side in sides):
+                sides = tuple(side for side in sides if ast.unparse(side) in WORDS)  # no text is a Tensor
+            return any(accepts(side, value) for side in sides)
         case ast.Subscript(value=ast.Name(id=name), slice=inner):
             parts = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
             if name == "Literal":
@@ -275,8 +279,5 @@ def readable(annotation: ast.expr | None) -> str:
 
 def show(value: Any) -> str:
     """A value as it is typed."""
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
-        if not isinstance(value, list)
-        else str(value)
-    )
+    words = [(None, "null"), (True, "true"), (False, "false")]
+    return next((word for known, word in words if value is known), str(value))

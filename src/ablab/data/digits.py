@@ -15,7 +15,7 @@ TEST_SEED = 20100324
 
 
 class Digits(StandardizedData):
-    """Images of digits, 1,150 to train, 287 to validate, 360 to test at the default fraction.
+    """Images of digits, 1,149 to train, 288 to validate, 360 to test at the default fraction.
 
     Args:
         val_fraction: held out of the training images for validation, with the classes in equal shares.

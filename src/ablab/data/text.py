@@ -140,7 +140,7 @@ def read_text(path: str | None) -> str:
     texts = []
     for file in files:
         try:
-            texts.append(file.read_text(encoding="utf-8"))
+            texts.append(file.read_bytes().decode("utf-8"))  # read_text would change line ends
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             raise ValueError(

@@ -163,7 +163,7 @@ class GroupNorm(SampleNorm):
     def __init__(
         self,
         *,
-        num_groups: int | None = 8,
+        num_groups: int | None = None,
         group_size: int | None = None,
         image_scope: Scope = "sample",
         sequence_scope: Scope = "sample",

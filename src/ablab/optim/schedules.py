@@ -63,14 +63,21 @@ def multistep(
 
 
 def one_cycle(
-    optimizer: Optimizer, total_steps: int, *, warmup_ratio: float = 0.3, initial_ratio: float = 0.04
+    optimizer: Optimizer,
+    total_steps: int,
+    *,
+    warmup_ratio: float = 0.3,
+    initial_ratio: float = 0.04,
+    base_momentum: float | None = None,
 ) -> OneCycleLR:
-    """A cosine up to lr and down to almost nothing, the momentum moving the other way.
+    """A cosine up to lr and down to almost nothing.
 
     Args:
         total_steps: optimizer steps of the whole run.
         warmup_ratio: the share of them that climb.
         initial_ratio: where the climb starts, as a share of lr.
+        base_momentum: let the momentum (Adam's first beta) move the other way, from the optimizer's own down to this
+            and back; None leaves it as it is.
 
     References:
         Smith & Topin 2017, https://arxiv.org/abs/1708.07120
@@ -80,13 +87,21 @@ def one_cycle(
     if not 0 < initial_ratio <= 1:
         raise ValueError(f"initial_ratio={initial_ratio}: the start is a share of lr, more than 0 and at most 1")
     group = optimizer.param_groups[0]
+    momentum = group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
+    if base_momentum is not None and not 0 <= base_momentum <= momentum:
+        raise ValueError(
+            f"base_momentum={base_momentum}: it is reached from the optimizer's own momentum, {momentum}, and is at "
+            "most that; null leaves the momentum as it is"
+        )
     return OneCycleLR(
         optimizer,
         max_lr=[group["lr"] for group in optimizer.param_groups],
         total_steps=total_steps,
         pct_start=warmup_ratio,
         div_factor=1 / initial_ratio,
-        cycle_momentum="momentum" in group or "betas" in group,
+        cycle_momentum=base_momentum is not None,
+        base_momentum=0.0 if base_momentum is None else base_momentum,
+        max_momentum=momentum,
     )
 
 

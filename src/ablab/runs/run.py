@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -66,6 +68,7 @@ class Run:
         run.record = {
             "status": "running",
             "command": shlex.join([sys.executable, *sys.argv]),
+            "overrides": list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [],
             "started": now(),
             "git_commit": git_commit(),
             "python": platform.python_version(),
@@ -100,7 +103,9 @@ class Run:
         if kind is not None:
             status = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
             self.record["error"] = f"{kind.__name__}: {error}"
-        self.record |= {"status": status, "ended": now(), "metrics": self.metrics}
+        # JSON has no NaN and no infinity: what diverged is null
+        metrics = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
+        self.record |= {"status": status, "ended": now(), "metrics": metrics}
         self.write()
         for logger in self.loggers:
             logger.save()

@@ -36,6 +36,10 @@ class WandB(WandbLogger):
         tags: list[str] | None = None,
         notes: str | None = None,
     ) -> None:
+        if os.environ.get("WANDB_MODE") in ("disabled", "dryrun"):
+            raise ValueError(
+                f"WANDB_MODE={os.environ['WANDB_MODE']}: online and offline are understood; logger=csv leaves W&B out"
+            )
         if mode == "auto":
             mode = "online" if os.environ.get("WANDB_MODE", "online") == "online" and logged_in() else "offline"
         if mode == "online" and not logged_in():

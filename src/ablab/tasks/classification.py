@@ -31,7 +31,7 @@ class Classification(Task):
         Guo et al. 2017 (calibration), https://arxiv.org/abs/1706.04599
     """
 
-    monitorable: ClassVar = ("loss", "accuracy", "calibration_error")
+    monitorable: ClassVar = {"loss": "min", "accuracy": "max", "calibration_error": "min"}
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ class LanguageModeling(Task):
         characters_per_token: characters of the text over its tokens.
     """
 
-    monitorable: ClassVar = ("loss", "perplexity", "bits_per_character")
+    monitorable: ClassVar = {"loss": "min", "perplexity": "min", "bits_per_character": "min"}
 
     def __init__(
         self,

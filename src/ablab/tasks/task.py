@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import lightning as L
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric, MetricCollection
@@ -29,7 +30,8 @@ class Task(L.LightningModule, ABC):
         scheduler: makes the schedule from the optimizer and the number of its steps.
     """
 
-    monitorable: ClassVar[tuple[str, ...]]  # the validation metrics that may choose the best checkpoint
+    # the validation metrics that may choose the best checkpoint, and whether more of them is better
+    monitorable: ClassVar[dict[str, Literal["max", "min"]]]
 
     def __init__(
         self,
@@ -59,6 +61,10 @@ class Task(L.LightningModule, ABC):
     def forward(self, batch: Batch) -> Tensor:
         inputs = batch.inputs.to(self.dtype) if batch.inputs.is_floating_point() else batch.inputs
         return self.model(inputs) if batch.valid is None else self.model(inputs, batch.valid)
+
+    def on_fit_start(self) -> None:
+        # Each process draws its own dropout, and the same whatever was drawn to initialize the weights.
+        torch.manual_seed(torch.initial_seed() + 1_000_003 * (self.global_rank + 1))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self(batch)
