@@ -1,7 +1,7 @@
 """Write the table of docs/norms.md, from what the norms say of themselves and from the models that they fit into.
 
-    python scripts/norms_table.py            print it
-    python scripts/norms_table.py --write    put it into docs/norms.md
+python scripts/norms_table.py            print it
+python scripts/norms_table.py --write    put it into docs/norms.md
 """
 
 from __future__ import annotations

@@ -60,12 +60,15 @@ WRONG_VALUES = [
         ["norm=groupnorm", "norm.num_groups=32"],
         "norm: num_groups=32 does not divide 16 features; divisors are 1 2 4 8 16; set norm.num_groups=16 (at ",
     ),
-    (["model=rnn", "norm=instancenorm"], "norm: inside a recurrence, where a step stands alone, the mean and variance "),
+    (
+        ["model=rnn", "norm=instancenorm"],
+        "norm: inside a recurrence, where a step stands alone, the mean and variance ",
+    ),
     (
         ["model=transformer", "data=text", "norm=batchnorm"],
-        "norm: a mean and variance over the batch and all positions would leak the future into a causal model; choose a "
-        "norm whose statistics stay within a step (at blocks.0.norm1, blocks.0.norm2, blocks.1.norm1, blocks.1.norm2, "
-        "norm of the model)\nnorm: defined everywhere in this model, as they are: dyt, ",
+        "norm: a mean and variance over the batch and all positions would leak the future into a causal model; choose "
+        "a norm whose statistics stay within a step (at blocks.0.norm1, blocks.0.norm2, blocks.1.norm1, "
+        "blocks.1.norm2, norm of the model)\nnorm: defined everywhere in this model, as they are: dyt, ",
     ),
     (
         ["model=resnet18", "norm=instancenorm"],
@@ -73,12 +76,12 @@ WRONG_VALUES = [
     ),
     (
         ["model=transformer", "norm/weight=weight_standardization"],
-        "norm: norm/weight: weight standardization is for convolutions, and this model has none; choose norm/weight=none",
+        "norm: norm/weight: weight standardization is for convolutions, and this model has none; choose ",
     ),
     (
         ["model=transformer", "model/qk_norm=layernorm", "model.num_heads=64"],
         "norm: the mean and variance of each feature would be taken over a single value, and the output would not "
-        "depend on how large it is; choose a norm over several features or over the batch (at blocks.0.attention.norm_q",
+        "depend on how large it is; choose a norm over several features or over the batch (at blocks.0.attention.norm_",
     ),
     (["+trainer.sync_batchnorm=true"], "trainer.sync_batchnorm=true: it converts torch's own layers"),
     (["+model.num_classes=5"], "model.num_classes: the program itself gives it, from the rest of the config; leave it"),

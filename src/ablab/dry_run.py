@@ -76,7 +76,9 @@ def norms() -> Iterator[tuple[str, Norm]]:
 def settings(file: Path) -> DictConfig:
     """The keys of a YAML and of those of its folder that it builds upon."""
     own: Any = OmegaConf.load(file)
-    parents = [settings(file.with_stem(name)) for name in own.pop("defaults") if isinstance(name, str) and name != "_self_"]
+    parents = [
+        settings(file.with_stem(name)) for name in own.pop("defaults") if isinstance(name, str) and name != "_self_"
+    ]
     merged: Any = OmegaConf.merge(*parents, own)
     return merged
 
@@ -129,7 +131,8 @@ def check_sweep(world_size: int) -> None:
     """Refuse runs of several processes in a sweep: what the launcher of one leaves behind would reach into the next."""
     if world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigError(
-            f"trainer: {world_size} processes for each run of a sweep (-m) are not supported yet; start one command a run"
+            f"trainer: {world_size} processes for each run of a sweep (-m) are not supported yet; "
+            "start one command a run"
         )
 
 
@@ -178,7 +181,9 @@ def check_task(cfg: DictConfig, data: DataModule) -> None:
         )
     metrics = [f"val/{name}" for name in task.monitorable]
     if cfg.monitor.metric not in metrics:
-        raise ConfigError(f"monitor.metric={cfg.monitor.metric}: {menu(str(cfg.monitor.metric), metrics, task.__name__)}")
+        raise ConfigError(
+            f"monitor.metric={cfg.monitor.metric}: {menu(str(cfg.monitor.metric), metrics, task.__name__)}"
+        )
     better = task.monitorable[cfg.monitor.metric.removeprefix("val/")]
     if cfg.monitor.mode != better:
         raise ConfigError(

@@ -18,7 +18,9 @@ def test_the_test_is_done_with_statistics_of_training_data(run: Callable[..., Si
     assert plain.metrics["val/accuracy"] == precise.metrics["val/accuracy"]
     # after four steps the moving averages are still mostly what they began with
     assert precise.metrics["test/loss"] < plain.metrics["test/loss"]
-    weights = [torch.load(r.folder / "checkpoints/best.ckpt", weights_only=True)["state_dict"] for r in (plain, precise)]
+    weights = [
+        torch.load(r.folder / "checkpoints/best.ckpt", weights_only=True)["state_dict"] for r in (plain, precise)
+    ]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 

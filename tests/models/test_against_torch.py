@@ -11,7 +11,7 @@ from torch import nn
 from ablab.models.resnet import ResNet
 from ablab.models.rnn import RNN, Cell
 from ablab.models.transformer import Attention, Transformer
-from ablab.norms import BatchNorm, LayerNorm, NoNorm
+from ablab.norms import BatchNorm, LayerNorm, NoNorm, RMSNorm
 
 TORCH = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
@@ -200,3 +200,26 @@ def test_images_are_halved_at_each_stage_but_the_first() -> None:
 def test_sizes_that_do_not_go_together_are_refused(make: type[nn.Module], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("qk_norm", [RMSNorm(), LayerNorm()], ids=["rmsnorm", "layernorm"])
+def test_normed_queries_and_keys_are_the_formula(qk_norm: RMSNorm | LayerNorm) -> None:
+    attention = Attention(12, 3, norm=NoNorm(), causal=False, qk_norm=qk_norm).double()
+    for name, parameter in attention.named_parameters():
+        if "norm" in name:
+            nn.init.normal_(parameter)
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    q, k, v = (part.view(2, 5, 3, 4).transpose(1, 2) for part in attention.qkv(x).chunk(3, -1))
+    torchs = torch.nn.functional.rms_norm if isinstance(qk_norm, RMSNorm) else torch.nn.functional.layer_norm
+    normed = []
+    for tensor, layer in ((q, attention.norm_q), (k, attention.norm_k)):
+        scaled = torchs(tensor, (4,), eps=1e-5) * layer.weight
+        normed.append(scaled if layer.bias is None else scaled + layer.bias)
+    weights = (normed[0] @ normed[1].transpose(-1, -2) / 2).softmax(-1)
+    expected = attention.proj((weights @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(attention(x), expected)
+    bound = attention.qkv.weight * 1000  # however large queries and keys are, what attends to what stays
+    with torch.no_grad():
+        attention.qkv.weight[:24] = bound[:24]
+        attention.qkv.bias[:24] *= 1000
+    torch.testing.assert_close(attention(x), expected, rtol=1e-4, atol=1e-4)

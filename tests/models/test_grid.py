@@ -131,6 +131,29 @@ def test_a_pair_keeps_its_contract_or_is_refused(
         torch.testing.assert_close(other.eval()(example.inputs), expected_logits, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+@pytest.mark.parametrize(("model_name", "kind"), PAIRS)
+def test_a_defined_pair_trains_in_bfloat16(
+    make: Make, model_name: str, kind: str, norm_choice: str, precision: str
+) -> None:
+    """Statistics in float32: the logits are those of float32, as exactly as bfloat16 can have them."""
+    if not defined(model_name, kind, norm_choice):
+        return
+    model, example = make(model_name, norm_choice, kind)
+    exact = copy.deepcopy(model)(example.inputs)
+    inputs = example.inputs
+    if precision == "bf16-true":
+        model.to(torch.bfloat16)
+        inputs = inputs.to(torch.bfloat16) if inputs.is_floating_point() else inputs
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+        logits = model(inputs)
+    assert (logits.float() - exact).abs().max() < 0.05 * exact.abs().max() + 0.05
+    logits.float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad and p.grad is not None)
+    averages = [b for name, b in model.named_buffers() if "running" in name]
+    assert all(b.dtype == torch.float32 and b.isfinite().all() for b in averages)
+
+
 @pytest.mark.parametrize(("model_name", "kind"), PAIRS)
 def test_names_of_parameters_differ_only_where_the_mathematics_does(make: Make, model_name: str, kind: str) -> None:
     def names(norm: str) -> set[str]:
@@ -155,7 +178,9 @@ def test_the_same_seed_draws_the_same_weights_for_every_norm(
         model, _ = make(model_name, norm, kind)
         tensors = dict(model.named_parameters())
         ends = (".parametrizations.weight.original1", ".parametrizations.weight.original")
-        return {name.removesuffix(ends[0]).removesuffix(ends[1]).removesuffix(".weight"): p for name, p in tensors.items()}
+        return {
+            name.removesuffix(ends[0]).removesuffix(ends[1]).removesuffix(".weight"): p for name, p in tensors.items()
+        }
 
     plain, other = drawn("none"), drawn(norm_choice)
     shared = [name for name in plain if name in other and "norm" not in name]

@@ -30,7 +30,6 @@ SHAPES: dict[str, tuple[Layout, tuple[int, ...]]] = {
 def norm_node(choice: str) -> Any:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-
     from tests.conftest import ROOT
 
     GlobalHydra.instance().clear()

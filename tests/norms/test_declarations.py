@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.norms.conftest import FEATURES, SHAPES, call, chosen, defined, inputs, make, twin
 from torch import Tensor, nn
 
 from ablab.norms import Norm, Refused, Statistic
-from tests.norms.conftest import FEATURES, SHAPES, call, chosen, defined, inputs, make, twin
 
 LAYOUTS = ["image", "sequence", "heads", "recurrence"]
 
@@ -116,7 +116,7 @@ def test_a_place_is_refused_exactly_where_the_statistics_forbid_it(norm: Norm, l
         layer = norm(FEATURES, layout, causal=causal)
     assert isinstance(layer, Refused) == (leaks or mixes or alone)
     if isinstance(layer, Refused):
-        with pytest.raises(ValueError, match="choose|set norm"):
+        with pytest.raises(ValueError, match=r"choose|set norm"):
             layer(torch.zeros(1))
 
 

@@ -8,10 +8,10 @@ import pickle
 
 import pytest
 import torch
+from tests.norms.conftest import FEATURES, SHAPES, call, defined, inputs, make, twin
 from torch import nn
 
 from ablab.norms import Norm
-from tests.norms.conftest import FEATURES, SHAPES, call, defined, inputs, make, twin
 
 NARROW = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 LAYOUTS = ["image", "sequence", "heads", "recurrence"]

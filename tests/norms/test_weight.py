@@ -136,7 +136,15 @@ def test_the_gradient_is_that_of_finite_differences(weight: WeightReparametrizat
 @pytest.mark.parametrize("weight", [None, WeightNorm()], ids=repr)
 @pytest.mark.parametrize(
     "make",
-    [BatchNorm, LayerNorm, RMSNorm, FilterResponseNorm, DyT, NoNorm, lambda weight: BatchNorm(mean_only=True, weight=weight)],
+    [
+        BatchNorm,
+        LayerNorm,
+        RMSNorm,
+        FilterResponseNorm,
+        DyT,
+        NoNorm,
+        lambda weight: BatchNorm(mean_only=True, weight=weight),
+    ],
 )
 def test_zero_init_makes_a_branch_zero_that_can_still_learn(make: type[Norm], weight: WeightNorm | None) -> None:
     norm = make(weight=weight)

@@ -24,8 +24,8 @@ def build(node: DictConfig, **given: Any) -> Any:
         ConfigError: the call refused a value; the message begins with its place in the config.
     """
     place = node._get_full_key("")
-    if taken := sorted(node.keys() & given.keys()):
-        raise ConfigError(f"{place}.{taken[0]}: the program itself gives it, from the rest of the config; leave it out")
+    for name in given.keys() & node.keys():
+        raise ConfigError(f"{place}.{name}: the program itself gives it, from the rest of the config; leave it out")
     with blame(place):
         # partial: live objects in `given` must not pass through OmegaConf, which would copy them
         call = instantiate(node, _partial_=True, _convert_="all")

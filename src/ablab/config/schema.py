@@ -216,9 +216,9 @@ def accepts(annotation: ast.expr | None, value: Any) -> bool:
         case ast.Constant(value=str(text)):
             return accepts(ast.parse(text, mode="eval").body, value)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            sides = (left, right)
+            sides = [left, right]
             if isinstance(value, str | None) and any(ast.unparse(side) in ("int", "float") for side in sides):
-                sides = tuple(side for side in sides if ast.unparse(side) in WORDS)  # no text is a Tensor
+                sides = [side for side in sides if ast.unparse(side) in WORDS]  # no text is a Tensor
             return any(accepts(side, value) for side in sides)
         case ast.Subscript(value=ast.Name(id=name), slice=inner):
             parts = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]

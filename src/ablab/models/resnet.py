@@ -149,5 +149,5 @@ def convolution(in_channels: int, out_channels: int, kernel: int, stride: int, n
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     if not norm.needs_bias:  # only now: the same seed draws the same weights for every norm
-        conv.bias = None
+        conv.register_parameter("bias", None)
     return norm.wrap(conv)

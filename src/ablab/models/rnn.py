@@ -257,5 +257,5 @@ def linear(in_features: int, out_features: int, *, bias: bool, bound: float, nor
     for parameter in layer.parameters():
         nn.init.uniform_(parameter, -bound, bound)
     if not bias:  # only now: the same seed draws the same weights for every norm
-        layer.bias = None
+        layer.register_parameter("bias", None)
     return norm.wrap(layer)

@@ -1,6 +1,6 @@
 """Normalization: one `Norm` is what a model receives, and all it ever knows about normalization.
 
-A new norm is one file here (a subclass of `Norm`) and one YAML in conf/norm. What each of them does is in docs/norms.md.
+A new norm is one file here (a subclass of `Norm`) and one YAML in conf/norm. What each does is in docs/norms.md.
 """
 
 from ablab.norms.bake import bake

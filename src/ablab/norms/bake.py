@@ -63,15 +63,15 @@ def foldable(model: nn.Module) -> Iterator[tuple[str, str]]:
         graph = Tracer().trace(model)
     except (fx.proxy.TraceError, TypeError):
         return  # its control flow depends on its inputs, as in a recurrence
-    called = [node.target for node in graph.nodes if node.op == "call_module"]
-    for node in graph.nodes:
-        if node.op != "call_module" or type(model.get_submodule(node.target)) is not BatchNormLayer:
-            continue
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    called = [str(node.target) for node in calls]
+    for node, name in zip(calls, called, strict=True):
         source = node.args[0]
-        alone = isinstance(source, fx.Node) and source.op == "call_module" and len(source.users) == 1
-        if alone and isinstance(model.get_submodule(source.target), FOLDABLE):
-            if called.count(node.target) == called.count(source.target) == 1:
-                yield source.target, node.target
+        if type(model.get_submodule(name)) is not BatchNormLayer or source not in calls or len(source.users) > 1:
+            continue
+        before = str(source.target)
+        if called.count(name) == called.count(before) == 1 and isinstance(model.get_submodule(before), FOLDABLE):
+            yield before, name
 
 
 @torch.no_grad()

@@ -72,7 +72,9 @@ class BatchNorm(Norm):
         if ghost_batch_size is not None and ghost_batch_size < 1:
             raise ValueError(f"ghost_batch_size={ghost_batch_size}: at least one sample is needed, or null for all")
         if r_max < 1 or d_max < 0:
-            raise ValueError(f"r_max={r_max}, d_max={d_max}: bounds of at least 1 and 0 are needed; those are no renorm")
+            raise ValueError(
+                f"r_max={r_max}, d_max={d_max}: bounds of at least 1 and 0 are needed; those are no renorm"
+            )
         if not 0 <= renorm_start <= renorm_end:
             raise ValueError(f"renorm_start={renorm_start}, renorm_end={renorm_end}: steps from 0 on, in this order")
         self.renorm = renorm = r_max > 1 or d_max > 0
@@ -82,7 +84,9 @@ class BatchNorm(Norm):
                 "it; set one of them"
             )
         if mean_only and renorm:
-            raise ValueError(f"mean_only=true, r_max={r_max}, d_max={d_max}: renorm corrects a division; set one of them")
+            raise ValueError(
+                f"mean_only=true, r_max={r_max}, d_max={d_max}: renorm corrects a division; set one of them"
+            )
         if frozen and (sync or ghost_batch_size is not None or renorm):
             raise ValueError("frozen=true: no batch is looked at, so sync, ghost_batch_size and renorm must be off")
         self.momentum = momentum
@@ -276,9 +280,7 @@ class BatchNormLayer(NormLayer):
         y = (x - mean) * torch.rsqrt(var + self.eps)
         return self.scale_and_shift(y if r is None or d is None else y * r + d)
 
-    def correction(
-        self, mean: Tensor, var: Tensor, running_mean: Tensor, running_var: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def correction(self, mean: Tensor, var: Tensor, running_mean: Tensor, running_var: Tensor) -> tuple[Tensor, Tensor]:
         """What leads from the batch's statistics to the running ones, within bounds; no gradient flows through it."""
         norm = self.norm
         since = (self.num_batches_tracked - norm.renorm_start).to(running_var.dtype)

@@ -12,7 +12,7 @@ from ablab.norms.weight import WeightReparametrization
 
 
 class EvoNormS0Layer(SampleNormLayer):
-    """y = x · sigmoid(v · x) / sqrt(var + eps) · gamma + beta; x / sqrt(var + eps) · gamma + beta where none follows."""
+    """x · sigmoid(v · x) / sqrt(var + eps) · gamma + beta; see `EvoNormS0`."""
 
     def __init__(
         self, norm: SampleNorm, num_features: int, layout: Layout, *, activation: nn.Module | None = None

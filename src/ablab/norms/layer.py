@@ -135,7 +135,10 @@ class NormLayer(nn.Module):
                 "data whose sequences are equally long"
             )
         if mask != shape[:-1]:
-            return f"a mask of shape {tuple(mask)} does not belong to an input of shape {tuple(shape)}; give {tuple(shape[:-1])}"
+            return (
+                f"a mask of shape {tuple(mask)} does not belong to an input of shape {tuple(shape)}; "
+                f"give {tuple(shape[:-1])}"
+            )
         return None
 
     def values(self, statistic: Statistic, shape: torch.Size) -> int:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
-from ablab.norms.layer import Layout, NormLayer, Refused, Statistic
+from ablab.norms.layer import Layout, Refused, Statistic
 from ablab.norms.weight import PlainWeight, WeightReparametrization
 
 Site = Literal["input", "recurrent", "cell"]

@@ -65,7 +65,7 @@ def of_weights(model: nn.Module, norm: Norm) -> dict[str, list[str]]:
             f"norm/weight: {weight.title} is for {weight.kinds}, and this model has none; choose norm/weight=none"
         ] = [type(model).__name__]
     for name, module in wrapped.items():
-        for step in module.parametrizations.weight:  # type: ignore[union-attr]
+        for step in module.parametrizations.weight:
             replaced = getattr(step, "replaced", None)
             owner = owners.get(id(replaced())) if replaced and replaced() is not None else None
             if owner is not None:

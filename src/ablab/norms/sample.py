@@ -107,6 +107,14 @@ class SampleNormLayer(NormLayer):
             return (self.own_dim,)
         return tuple(range(2, grouped.dim())) if self.layout == "image" else (1, -1)
 
+    def at_each_position(self, x: Tensor) -> Tensor:
+        """Each position on its own, wherever the layout has the features."""
+        return self.each_position(x.movedim(1, -1)).movedim(-1, 1) if self.layout == "image" else self.each_position(x)
+
+    def each_position(self, x: Tensor) -> Tensor:
+        """Normalize `(…, C)` over its last dimension, for norms that have the scope "position"."""
+        raise NotImplementedError
+
     def beside_groups(self, valid: Tensor | None) -> Tensor | None:
         """A mask `(N, L)` in the shape that broadcasts it against a grouped sequence `(N, L, groups, features)`."""
         return None if valid is None or self.layout == "image" else valid[..., None, None]
@@ -120,16 +128,16 @@ class GroupNormLayer(SampleNormLayer):
 
     def normalize(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
         if self.scope == "position":
-            return self.each_position(x.movedim(1, -1)).movedim(-1, 1) if self.layout == "image" else self.each_position(x)
+            return self.at_each_position(x)
         if valid is not None:
             grouped = self.grouped(precise(x))
             mean, var, _ = moments(grouped, self.dims(grouped), self.beside_groups(valid))
             return self.scale_and_shift(((grouped - mean) * torch.rsqrt(var + self.eps)).view_as(x))
-        y = F.group_norm(x.movedim(self.feature_dim, 1), self.num_groups, self.weight, self.bias, self.eps)
-        return y.movedim(1, self.feature_dim)
+        if self.layout == "image":
+            return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        return F.group_norm(x.transpose(1, 2), self.num_groups, self.weight, self.bias, self.eps).transpose(1, 2)
 
     def each_position(self, x: Tensor) -> Tensor:
-        """`x` has its features last."""
         if self.num_groups == 1:
             return F.layer_norm(x, (self.num_features,), self.weight, self.bias, self.eps)
         # layer norm of each group: torch's group norm is slow where a group has one position
@@ -158,7 +166,7 @@ class GroupNorm(SampleNorm):
     """
 
     features = "group"
-    layer_class = GroupNormLayer
+    layer_class: ClassVar[type[SampleNormLayer]] = GroupNormLayer
 
     def __init__(
         self,
@@ -171,9 +179,7 @@ class GroupNorm(SampleNorm):
         eps: float = 1e-5,
         weight: WeightReparametrization | None = None,
     ) -> None:
-        super().__init__(
-            image_scope=image_scope, sequence_scope=sequence_scope, affine=affine, eps=eps, weight=weight
-        )
+        super().__init__(image_scope=image_scope, sequence_scope=sequence_scope, affine=affine, eps=eps, weight=weight)
         if (num_groups is None) == (group_size is None):
             raise ValueError(
                 f"num_groups={num_groups}, group_size={group_size}: give one of them and set the other to null"
@@ -229,9 +235,7 @@ class LayerNorm(SampleNorm):
         eps: float = 1e-5,
         weight: WeightReparametrization | None = None,
     ) -> None:
-        super().__init__(
-            image_scope=image_scope, sequence_scope=sequence_scope, affine=affine, eps=eps, weight=weight
-        )
+        super().__init__(image_scope=image_scope, sequence_scope=sequence_scope, affine=affine, eps=eps, weight=weight)
 
     def groups(self, num_features: int) -> int:
         return 1
@@ -248,7 +252,7 @@ class InstanceNorm(SampleNorm):
     """
 
     features = "each"
-    layer_class = GroupNormLayer
+    layer_class: ClassVar[type[SampleNormLayer]] = GroupNormLayer
 
     def __init__(
         self, *, affine: bool = True, eps: float = 1e-5, weight: WeightReparametrization | None = None
@@ -264,14 +268,13 @@ class RMSNormLayer(SampleNormLayer):
 
     def normalize(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
         if self.scope == "position":
-            return self.each_position(x.movedim(1, -1)).movedim(-1, 1) if self.layout == "image" else self.each_position(x)
+            return self.at_each_position(x)
         x = precise(x)
         grouped = self.grouped(x)
         square = mean_square(grouped, self.dims(grouped), self.beside_groups(valid))
         return self.scale_and_shift((grouped * torch.rsqrt(square + self.eps)).view_as(x))
 
     def each_position(self, x: Tensor) -> Tensor:
-        """`x` has its features last."""
         gain = None if self.weight is None else self.weight.to(x.dtype)  # torch's fused kernel wants one dtype
         return F.rms_norm(x, (self.num_features,), gain, self.eps)
 
@@ -305,9 +308,7 @@ class RMSNorm(SampleNorm):
         eps: float = 1e-5,
         weight: WeightReparametrization | None = None,
     ) -> None:
-        super().__init__(
-            image_scope=image_scope, sequence_scope=sequence_scope, affine=affine, eps=eps, weight=weight
-        )
+        super().__init__(image_scope=image_scope, sequence_scope=sequence_scope, affine=affine, eps=eps, weight=weight)
 
     @property
     def has_shift(self) -> bool:

@@ -27,6 +27,7 @@ class WeightReparametrization(ABC):
 
     def zero_(self, module: nn.Module) -> None:
         """Make the module's weight zero in a way that it can still learn from; left alone where there is none."""
+        return
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in vars(self).items())

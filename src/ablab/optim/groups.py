@@ -66,7 +66,9 @@ def decayed_names(name: str, module: nn.Module) -> tuple[str, ...]:
     declared = getattr(type(module), "weight_decay", None)
     if declared is not None:
         if isinstance(declared, str):
-            raise ValueError(f"{type(module).__name__}.weight_decay is a text; write a tuple, weight_decay = ({declared!r},)")
+            raise ValueError(
+                f"{type(module).__name__}.weight_decay is a text; write a tuple, weight_decay = ({declared!r},)"
+            )
         return tuple(declared)
     for kind, names in DECAYED:
         if isinstance(module, kind):
