@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
+from tests.runs import wandb_file
 
 Start = Callable[..., SimpleNamespace]
 Command = Callable[..., Any]
@@ -226,6 +227,46 @@ def test_two_processes_are_one_run_with_the_metrics_of_one(command: Command, tmp
     assert together["metrics"]["test/accuracy"] * 360 == pytest.approx(
         round(together["metrics"]["test/accuracy"] * 360)
     )
+
+
+@pytest.mark.slow
+def test_synchronized_batch_norm_on_two_processes_is_batch_norm_on_one(command: Command, tmp_path: Path) -> None:
+    steps = ("trainer.max_epochs=1", "trainer.limit_train_batches=6", "logger=csv", "trainer.precision=64-true")
+    processes = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    results = {}
+    for name, words in {
+        "one": ("norm=batchnorm",),
+        "synchronized": ("norm=syncbatchnorm", *processes),
+        "local": ("norm=batchnorm", *processes),
+    }.items():
+        done = command(*words, *steps, f"output_dir={name}")
+        assert done.returncode == 0, done.stderr
+        [file] = (tmp_path / name).glob("*/run.json")
+        weights = torch.load(file.parent / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+        results[name] = (json.loads(file.read_text()), weights)
+    expected = results["one"][1]
+    for key, value in results["synchronized"][1].items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-9, atol=1e-9, msg=key)
+    assert not torch.allclose(results["local"][1]["model.conv1.weight"], expected["model.conv1.weight"])
+    assert results["one"][0]["batch_sizes"] == {"optimizer": 32, "forward": 32, "norm": 32}
+    assert results["synchronized"][0]["batch_sizes"] == {"optimizer": 32, "forward": 16, "norm": 32}
+    assert results["local"][0]["batch_sizes"] == {"optimizer": 32, "forward": 16, "norm": 16}
+
+
+@pytest.mark.slow
+def test_batch_norm_at_every_time_step_trains_on_two_processes(command: Command) -> None:
+    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1")
+    done = command("model=rnn", "norm=batchnorm", *two, "trainer.limit_train_batches=3", "logger=csv")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_records_the_batch_that_the_norm_sees_beside_that_of_the_optimizer(run: Start) -> None:
+    done = run("norm=ghostbatchnorm", "trainer.accumulate_grad_batches=4", "data.batch_size=64", "logger=wandb")
+    sizes = {"optimizer": 256, "forward": 64, "norm": 16}
+    assert json.loads((done.folder / "run.json").read_text())["batch_sizes"] == sizes
+    assert "batch: 256 for the optimizer, 64 forward, 16 for the norm" in done.printed
+    [file] = done.folder.glob("wandb/offline-run-*/*.wandb")
+    assert wandb_file.config(file)["run"]["batch_sizes"] == sizes
 
 
 @pytest.mark.slow

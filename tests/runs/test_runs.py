@@ -6,7 +6,6 @@ import csv
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,16 +13,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tests.runs import wandb_file
 
 from ablab.runs.metrics import MetricsCSV
 from ablab.runs.run import new_folder
 from ablab.runs.wandb import logged_in
-
-spec = spec_from_file_location("wandb_file", Path(__file__).with_name("wandb_file.py"))
-assert spec is not None
-assert spec.loader is not None
-wandb_file: Any = module_from_spec(spec)
-spec.loader.exec_module(wandb_file)
 
 Start = Callable[..., SimpleNamespace]
 
