@@ -17,7 +17,7 @@ from ablab.config.build import build
 from ablab.models.resnet import ResNet
 from ablab.models.rnn import RNN
 from ablab.models.transformer import Transformer
-from ablab.norms import Norm, problems
+from ablab.norms import Norm, collecting, problems
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "norms.md"
@@ -81,7 +81,7 @@ def places() -> list[tuple[type[nn.Module], dict[str, int], torch.Tensor]]:
 
 
 def fits(norm: Norm, architecture: type[nn.Module], sizes: dict[str, int], inputs: torch.Tensor) -> bool:
-    with torch.device("meta"):
+    with torch.device("meta"), collecting():
         model = architecture(norm=norm, **sizes)
     return not problems(model, norm, lambda: model(inputs.to("meta")))
 

@@ -19,7 +19,7 @@ from torch import nn
 from ablab.config.build import blame, build
 from ablab.config.errors import ConfigError, menu
 from ablab.data.datamodule import DataModule
-from ablab.norms import Norm, problems
+from ablab.norms import Norm, collecting, problems
 from ablab.optim.optimizer import make_optimizer
 
 SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
@@ -38,13 +38,13 @@ def dry_run(cfg: DictConfig, data: DataModule, norm: Norm, world_size: int) -> N
     check_validation(cfg, len(data.train_dataloader()))
     with blame("data"):
         batch = data.example(world_size)
-    with torch.device("meta"):
+    with torch.device("meta"), collecting():
         inputs = [part.to("meta") for part in (batch.inputs, batch.valid) if part is not None]
         model = build(cfg.model, norm=norm, **data.model_sizes)
         with named_errors(model):
-            found = problems(model, norm, lambda: model(*inputs))
+            found = problems(model, norm, lambda: model(*inputs), num_processes=world_size)
         if found:
-            fitting = [name for name, other in norms() if fits(other, cfg, data, inputs)]
+            fitting = [name for name, other in norms() if fits(other, cfg, data, inputs, world_size)]
             raise ConfigError(report(found, fitting))
         with blame("optimizer"):
             optimizer = make_optimizer(build(cfg.optimizer), model)
@@ -58,28 +58,34 @@ def report(found: dict[str, list[str]], fitting: list[str]) -> str:
     for reason, names in found.items():
         shown = names if len(names) <= 6 else [*names[:3], f"{len(names) - 4} more", names[-1]]
         lines.append(f"norm: {reason} (at {', '.join(shown)} of the model)")
-    return "\n".join([*lines, f"norm: defined everywhere in this model, as they are: {', '.join(fitting)}"])
+    if fitting:
+        lines.append(f"norm: defined everywhere in this model, as they are: {', '.join(fitting)}")
+    return "\n".join(lines)
 
 
-def fits(norm: Norm, cfg: DictConfig, data: DataModule, inputs: list[torch.Tensor]) -> bool:
+def fits(norm: Norm, cfg: DictConfig, data: DataModule, inputs: list[torch.Tensor], world_size: int) -> bool:
     """Whether a model can be built and trained with another norm."""
     model = build(cfg.model, norm=norm, **data.model_sizes)
-    return not problems(model, norm, lambda: model(*inputs))
+    return not problems(model, norm, lambda: model(*inputs), num_processes=world_size)
 
 
 def norms() -> Iterator[tuple[str, Norm]]:
-    """Every choice of conf/norm, with its name; weights are left as they are."""
+    """Every choice of conf/norm, with its name."""
     for file in sorted((CONF / "norm").glob("*.yaml")):
         yield file.stem, build(settings(file))
 
 
 def settings(file: Path) -> DictConfig:
-    """The keys of a YAML and of those of its folder that it builds upon."""
+    """The keys of a YAML, of those of its folder that it builds upon, and of the weight that it chooses."""
     own: Any = OmegaConf.load(file)
-    parents = [
-        settings(file.with_stem(name)) for name in own.pop("defaults") if isinstance(name, str) and name != "_self_"
-    ]
-    merged: Any = OmegaConf.merge(*parents, own)
+    parts: list[Any] = []
+    for entry in own.pop("defaults"):
+        if isinstance(entry, str):
+            parts.append(own if entry == "_self_" else settings(file.with_stem(entry)))
+        else:  # weight: …, or override weight: …
+            [choice] = entry.values()
+            parts.append(OmegaConf.create({"weight": OmegaConf.load(file.parent / "weight" / f"{choice}.yaml")}))
+    merged: Any = OmegaConf.merge(*parts)
     return merged
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ablab.config.build import build
-from ablab.norms import Norm, problems
+from ablab.norms import Norm, collecting, problems
 
 OVER_POSITIONS_ALONE = {"instancenorm", "frn", "evonorm_b0"}  # each feature of a single position is a single value
 OVER_POSITIONS = OVER_POSITIONS_ALONE | {
@@ -34,8 +34,8 @@ OVER_POSITIONS = OVER_POSITIONS_ALONE | {
 OF_CONVOLUTIONS = {"groupnorm_weightstandardization"}
 # (model, kind of data) -> norms that are not defined there
 UNDEFINED = {
-    ("rnn", "sequences"): OVER_POSITIONS_ALONE | OF_CONVOLUTIONS,
-    ("rnn", "text"): OVER_POSITIONS_ALONE | OF_CONVOLUTIONS,
+    ("rnn", "sequences"): {"instancenorm", "frn"} | OF_CONVOLUTIONS,
+    ("rnn", "text"): {"instancenorm", "frn"} | OF_CONVOLUTIONS,
     ("transformer", "sequences"): OF_CONVOLUTIONS,
     ("transformer", "text"): OVER_POSITIONS | OF_CONVOLUTIONS,
     # digits of 8x8 are down to one pixel after the 7x7 stem, the pool and two stages
@@ -68,7 +68,8 @@ def make(config: Callable[..., DictConfig], batch: Callable[..., Any]) -> Make:
         cfg = config(f"model={model}", f"norm={norm}", *words)
         example, sizes = batch(kind)
         torch.manual_seed(0)
-        return build(cfg.model, norm=build(cfg.norm), **sizes), example
+        with collecting():
+            return build(cfg.model, norm=build(cfg.norm), **sizes), example
 
     return build_pair
 

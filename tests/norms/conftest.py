@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ablab.config.build import build
-from ablab.norms import Layout, Norm, Refused
+from ablab.norms import EvoNormS0, GroupNorm, LayerNorm, Layout, Norm, Refused, RMSNorm, collecting
 
+ROOT = Path(__file__).parents[2]
 FEATURES = 16  # two of them in each of the eight groups that are the default
 SHAPES: dict[str, tuple[Layout, tuple[int, ...]]] = {
     "image 1d": ("image", (4, FEATURES, 6)),
@@ -30,29 +32,45 @@ SHAPES: dict[str, tuple[Layout, tuple[int, ...]]] = {
 def norm_node(choice: str) -> Any:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from tests.conftest import ROOT
-
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("train", [f"norm={choice}"]).norm
 
 
-def chosen(choice: str) -> Norm:
-    """A choice of conf/norm, exactly as its YAML has it."""
-    return build(norm_node(choice))
+# scopes that no YAML has
+SCOPES: dict[str, Norm] = {
+    "groupnorm at positions": GroupNorm(num_groups=8, image_scope="position", sequence_scope="position"),
+    "layernorm, the other scopes": LayerNorm(image_scope="position", sequence_scope="sample"),
+    "rmsnorm, the other scopes": RMSNorm(image_scope="position", sequence_scope="sample"),
+    "evonorm_s0 at positions": EvoNormS0(num_groups=8, image_scope="position", sequence_scope="position"),
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of a `setting` go through every choice of conf/norm, and through the scopes that no choice has."""
+    if "setting" in metafunc.fixturenames:
+        choices = sorted(file.stem for file in (ROOT / "conf/norm").glob("*.yaml"))
+        metafunc.parametrize("setting", [*choices, *SCOPES])
+
+
+def chosen(setting: str) -> Norm:
+    """A choice of conf/norm, exactly as its YAML has it, or one of `SCOPES`."""
+    return copy.deepcopy(SCOPES[setting]) if setting in SCOPES else build(norm_node(setting))
 
 
 @pytest.fixture
-def norm(norm_choice: str) -> Norm:
-    return chosen(norm_choice)
+def norm(setting: str) -> Norm:
+    return chosen(setting)
 
 
 def make(norm: Norm, shape: str, activation: nn.Module | None = None, features: int = FEATURES) -> nn.Module:
     """The norm's layer for a shape of `SHAPES`, its parameters drawn at random."""
     layout, _ = SHAPES[shape]
-    layer = norm.recurrent(features, "cell", num_steps=6) if layout == "recurrence" else norm(features, layout)
-    if activation is not None and layout != "recurrence":
-        layer = norm(features, layout, activation=activation)
+    with collecting():
+        if layout == "recurrence":
+            layer = norm.recurrent(features, "cell", num_steps=6)
+        else:
+            layer = norm(features, layout, activation=activation)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, mean=1.0, std=0.2)
     return layer

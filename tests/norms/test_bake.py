@@ -21,8 +21,8 @@ PLACES = [("resnet", "images"), ("transformer", "sequences"), ("transformer", "t
 def trained(cfg: DictConfig, kind: str, batch: Callable[..., Any]) -> tuple[nn.Module, Any] | None:
     """A model whose weights and averages have moved a little; None where the norm is refused."""
     example, sizes = batch(kind)
-    model = build(cfg.model, norm=build(cfg.norm), **sizes)
     try:
+        model = build(cfg.model, norm=build(cfg.norm), **sizes)
         model(example.inputs)
     except ValueError:
         return None
@@ -106,3 +106,66 @@ def test_a_model_without_anything_to_bake_is_copied() -> None:
     x = torch.randn(2, 3, 4)
     assert torch.equal(bake(model)(x), model(x))
     assert bake(model)[0].weight is not model[0].weight
+
+
+class Called(nn.Module):
+    """Calls its parts by keywords, and reads a length."""
+
+    def __init__(self, *, traceable: bool) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(3, 4, 1), BatchNorm()(4, "image")
+        self.traceable = traceable
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x=self.conv(input=x))
+        return y if self.traceable else y / len(x)
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_a_model_is_baked_however_it_calls_its_parts(traceable: bool) -> None:
+    model, x = Called(traceable=traceable), torch.randn(5, 3, 6)
+    model(x)
+    baked = bake(model)
+    assert isinstance(baked.norm, NormLayer) != traceable
+    torch.testing.assert_close(baked(x), model.eval()(x))
+
+
+class Reread(nn.Module):
+    """An autoencoder whose weight is read again, behind the norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 6), BatchNorm()(6, "sequence")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(self.norm(self.linear(x)), self.linear.weight.t())
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Sequential(nn.Linear(5, 4), BatchNorm()(4, "image")), (3, 4, 5)),
+        (nn.Sequential(nn.Conv1d(3, 8, 1), BatchNorm()(8, "sequence")), (2, 3, 8)),
+        (nn.Sequential(nn.Linear(5, 4), BatchNorm().recurrent(4, "input", num_steps=3)), (2, 3, 5)),
+        (Reread(), (2, 3, 4)),
+    ],
+    ids=["over rows", "over steps", "in a recurrence", "read again"],
+)
+def test_a_batch_norm_over_other_features_than_the_outputs_stays(model: nn.Module, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    model(x)
+    torch.testing.assert_close(bake(model)(x), model.eval()(x))
+
+
+def test_a_resnet_is_exported_for_images_of_any_size(norm_choice: str, config: Callable[..., DictConfig]) -> None:
+    from ablab.models.resnet import ResNet
+
+    model = ResNet(3, 10, norm=build(config(f"norm={norm_choice}").norm), depth=8, width=8)
+    model(torch.randn(4, 3, 16, 16))
+    size = torch.export.Dim("size", min=2, max=64)
+    exported = torch.export.export(
+        bake(model), (torch.randn(2, 3, 16, 16),), dynamic_shapes=({2: 4 * size, 3: 4 * size},)
+    ).module()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(x), bake(model)(x), rtol=1e-4, atol=1e-5)

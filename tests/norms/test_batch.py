@@ -50,8 +50,19 @@ def test_renorm_corrects_the_batch_towards_the_running_averages_within_bounds() 
     running = torch.sqrt(layer.running_var + 1e-5)
     r = (std / running).clamp(1 / 1.5, 1.5)
     d = ((mean - layer.running_mean) / running).clamp(-0.5, 0.5)
-    r, d, mean, std = (t.view(-1, 1, 1) for t in (r, d, mean, std))
-    same(layer(x), (x - mean) / std * r + d)
+    r, d = r.view(-1, 1, 1), d.view(-1, 1, 1)  # constants to the gradient
+
+    def formula(x: Tensor) -> Tensor:
+        mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
+        return (x - mean) / torch.sqrt(var + 1e-5) * r + d
+
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, expected = layer(ours), formula(theirs)
+    same(y, expected)
+    weights = torch.randn_like(x)
+    (y * weights).sum().backward()
+    (expected * weights).sum().backward()
+    same(ours.grad, theirs.grad)
 
 
 def test_renorm_without_bounds_trains_as_it_evaluates() -> None:
@@ -136,6 +147,39 @@ def test_recalibration_pools_each_step_of_a_recurrence_over_its_valid_values() -
     for step in range(3):
         same(layer.running_mean[step], x[valid[:, step], step].mean(0))
         same(layer.running_var[step], x[valid[:, step], step].var(0))
+
+
+def test_recalibration_does_not_depend_on_the_order_of_the_batches() -> None:
+    for norm in (BatchNorm(), BatchNorm(r_max=3, d_max=5)):
+        model = nn.Sequential(norm(4, "image"), nn.Conv2d(4, 4, 1), norm(4, "image")).double()
+        model(images())
+        batches = [images(3), images(5), images(2)]
+        other = copy.deepcopy(model)
+        recalibrate(model, batches)
+        recalibrate(other, [*reversed(batches)])
+        for ours, theirs in zip(model.buffers(), other.buffers(), strict=True):
+            same(ours.double(), theirs.double())
+
+
+def test_recalibration_keeps_the_averages_of_steps_that_it_hardly_saw() -> None:
+    layer = BatchNorm().recurrent(4, "cell", num_steps=4).double()
+    layer(torch.randn(5, 4, 4, dtype=torch.float64))
+    before = copy.deepcopy(layer)
+    valid = torch.arange(4) < torch.tensor([2, 2, 3])[:, None]
+    recalibrate(layer, [(torch.randn(3, 4, 4, dtype=torch.float64), valid)], lambda batch: layer(*batch))
+    for name in layer.buffer_names:
+        assert torch.equal(getattr(layer, name)[2:], getattr(before, name)[2:])
+        assert not torch.equal(getattr(layer, name)[:2], getattr(before, name)[:2])
+
+
+def test_forward_passes_with_and_without_a_mask_or_in_evaluation_share_a_backward_pass() -> None:
+    layer = BatchNorm()(4, "sequence").double()
+    x = torch.randn(3, 5, 4, dtype=torch.float64)
+    valid = torch.arange(5) < torch.tensor([2, 5, 3])[:, None]
+    (layer(x).sum() + layer(x, valid).sum()).backward()
+    evaluated = layer.eval()(x).square().sum()
+    layer.train()(x, valid)
+    evaluated.backward()
 
 
 def test_recalibration_leaves_dropout_off_and_every_mode_and_weight_as_it_was() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.norms.conftest import FEATURES, SHAPES, call, chosen, defined, inputs, make, twin
 from torch import Tensor, nn
 
-from ablab.norms import Norm, Refused, Statistic
+from ablab.norms import Norm, Refused, Statistic, collecting
 
 LAYOUTS = ["image", "sequence", "heads", "recurrence"]
 
@@ -53,9 +53,9 @@ def test_a_change_of_one_value_reaches_what_the_statistics_say_and_nothing_else(
 @pytest.mark.parametrize("shape", LAYOUTS)
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000))
-def test_what_is_constant_within_a_statistic_is_removed(norm_choice: str, shape: str, seed: int) -> None:
+def test_what_is_constant_within_a_statistic_is_removed(setting: str, shape: str, seed: int) -> None:
     """A gain that the values of a statistic share, and a shift where the mean is subtracted, change no output."""
-    norm = chosen(norm_choice)
+    norm = chosen(setting)
     layer = make(norm, shape).double()
     statistics = norm.statistics(SHAPES[shape][0])
     if not defined(layer) or not statistics or statistics[0].source == "stored":
@@ -83,7 +83,8 @@ def test_what_is_constant_within_a_statistic_is_removed(norm_choice: str, shape:
 
 @pytest.mark.parametrize("shape", ["image", "sequence"])
 def test_training_and_evaluation_agree_where_that_is_declared(norm: Norm, shape: str) -> None:
-    layer = make(norm, shape).double()
+    before = nn.Conv2d(FEATURES, FEATURES, 1) if shape == "image" else nn.Linear(FEATURES, FEATURES)
+    layer = nn.Sequential(norm.wrap(before), make(norm, shape)).double()
     x = inputs(shape, torch.float64)
     layer(x * 0.5)  # a batch before, so that running averages are of something
     trained, evaluated = twin(layer)(x), twin(layer).eval()(x)
@@ -110,10 +111,11 @@ def test_a_place_is_refused_exactly_where_the_statistics_forbid_it(norm: Norm, l
     leaks = causal and layout == "sequence" and any(statistic.positions for statistic in taken)
     mixes = layout == "heads" and any(statistic.batch or statistic.positions for statistic in taken)
     alone = any(s.features == "each" and not s.batch and not s.positions for s in taken)
-    if layout == "recurrence":
-        layer = norm.recurrent(FEATURES, "input", num_steps=6)
-    else:
-        layer = norm(FEATURES, layout, causal=causal)
+    with collecting():
+        if layout == "recurrence":
+            layer = norm.recurrent(FEATURES, "input", num_steps=6)
+        else:
+            layer = norm(FEATURES, layout, causal=causal)
     assert isinstance(layer, Refused) == (leaks or mixes or alone)
     if isinstance(layer, Refused):
         with pytest.raises(ValueError, match=r"choose|set norm"):

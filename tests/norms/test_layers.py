@@ -12,6 +12,7 @@ from tests.norms.conftest import FEATURES, SHAPES, call, defined, inputs, make, 
 from torch import nn
 
 from ablab.norms import Norm
+from ablab.norms.batch import BatchNormLayer
 
 NARROW = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 LAYOUTS = ["image", "sequence", "heads", "recurrence"]
@@ -66,13 +67,14 @@ def test_running_averages_stay_in_float32_and_move_in_bfloat16(norm: Norm) -> No
     for name, buffer in layer.named_buffers():
         if buffer.is_floating_point():
             assert buffer.dtype == torch.float32, name
-    if norm.train_equals_eval:
+    if not isinstance(layer, BatchNormLayer) or layer.norm.frozen:
         return
     before = layer.running_var.clone()
     layer.norm.momentum = 1e-3
     layer(inputs("image", torch.bfloat16))
     assert not torch.equal(layer.running_var, before) or layer.norm.mean_only
     assert layer.double().running_mean.dtype == torch.float64
+    layer.to(torch.bfloat16)(inputs("image", torch.bfloat16))  # and back
 
 
 @pytest.mark.parametrize("shape", LAYOUTS)
@@ -80,7 +82,7 @@ def test_the_gradient_is_that_of_finite_differences(norm: Norm, shape: str) -> N
     layer = make(norm, shape, nn.Softplus(), features=8 if norm.features_in_group(FEATURES) == 1 else FEATURES)
     if not defined(layer):
         return
-    if not norm.train_equals_eval:
+    if isinstance(layer, BatchNormLayer):
         layer.norm.renorm_start = layer.norm.renorm_end = 10**6  # its correction is a constant to the gradient
     layer.double()
     x = inputs(shape, torch.float64)[:3]
@@ -133,10 +135,13 @@ def test_it_compiles_as_one_graph_that_computes_the_same(norm: Norm, shape: str,
         torch.testing.assert_close(a, b, msg=name)
 
 
+@pytest.mark.parametrize("activation", [None, nn.ReLU()], ids=["bare", "activated"])
 @pytest.mark.parametrize("training", [True, False])
-def test_padding_changes_no_valid_output_no_gradient_and_no_buffer(norm: Norm, training: bool) -> None:
+def test_padding_changes_no_valid_output_no_gradient_and_no_buffer(
+    norm: Norm, training: bool, activation: nn.Module | None
+) -> None:
     """Neither what stands in padding nor how much of it there is; NaN in it spoils the gradients alone."""
-    layer = make(norm, "sequence").double().train(training)
+    layer = make(norm, "sequence", activation).double().train(training)
     lengths = torch.tensor([6, 4, 1, 3])
     valid = torch.arange(6) < lengths[:, None]
     x = inputs("sequence", torch.float64)

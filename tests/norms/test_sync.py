@@ -24,7 +24,7 @@ CASES: dict[str, tuple[Norm, Norm, str]] = {
     "renorm": (BatchNorm(sync=True, r_max=2, d_max=1), BatchNorm(r_max=2, d_max=1), "image"),
     "evonorm": (EvoNormB0(sync=True), EvoNormB0(), "image"),
 }
-SHARES = {2: [5, 3], 4: [3, 1, 4, 2]}  # samples of each process
+SHARES = {2: [5, 3], 4: [3, 0, 4, 2]}  # samples of each process
 
 
 def problem(layout: str, total: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor]:

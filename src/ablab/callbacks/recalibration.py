@@ -29,7 +29,8 @@ class Recalibration(L.Callback):
         self.num_batches = num_batches
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        recalibrate(pl_module, self.batches(trainer, pl_module), pl_module)
+        with trainer.precision_plugin.forward_context():  # the precision that the run was trained in
+            recalibrate(pl_module, self.batches(trainer, pl_module), pl_module)
 
     def batches(self, trainer: L.Trainer, task: L.LightningModule) -> Iterator[Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

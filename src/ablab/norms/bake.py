@@ -15,7 +15,7 @@ from ablab.norms.layer import NormLayer, Refused
 from ablab.norms.plain import Identity
 from ablab.norms.weight import output_dim
 
-FOLDABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def bake(model: nn.Module) -> nn.Module:
@@ -61,17 +61,29 @@ def foldable(model: nn.Module) -> Iterator[tuple[str, str]]:
     """The names of each linear or convolution, and of the batch norm that alone reads its output."""
     try:
         graph = Tracer().trace(model)
-    except (fx.proxy.TraceError, TypeError):
-        return  # its control flow depends on its inputs, as in a recurrence
+    except Exception:  # whatever it is that cannot be traced, as control flow that depends on the inputs
+        return
     calls = [node for node in graph.nodes if node.op == "call_module"]
-    called = [str(node.target) for node in calls]
-    for node, name in zip(calls, called, strict=True):
-        source = node.args[0]
-        if type(model.get_submodule(name)) is not BatchNormLayer or source not in calls or len(source.users) > 1:
+    called = [id(model.get_submodule(str(node.target))) for node in calls]
+    read = [str(node.target) for node in graph.nodes if node.op == "get_attr"]
+    for node in calls:
+        name, sources = str(node.target), node.all_input_nodes
+        if len(sources) != 1 or sources[0] not in calls or len(sources[0].users) > 1:
             continue
-        before = str(source.target)
-        if called.count(name) == called.count(before) == 1 and isinstance(model.get_submodule(before), FOLDABLE):
+        before = str(sources[0].target)
+        module, norm = model.get_submodule(before), model.get_submodule(name)
+        once = called.count(id(norm)) == called.count(id(module)) == 1
+        if once and fits(module, norm) and not any(target.startswith(f"{before}.") for target in read):
             yield before, name
+
+
+def fits(module: nn.Module, norm: nn.Module) -> bool:
+    """Whether a norm is a batch norm over the output features of a linear layer or a convolution."""
+    if type(norm) is not BatchNormLayer:
+        return False
+    if norm.layout == "image":
+        return isinstance(module, CONVOLUTIONS)
+    return norm.layout == "sequence" and isinstance(module, nn.Linear)
 
 
 @torch.no_grad()

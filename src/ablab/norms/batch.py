@@ -12,9 +12,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablab.norms.layer import Layout, NormLayer, Statistic, moments, precise
+from ablab.norms.layer import Layout, NormLayer, Statistic, moments
 from ablab.norms.norm import Norm
-from ablab.norms.weight import WeightReparametrization
+from ablab.norms.weight import WeightReparametrization, precise
 
 
 class BatchNorm(Norm):
@@ -173,7 +173,7 @@ class BatchNormLayer(NormLayer):
         for name, buffer in before.items():
             now = getattr(self, name)
             if now.dtype in (torch.float16, torch.bfloat16):
-                setattr(self, name, buffer.to(now.device))
+                setattr(self, name, buffer.to(now.device, torch.float32))
         return self
 
     @property
@@ -181,11 +181,11 @@ class BatchNormLayer(NormLayer):
         """Whether the batch's own statistics count, and are averaged."""
         return self.training and not self.norm.frozen
 
-    def samples(self, batch: int) -> int:
+    def samples(self, batch: int, num_processes: int | None) -> int:
         ghost = self.norm.ghost_batch_size
         if ghost is not None and batch > ghost:
             return batch % ghost or ghost  # the last ghost batch is the smallest
-        return batch * num_processes() if self.norm.sync else batch
+        return batch * (num_processes or world_size()) if self.norm.sync else batch
 
     # One ghost batch after another -----------------------------------------------------------------------------
 
@@ -210,20 +210,23 @@ class BatchNormLayer(NormLayer):
 
     def by_batch(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
         """Normalized by the batch's own statistics, which move the running averages."""
-        together = self.norm.sync and num_processes() > 1
+        together = self.norm.sync and world_size() > 1
         if self.torch_has_it and valid is None and self.pooled is None and not together and not self.norm.renorm:
             return self.torchs(x, step, training=True)
         x, mask = precise(x), self.mask(valid)
-        own = moments(x, self.dims(x), mask)
-        everyones = over_processes(*own) if together or (self.pooled is not None and num_processes() > 1) else own
-        mean, var, count = everyones if together else own
+        mean, var, count = seen = moments(x, self.dims(x), mask)
+        if together:
+            mean, var, count = seen = over_processes(*seen)
         running_mean, running_var = self.running(self.running_mean, x, step), self.running(self.running_var, x, step)
         if mask is not None:  # a statistic of fewer than two values says nothing
             mean = torch.where(count > 1, mean, running_mean)
             var = torch.where(count > 1, var, running_var)
-        r, d = self.correction(mean, var, running_mean, running_var) if self.norm.renorm else (None, None)
-        pooled = None if self.pooled is None else self.running(self.pooled, x, step)
-        average(running_mean, running_var, *everyones, momentum=self.norm.momentum, pooled=pooled)
+        r, d, pooled = None, None, None
+        if self.pooled is not None:
+            pooled = self.running(self.pooled, x, step)
+        elif self.norm.renorm:
+            r, d = self.correction(mean, var, running_mean, running_var)
+        average(running_mean, running_var, *seen, momentum=self.norm.momentum, pooled=pooled)
         return self.formula(x, mean, var, mask, r, d)
 
     def mask(self, valid: Tensor | None) -> Tensor | None:
@@ -262,6 +265,8 @@ class BatchNormLayer(NormLayer):
             mean, var = self.running(mean, x, step).flatten(), self.running(var, x, step).flatten()
             rows = x.flatten(1)  # each feature of each step is a feature of its own
             gain, shift = (p if p is None or step is not None else p.repeat(x.shape[1]) for p in (gain, shift))
+        if not training and torch.is_grad_enabled():  # kept for the backward pass, before which they may move on
+            mean, var = mean.clone(), var.clone()
         y = F.batch_norm(rows, mean, var, gain, shift, training, self.norm.momentum, self.eps)
         return y.view_as(x)
 
@@ -313,6 +318,8 @@ def average(
     those values together.
     """
     mean, var, count = (moment.detach().view_as(running_mean) for moment in (mean, var, count))
+    # data: as when torch's own function moves them, what an earlier forward pass has kept stays valid for its backward
+    running_mean, running_var = running_mean.data, running_var.data
     away = mean - running_mean
     if pooled is None:
         share = (count > 1).to(mean.dtype) * momentum
@@ -321,16 +328,17 @@ def average(
         running_var.add_(share * (unbiased - running_var))
         return
     together = (pooled + count).clamp(min=1)
+    known = together > 1
     squares = running_var * (pooled - 1).clamp(min=0) + var * count + away.square() * pooled * count / together
     running_mean.add_(away * count / together)
-    running_var.copy_(squares / (together - 1).clamp(min=1))
+    running_var.copy_(torch.where(known, squares / (together - 1).clamp(min=1), running_var))
     pooled.add_(count)
 
 
 # Statistics of several processes ------------------------------------------------------------------------------
 
 
-def num_processes() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -356,7 +364,8 @@ def over_processes(mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Te
     References:
         Chan, Golub & LeVeque 1979, Updating formulae and a pairwise algorithm for computing sample variances
     """
-    means, variances, counts = Gather.apply(torch.stack([mean, var, count])).unbind(1)
+    own = [torch.where(count > 0, moment, 0.0) for moment in (mean, var)]  # of no values they are NaN
+    means, variances, counts = Gather.apply(torch.stack([*own, count])).unbind(1)
     total = counts.sum(0)
     shares = counts / total.clamp(min=1)
     joined = (shares * means).sum(0)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ablab.norms.batch import BatchNorm, BatchNormLayer
-from ablab.norms.layer import Layout, NormLayer, Statistic, moments, precise
+from ablab.norms.layer import Layout, NormLayer, Statistic, moments
 from ablab.norms.sample import GroupNorm, SampleNorm, SampleNormLayer
-from ablab.norms.weight import WeightReparametrization
+from ablab.norms.weight import WeightReparametrization, precise
 
 
 class EvoNormS0Layer(SampleNormLayer):
@@ -74,11 +74,10 @@ class EvoNormB0(BatchNorm):
         super().__init__(momentum=momentum, sync=sync, affine=affine, eps=eps, weight=weight)
 
     def statistics(self, layout: Layout) -> tuple[Statistic, ...]:
-        positions = layout != "recurrence"
-        return (
-            Statistic("variance", batch=self.batch, positions=positions, source="running"),
-            Statistic("variance", positions=positions),
-        )
+        of_batch = Statistic("variance", batch=self.batch, positions=layout != "recurrence", source="running")
+        if layout == "recurrence":  # where no nonlinearity follows
+            return (of_batch,)
+        return (of_batch, Statistic("variance", positions=True))
 
     def layer(
         self,
@@ -88,17 +87,25 @@ class EvoNormB0(BatchNorm):
         num_steps: int | None = None,
         activation: nn.Module | None = None,
     ) -> NormLayer:
-        return EvoNormB0Layer(self, num_features, layout, activation=activation)
+        return EvoNormB0Layer(self, num_features, layout, num_steps=num_steps, activation=activation)
 
 
 class EvoNormB0Layer(BatchNormLayer):
     """x / max(sqrt(batch var + eps), v · x + sqrt(instance var + eps)); see `EvoNormB0`."""
 
     def __init__(
-        self, norm: BatchNorm, num_features: int, layout: Layout, *, activation: nn.Module | None = None
+        self,
+        norm: BatchNorm,
+        num_features: int,
+        layout: Layout,
+        *,
+        num_steps: int | None = None,
+        activation: nn.Module | None = None,
     ) -> None:
-        super().__init__(norm, num_features, layout)
+        super().__init__(norm, num_features, layout, num_steps=num_steps)
         self.v = None if activation is None else nn.Parameter(torch.ones(num_features))
+        if self.v is None:  # only the batch's variance is left
+            self.statistics = self.statistics[:1]
 
     @property
     def torch_has_it(self) -> bool:

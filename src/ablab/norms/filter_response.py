@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ablab.norms.layer import Layout, mean_square, precise
+from ablab.norms.layer import Layout, mean_square
 from ablab.norms.sample import InstanceNorm, SampleNorm, SampleNormLayer
-from ablab.norms.weight import WeightReparametrization
+from ablab.norms.weight import WeightReparametrization, precise
 
 
 class FilterResponseNormLayer(SampleNormLayer):

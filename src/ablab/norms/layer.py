@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -111,8 +112,13 @@ class NormLayer(nn.Module):
 
     # What an input must be ------------------------------------------------------------------------------------
 
-    def problem(self, shape: torch.Size, mask: torch.Size | None = None) -> str | None:
-        """Why an input of this shape, with a mask of that shape, is refused, and the remedy; None where it is not."""
+    def problem(
+        self, shape: torch.Size, mask: torch.Size | None = None, num_processes: int | None = None
+    ) -> str | None:
+        """Why an input of this shape, with a mask of that shape, is refused, and the remedy; None where it is not.
+
+        `num_processes` is that of a run that has not started them yet.
+        """
         if len(shape) not in DIMENSIONS[self.layout] or shape[self.feature_dim] != self.num_features:
             return (
                 f"a norm of {self.num_features} features in the layout {self.layout} got a tensor of shape "
@@ -122,7 +128,7 @@ class NormLayer(nn.Module):
         if mask is not None and (problem := self.problem_of_mask(shape, mask)):
             return problem
         for statistic in self.statistics:
-            if self.values(statistic, shape) == 1:
+            if self.values(statistic, shape, num_processes) == 1:
                 return self.too_few(statistic, shape)
         return None
 
@@ -141,7 +147,7 @@ class NormLayer(nn.Module):
             )
         return None
 
-    def values(self, statistic: Statistic, shape: torch.Size) -> int:
+    def values(self, statistic: Statistic, shape: torch.Size, num_processes: int | None = None) -> int:
         """How many values of an input of this shape one `statistic` is taken over; 0 where it takes none."""
         if statistic.source == "stored" or (statistic.source == "running" and not self.training):
             return 0
@@ -149,14 +155,13 @@ class NormLayer(nn.Module):
         if statistic.features != "each":
             count = self.num_features if statistic.features == "all" else self.group_size
         if statistic.batch:
-            count *= self.samples(shape[0])
+            count *= self.samples(shape[0], num_processes)
         if statistic.positions:
-            positions = shape[2:].numel() if self.layout == "image" else shape[1]
-            count *= positions
+            count *= math.prod(shape[2:]) if self.layout == "image" else shape[1]
         return count
 
-    def samples(self, batch: int) -> int:
-        """The samples of a batch that enter one statistic."""
+    def samples(self, batch: int, num_processes: int | None) -> int:
+        """The samples of a process's batch, or of all processes', that enter one statistic."""
         return batch
 
     def too_few(self, statistic: Statistic, shape: torch.Size) -> str:
@@ -197,11 +202,6 @@ class Refused(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None, step: int | None = None) -> Tensor:
         raise ValueError(self.reason)
-
-
-def precise(x: Tensor) -> Tensor:
-    """`x` in a dtype that statistics may be computed in: float32 at least."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def moments(x: Tensor, dims: tuple[int, ...], valid: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
@@ -12,6 +15,25 @@ from ablab.norms.layer import Layout, Refused, Statistic
 from ablab.norms.weight import PlainWeight, WeightReparametrization
 
 Site = Literal["input", "recurrent", "cell"]
+
+
+collecting_refusals: ContextVar[bool] = ContextVar("collecting_refusals", default=False)
+
+
+@contextmanager
+def collecting() -> Iterator[None]:
+    """Let a model be built whose norm is not defined everywhere, so that `problems` finds all of its places."""
+    token = collecting_refusals.set(True)
+    try:
+        yield
+    finally:
+        collecting_refusals.reset(token)
+
+
+def refused(reason: str) -> Refused:
+    if not collecting_refusals.get():
+        raise ValueError(reason)
+    return Refused(reason)
 
 
 class Norm(ABC):
@@ -50,17 +72,15 @@ class Norm(ABC):
             causal: a position must not see later ones; a norm that would leak them is refused.
             activation: the nonlinearity that follows; a norm that brings its own puts that in its place.
 
-        Returns:
-            The layer, or a `Refused` that holds the reason why there is none (see `problems`).
-
         Raises:
-            ValueError: a layout that there is not.
+            ValueError: a layout that there is not, or a place where this norm is not defined; within `collecting` such
+                a place gets a `Refused`.
         """
         known = [name for name in get_args(Layout) if name != "recurrence"]
         if layout not in known:
             raise ValueError(f"layout={layout}: there are {', '.join(known)}; inside a recurrence, Norm.recurrent")
         if reason := self.refusal(num_features, layout, causal=causal):
-            return Refused(reason)
+            return refused(reason)
         return self.layer(num_features, layout, activation=activation)
 
     def recurrent(self, num_features: int, site: Site, *, num_steps: int) -> nn.Module:
@@ -72,12 +92,12 @@ class Norm(ABC):
             num_steps: the longest sequence, for norms that keep statistics for each step.
 
         Raises:
-            ValueError: a site that there is not.
+            ValueError: a site that there is not, or a norm that is not defined inside a recurrence, as above.
         """
         if site not in get_args(Site):
             raise ValueError(f"site={site}: there are {', '.join(get_args(Site))}")
         if reason := self.refusal(num_features, "recurrence"):
-            return Refused(reason)
+            return refused(reason)
         return self.layer(num_features, "recurrence", num_steps=num_steps)
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -155,7 +175,8 @@ class Norm(ABC):
     @property
     def train_equals_eval(self) -> bool:
         """Whether the same input has the same output in training and in evaluation."""
-        return all(statistic.source != "running" for statistic in self.statistics("image"))
+        running = any(statistic.source == "running" for statistic in self.statistics("image"))
+        return not running and not self.weight.has_state
 
     @property
     def has_running_state(self) -> bool:
@@ -191,6 +212,6 @@ class Norm(ABC):
     def __repr__(self) -> str:
         """The settings that are not the default ones."""
         parameters = inspect.signature(type(self)).parameters.values()
-        set_to = {p.name: getattr(self, p.name) for p in parameters if p.name != "weight"}
-        chosen = [f"{p.name}={set_to[p.name]}" for p in parameters if p.name in set_to and set_to[p.name] != p.default]
+        values = {p.name: getattr(self, p.name, p.default) for p in parameters if p.name != "weight"}
+        chosen = [f"{p.name}={values[p.name]}" for p in parameters if values.get(p.name, p.default) != p.default]
         return f"{type(self).__name__}({', '.join([*chosen, *[f'weight={self.weight!r}'] * self.wraps])})"

@@ -13,16 +13,19 @@ from ablab.norms.layer import NormLayer, Refused
 from ablab.norms.norm import Norm
 
 
-def problems(model: nn.Module, norm: Norm, predict: Callable[[], Any]) -> dict[str, list[str]]:
+def problems(
+    model: nn.Module, norm: Norm, predict: Callable[[], Any], *, num_processes: int = 1
+) -> dict[str, list[str]]:
     """Everything that is wrong with the norms of `model`, each problem with the names of its places.
 
     Args:
-        model: built with `norm`.
+        model: built with `norm`, within `collecting`.
         norm: the factory.
         predict: passes a batch through the model; on the meta device this costs no memory and no time.
+        num_processes: of the run that is to come.
     """
     found: dict[str, list[str]] = {}
-    with recorded(model, found):
+    with recorded(model, found, num_processes):
         predict()
     for reason, names in of_weights(model, norm).items():
         found.setdefault(reason, []).extend(names)
@@ -30,13 +33,13 @@ def problems(model: nn.Module, norm: Norm, predict: Callable[[], Any]) -> dict[s
 
 
 @contextmanager
-def recorded(model: nn.Module, found: dict[str, list[str]]) -> Iterator[None]:
+def recorded(model: nn.Module, found: dict[str, list[str]], num_processes: int) -> Iterator[None]:
     """Let norm layers note what is wrong with their inputs and hand them on."""
 
     def note(name: str, module: NormLayer | Refused) -> Callable[..., Tensor]:
         def forward(x: Tensor, valid: Tensor | None = None, step: int | None = None) -> Tensor:
             mask = None if valid is None else valid.shape
-            reason = module.reason if isinstance(module, Refused) else module.problem(x.shape, mask)
+            reason = module.reason if isinstance(module, Refused) else module.problem(x.shape, mask, num_processes)
             names = found.setdefault(reason, []) if reason else []
             if name not in names:
                 names.append(name)
@@ -69,8 +72,9 @@ def of_weights(model: nn.Module, norm: Norm) -> dict[str, list[str]]:
             replaced = getattr(step, "replaced", None)
             owner = owners.get(id(replaced())) if replaced and replaced() is not None else None
             if owner is not None:
-                found[
+                reason = (
                     f"{weight.title} makes parameters of its own out of the weight that is shared with {owner}, and so "
                     "unties them; share none, or choose norm/weight=none"
-                ] = [name]
+                )
+                found.setdefault(reason, []).append(name)
     return found

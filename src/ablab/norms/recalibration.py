@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ablab.norms.batch import BatchNormLayer
+from ablab.norms.batch import BatchNormLayer, over_processes, world_size
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], predict: Callable[[Any
 
     Args:
         model: any of its modules may be batch norms of this package.
-        batches: what the model is to see; under DDP every process gives its own, equally many.
+        batches: what the model is to see; under DDP every process gives its own.
         predict: passes one of them through the model; the model itself if None.
 
     Returns:
@@ -48,6 +48,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], predict: Callable[[Any
             seen += 1
         if not seen:
             raise ValueError("no batches to take the statistics of; give at least one")
+        for layer, buffers in zip(layers, before, strict=True):
+            finish(layer, buffers)
     except BaseException:
         for layer, buffers in zip(layers, before, strict=True):
             layer.load_state_dict(buffers, strict=False)
@@ -58,3 +60,17 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], predict: Callable[[Any
         for module, mode in modes.items():
             module.training = mode
     return len(layers)
+
+
+def finish(layer: BatchNormLayer, before: dict[str, Tensor]) -> None:
+    """Pool over processes, and keep the old averages where fewer than two values were seen."""
+    count = layer.pooled
+    assert count is not None
+    if world_size() > 1 and not layer.norm.sync:  # synchronized statistics are everyone's already
+        biased = layer.running_var * (count - 1).clamp(min=0) / count.clamp(min=1)
+        mean, var, count = over_processes(layer.running_mean, biased, count)
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(var * count / (count - 1).clamp(min=1))
+    for name in layer.buffer_names:
+        averages = getattr(layer, name)
+        averages.copy_(torch.where(count > 1, averages, before[name]))

@@ -7,15 +7,15 @@ Train and eval are the same, and the batch does not matter.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablab.norms.layer import Layout, NormLayer, Statistic, mean_square, moments, precise
+from ablab.norms.layer import Layout, NormLayer, Statistic, mean_square, moments
 from ablab.norms.norm import Norm
-from ablab.norms.weight import WeightReparametrization
+from ablab.norms.weight import WeightReparametrization, precise
 
 Scope = Literal["sample", "position"]
 
@@ -43,6 +43,9 @@ class SampleNorm(Norm):
         weight: WeightReparametrization | None = None,
     ) -> None:
         super().__init__(affine=affine, eps=eps, weight=weight)
+        for layout, scope in (("image", image_scope), ("sequence", sequence_scope)):
+            if scope not in get_args(Scope):
+                raise ValueError(f"{layout}_scope={scope}: there are {', '.join(get_args(Scope))}")
         self.image_scope = image_scope
         self.sequence_scope = sequence_scope
 
@@ -109,7 +112,10 @@ class SampleNormLayer(NormLayer):
 
     def at_each_position(self, x: Tensor) -> Tensor:
         """Each position on its own, wherever the layout has the features."""
-        return self.each_position(x.movedim(1, -1)).movedim(-1, 1) if self.layout == "image" else self.each_position(x)
+        if self.layout != "image":
+            return self.each_position(x)
+        y = self.each_position(x.movedim(1, -1)).movedim(-1, 1)
+        return y.contiguous() if x.is_contiguous() else y  # the memory format stays
 
     def each_position(self, x: Tensor) -> Tensor:
         """Normalize `(…, C)` over its last dimension, for norms that have the scope "position"."""
@@ -141,7 +147,7 @@ class GroupNormLayer(SampleNormLayer):
         if self.num_groups == 1:
             return F.layer_norm(x, (self.num_features,), self.weight, self.bias, self.eps)
         # layer norm of each group: torch's group norm is slow where a group has one position
-        y = F.layer_norm(self.grouped(x), (self.group_size,), eps=self.eps).view_as(x)
+        y = F.layer_norm(x.unflatten(-1, (self.num_groups, -1)), (self.group_size,), eps=self.eps).flatten(-2)
         if self.weight is None or self.bias is None:
             return y
         return torch.addcmul(self.bias.to(y.dtype), y, self.weight.to(y.dtype))

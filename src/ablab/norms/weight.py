@@ -64,6 +64,11 @@ class WeightNorm(WeightReparametrization):
     def __call__(self, module: nn.Module) -> nn.Module:
         weight = module.weight
         assert isinstance(weight, nn.Parameter)
+        if getattr(weight, "replaced", False):
+            raise ValueError(
+                f"weight norm of {module}: its weight is shared with a module that was reparametrized before, and each "
+                "would get parameters of its own; share none, or choose norm/weight=none"
+            )
         length = torch.linalg.vector_norm(weight.detach(), dim=others(weight, output_dim(module)))
         if not weight.is_meta and (length == 0).any():
             raise ValueError(
@@ -71,6 +76,7 @@ class WeightNorm(WeightReparametrization):
                 "values, and make the layer zero by Norm.zero_init, which zeroes g"
             )
         parametrize.register_parametrization(module, "weight", LengthAndDirection(module, weight))
+        weight.replaced = True  # type: ignore[attr-defined]
         return module
 
     def zero_(self, module: nn.Module) -> None:
@@ -90,7 +96,7 @@ class LengthAndDirection(nn.Module):
         return torch._weight_norm(direction, length, self.dim)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.linalg.vector_norm(weight, dim=others(weight, self.dim), keepdim=True), weight
+        return torch.linalg.vector_norm(weight, dim=others(weight, self.dim), keepdim=True), weight.clone()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "replaced": None}  # a weak reference goes into no file and no copy
@@ -133,8 +139,9 @@ class Standardized(nn.Module):
         self.eps = eps
 
     def forward(self, weight: Tensor) -> Tensor:
-        var, mean = torch.var_mean(weight, others(weight, self.dim), correction=0, keepdim=True)
-        return (weight - mean) * torch.rsqrt(var + self.eps)
+        v = precise(weight)
+        var, mean = torch.var_mean(v, others(v, self.dim), correction=0, keepdim=True)
+        return ((v - mean) * torch.rsqrt(var + self.eps)).to(weight.dtype)
 
 
 class SpectralNorm(WeightReparametrization):
@@ -167,8 +174,18 @@ class SpectralNorm(WeightReparametrization):
             )
 
 
+def precise(x: Tensor) -> Tensor:
+    """`x` in a dtype that statistics may be computed in: float32 at least."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def output_dim(module: nn.Module) -> int:
     """The dimension of a module's weight that numbers its output features."""
+    if isinstance(module, TRANSPOSED) and module.groups > 1:
+        raise ValueError(
+            f"{module}: the weight of a grouped transposed convolution has no dimension for its outputs; use groups=1, "
+            "or leave it unwrapped"
+        )
     return 1 if isinstance(module, TRANSPOSED) else 0
 
 
