@@ -194,6 +194,7 @@ IN_TRANSFORMER = {
 
 def norms(rounds: int, device: torch.device) -> Iterator[Ratio]:
     """Each norm in the ResNet and the transformer, forward and backward, and the LSTM against torch's."""
+    yield from lstm(rounds, torch.randn(32, 64, 128, device=device))
     images = torch.randn(32, 3, 32, 32, device=device)
     vectors = torch.randn(32, 64, 128, device=device)
 
@@ -213,25 +214,25 @@ def norms(rounds: int, device: torch.device) -> Iterator[Ratio]:
                 peer, torchs = peers[name]
                 yield measure(place, name, network(norm), peer, network(torchs), rounds)
             yield measure(place, name, network(norm), "no norm", network(NoNorm()), rounds)
-    yield from lstm(rounds, vectors)
 
 
 def lstm(rounds: int, vectors: Tensor) -> Iterator[Ratio]:
     """Our LSTM with the norm at its three sites against torch's without one, T = 64, B = 32, H = 128."""
-    theirs = training(nn.LSTM(128, 128, batch_first=True).to(vectors.device), vectors)
-    for name in ("none", "layernorm", "rmsnorm", "groupnorm", "batchnorm", "dyt", "weightnorm"):
-        norm = NORMS.get(name, NoNorm())
-        cell = LSTMCell(128, 128, norm=norm, num_steps=64).to(vectors.device)
-        yield measure("LSTM", name, training(cell, vectors), "nn.LSTM", theirs, rounds)
-        if name in ("layernorm", "rmsnorm"):
-            peer = IN_TRANSFORMER[name]
-            torchs = LSTMCell(128, 128, norm=peer[1], num_steps=64).to(vectors.device)
-            yield measure("LSTM", name, training(cell, vectors), peer[0], training(torchs, vectors), rounds)
+
+    def ours(norm: Any, inputs: Tensor) -> Step:
+        return training(LSTMCell(128, 128, norm=norm, num_steps=64).to(vectors.device), inputs)
+
+    for place, inputs in (("LSTM", vectors), ("LSTM, deeper", vectors.clone().requires_grad_())):
+        torchs = training(nn.LSTM(128, 128, batch_first=True).to(vectors.device), inputs)
+        for name in ("layernorm", "none", "rmsnorm", "groupnorm", "batchnorm", "dyt", "weightnorm"):
+            yield measure(place, name, ours(NORMS.get(name, NoNorm()), inputs), "nn.LSTM", torchs, rounds)
+    for name in ("layernorm", "rmsnorm"):
+        peer, modules = IN_TRANSFORMER[name]
+        yield measure("LSTM", name, ours(NORMS[name], vectors), peer, ours(modules, vectors), rounds)
 
 
 def training(network: nn.Module, inputs: Tensor) -> Step:
-    """A forward and a backward pass, gradients of the input included."""
-    inputs = inputs.detach().requires_grad_()
+    """A forward and a backward pass, into the inputs too where they ask for it."""
 
     def step() -> None:
         outputs = network(inputs)
@@ -292,7 +293,7 @@ def main() -> None:
     for ratio in SUITES[chosen.suite](chosen.rounds, device):
         ratios.append(ratio)
         print(
-            f"{ratio.place:12} {ratio.what:32} {ratio.peer:18} {ratio.median:.2f}  {ratio.milliseconds:.1f} ms",
+            f"{ratio.place:14} {ratio.what:32} {ratio.peer:18} {ratio.median:.2f}  {ratio.milliseconds:.1f} ms",
             flush=True,
         )
     if chosen.write:

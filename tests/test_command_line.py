@@ -179,6 +179,22 @@ def test_a_wrong_value_is_refused_before_any_training(
     assert_refused(command(*words), message, tmp_path)
 
 
+def test_the_norms_that_would_fit_are_those_that_do(command: Command) -> None:
+    result = command("model=transformer", "norm=groupnorm_weightstandardization")
+    *_, fitting = result.stderr.strip().splitlines()
+    assert fitting.startswith("norm: defined everywhere in this model, as they are: batchnorm, batchnorm_weightnorm, ")
+    assert "standardization" not in fitting
+
+
+@pytest.mark.slow
+def test_a_synchronized_batch_of_two_processes_is_counted_whole(command: Command) -> None:
+    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2", "logger=csv")
+    steps = ("trainer.max_steps=2", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1")
+    assert command("model=rnn", "norm=batchnorm", *two, *steps).returncode == 2  # one value on each process
+    result = command("model=rnn", "norm=syncbatchnorm", *two, *steps)
+    assert result.returncode == 0, result.stderr
+
+
 def test_several_processes_in_a_sweep_are_refused(command: Command) -> None:
     result = command("-m", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
     assert result.returncode == 2

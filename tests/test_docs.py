@@ -46,5 +46,5 @@ def test_the_benchmark_measures_pairs() -> None:
     script = [sys.executable, "scripts/benchmark.py", "norms", "--rounds", "1"]
     result = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True)
     rows = [line.split() for line in result.stdout.splitlines()[1:]]
-    assert {row[0] for row in rows} == {"ResNet-20", "transformer", "LSTM"}
+    assert {row[0].strip(",") for row in rows} == {"ResNet-20", "transformer", "LSTM"}
     assert all(float(row[-3]) > 0 for row in rows)

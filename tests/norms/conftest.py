@@ -32,6 +32,7 @@ SHAPES: dict[str, tuple[Layout, tuple[int, ...]]] = {
 def norm_node(choice: str) -> Any:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("train", [f"norm={choice}"]).norm

@@ -296,8 +296,8 @@ def test_a_reparametrization_that_finds_nothing_to_do() -> None:
 
 def test_a_grouped_transposed_convolution() -> None:
     assert message(lambda: WeightNorm()(nn.ConvTranspose1d(4, 4, 3, groups=2))) == (
-        "ConvTranspose1d(4, 4, kernel_size=(3,), stride=(1,), groups=2): the weight of a grouped transposed convolution "
-        "has no dimension for its outputs; use groups=1, or leave it unwrapped"
+        "ConvTranspose1d(4, 4, kernel_size=(3,), stride=(1,), groups=2): the weight of a grouped transposed "
+        "convolution has no dimension for its outputs; use groups=1, or leave it unwrapped"
     )
 
 
