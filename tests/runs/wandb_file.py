@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,17 @@ BLOCK, FULL, FIRST, LAST = 32 * 1024, 1, 2, 4
 
 
 def records(path: Path) -> list[Record]:
-    """Every record of a .wandb file, checksums verified."""
+    """Every record of a .wandb file; its own process may take a moment to write the last ones."""
+    for _ in range(100):
+        found = read(path)
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            break
+        time.sleep(0.1)
+    return found
+
+
+def read(path: Path) -> list[Record]:
+    """The records that are there, checksums verified."""
     content = path.read_bytes()
     assert content[:4] == b":W&B"
     position, parts, found = 7, b"", []
