@@ -43,6 +43,7 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     for name in ("WANDB_API_KEY", "WANDB_MODE", "HYDRA_FULL_ERROR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("ABLAB_CACHE", str(tmp_path / "cache"))
     torch.manual_seed(0)
     environment, deterministic = dict(os.environ), torch.are_deterministic_algorithms_enabled()
     yield
@@ -113,6 +114,61 @@ def shared_data() -> Callable[[str], Path]:
         return SHARED / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real data in the layouts that data sets are served in: parquet files as the Hub's, and a folder of class folders."""
+    import datasets
+    from PIL import Image
+    from pydoc_data.topics import topics
+
+    from ablab.data.digits import load_digits
+
+    root = tmp_path_factory.mktemp("files")
+    datasets.config.HF_DATASETS_CACHE = root / "cache"
+    images, targets = load_digits()
+    images, targets = (images * 15).numpy(), targets.tolist()
+    label = datasets.ClassLabel(names=[f"class {digit}" for digit in range(10)])
+    for split, rows in (("train", range(300)), ("validation", range(300, 400)), ("test", range(400, 500))):
+        pictures = [Image.fromarray(images[i]).convert("RGB") for i in rows]
+        labels = [targets[i] for i in rows]
+        table = {"img": pictures, "image": pictures, "label": labels, "fine_label": labels}
+        kinds = {"img": datasets.Image(), "image": datasets.Image(), "label": label, "fine_label": label}
+        whole = datasets.Dataset.from_dict(table, datasets.Features(kinds))
+        for part in range(2):  # as large data sets are served: in several files
+            name = f"{split}-{part:05}-of-00002.parquet"
+            whole.shard(2, part, contiguous=True).to_parquet(root / "images" / name)
+        for i in rows if split != "validation" else ():
+            folder = root / "folder" / split / label.names[targets[i]]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[i]).save(folder / f"{i:05}.png")
+    documents = [topics[name] for name in sorted(topics)]
+    for split, part in (("train", documents[:60]), ("validation", documents[60:70]), ("test", documents[70:])):
+        datasets.Dataset.from_dict({"text": part}).to_parquet(root / "text" / f"{split}.parquet")
+    return root
+
+
+@pytest.fixture
+def data_words(files: Path) -> Callable[[str], list[str]]:
+    """What a data set needs on the command line where it has no default: files that are here."""
+    import importlib.util
+
+    [aeon] = importlib.util.find_spec("aeon").submodule_search_locations  # type: ignore[union-attr]
+    motions = Path(aeon) / "datasets" / "data" / "BasicMotions" / "BasicMotions"
+    known = {
+        "cifar10": [f"root={files}/images"],
+        "cifar100": [f"root={files}/images"],
+        "hf_image": [f"root={files}/images", "name=digits"],
+        "hf_text": [f"root={files}/text", "name=topics"],
+        "imagefolder": [f"root={files}/folder"],
+        "timeseries": [f"train_file={motions}_TRAIN.ts", f"test_file={motions}_TEST.ts"],
+    }
+
+    def words(choice: str) -> list[str]:
+        return [f"data={choice}", "data.batch_size=8", *(f"data.{word}" for word in known.get(choice, []))]
+
+    return words
 
 
 @pytest.fixture

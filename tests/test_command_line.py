@@ -144,7 +144,11 @@ WRONG_VALUES = [
         ["trainer.max_epochs=-1"],
         "trainer.max_epochs=-1, trainer.max_steps=-1: a schedule needs an end; set one of them",
     ),
-    (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches=0: at least 1 is needed"),
+    (
+        ["+trainer.accumulate_grad_batches=4"],
+        "trainer.accumulate_grad_batches=4: data.batch_size is the batch of a step; where it does not fit, "
+        "data.micro_batch_size takes it in parts",
+    ),
     (
         ["trainer.val_check_interval=1000"],
         "trainer.val_check_interval=1000: an epoch has 35 batches; choose fewer, or ",

@@ -17,7 +17,10 @@ ALLOWED = {
     "ablab.norms": {"torch", "ablab.norms"},
     "ablab.models": {"torch", "ablab.models"},
     "ablab.optim": {"torch", "ablab.optim"},
-    "ablab.data": {"torch", "lightning", "numpy", "sklearn", "datasets", "PIL", "ablab.data"},
+    "ablab.data": {
+        *("torch", "lightning", "numpy", "scipy", "sklearn", "filelock", "datasets", "pyarrow", "PIL", "tokenizers"),
+        *("mlxtend", "ablab.data"),
+    },
     "ablab.tasks": {"torch", "lightning", "torchmetrics", "ablab.tasks", "ablab.data", "ablab.optim"},
     "ablab.callbacks": {"torch", "lightning", "ablab.callbacks", "ablab.data", "ablab.norms"},
     "ablab.config.errors": {"hydra", "omegaconf"},

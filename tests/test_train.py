@@ -20,7 +20,7 @@ from tests.runs import wandb_file
 Start = Callable[..., SimpleNamespace]
 Command = Callable[..., Any]
 
-NEEDS_DATA = {"cifar10": "cifar10", "cifar10_resnet8": "cifar10"}
+NEEDS_DATA = {"cifar10_resnet8": "cifar10"}
 
 
 def words_for(choice: str, shared_data: Callable[[str], Path]) -> list[str]:
@@ -35,14 +35,17 @@ def test_every_model_takes_a_step(run: Start, model_choice: str) -> None:
     assert math.isfinite(run(f"model={model_choice}").metrics["test/loss"])
 
 
-def test_every_data_set_takes_a_step(run: Start, data_choice: str, shared_data: Callable[[str], Path]) -> None:
+def test_every_data_set_takes_a_step(
+    run: Start, config: Callable[..., DictConfig], data_choice: str, data_words: Callable[[str], list[str]]
+) -> None:
     from hydra.utils import get_class
 
-    words = words_for(data_choice, shared_data)
-    kind = {"digits": "images", "cifar10": "images"}.get(data_choice, "sequences")
-    done = run(f"data={data_choice}", f"model={'resnet' if kind == 'images' else 'transformer'}", *words)
+    words = data_words(data_choice)
+    kind = get_class(config(*words).data._target_).kind
+    done = run(f"model={'resnet' if kind == 'images' else 'transformer'}", *words)
     assert math.isfinite(done.metrics["test/loss"])
-    assert get_class(done.cfg.data._target_).kind in ("images", "sequences", "text")
+    record = json.loads((done.folder / "run.json").read_text())
+    assert len(record["data"]["fingerprint"]) == 64
 
 
 def test_every_optimizer_takes_a_step(run: Start, optimizer_choice: str) -> None:
@@ -261,7 +264,7 @@ def test_batch_norm_at_every_time_step_trains_on_two_processes(command: Command)
 
 
 def test_a_run_records_the_batch_that_the_norm_sees_beside_that_of_the_optimizer(run: Start) -> None:
-    done = run("norm=ghostbatchnorm", "trainer.accumulate_grad_batches=4", "data.batch_size=64", "logger=wandb")
+    done = run("norm=ghostbatchnorm", "data.batch_size=256", "data.micro_batch_size=64", "logger=wandb")
     sizes = {"optimizer": 256, "forward": 64, "norm": 16}
     assert json.loads((done.folder / "run.json").read_text())["batch_sizes"] == sizes
     assert "batch: 256 for the optimizer, 64 forward, 16 for the norm" in done.printed

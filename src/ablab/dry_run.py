@@ -94,8 +94,11 @@ def check_trainer(cfg: DictConfig) -> None:
     trainer = cfg.trainer
     if trainer.max_epochs == -1 and trainer.max_steps == -1:
         raise ConfigError("trainer.max_epochs=-1, trainer.max_steps=-1: a schedule needs an end; set one of them")
-    if trainer.accumulate_grad_batches < 1:
-        raise ConfigError(f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: at least 1 is needed")
+    if trainer.get("accumulate_grad_batches", 1) != 1:
+        raise ConfigError(
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: data.batch_size is the batch of a step; "
+            "where it does not fit, data.micro_batch_size takes it in parts"
+        )
     if trainer.gradient_clip_val is not None and trainer.gradient_clip_val <= 0:
         raise ConfigError(
             f"trainer.gradient_clip_val={trainer.gradient_clip_val}: a norm above 0 is needed, or null for no limit"

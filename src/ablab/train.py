@@ -45,10 +45,17 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     model = build(cfg.model, norm=norm, **data.model_sizes)
     optimizer, scheduler = build(cfg.optimizer), build(cfg.scheduler)
-    task = build(cfg.task, model=model, optimizer=optimizer, scheduler=scheduler, **data.task_sizes)
+    task = build(
+        cfg.task,
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        micro_batch_size=data.micro_batch_size,
+        **data.task_sizes,
+    )
 
     batch_sizes = seen_by(data, norm, trainer)
-    with Run.create(cfg, batch_sizes=batch_sizes) as run:
+    with Run.create(cfg, batch_sizes=batch_sizes, data=data.record()) as run:
         say(f"run: {short(run.folder)}")
         trainer.loggers = run.start(
             build(node, save_dir=run.folder) for node in cfg.logger.values() if node is not None
@@ -68,12 +75,12 @@ def train(cfg: DictConfig) -> dict[str, float]:
 def seen_by(data: DataModule, norm: Norm, trainer: L.Trainer) -> dict[str, int]:
     """How many samples a step of the optimizer, a forward pass of one process and one statistic of the norm see.
 
-    They are three numbers: accumulating gradients makes no larger batch for batch norm, and more processes make its
-    batch smaller.
+    They are three numbers: a batch that is taken in parts is no larger for batch norm than its parts, and more
+    processes make its batch smaller.
     """
-    micro = data.batch_size // trainer.world_size
+    micro = data.forward_size(trainer.world_size)
     return {
-        "optimizer": data.batch_size * trainer.accumulate_grad_batches,
+        "optimizer": data.batch_size,
         "forward": micro,
         "norm": norm.batch_seen(micro, trainer.world_size),
     }

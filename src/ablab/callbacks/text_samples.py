@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 
-from ablab.data.text import Text
+from ablab.data.token_stream import TokenStream
 
 
 class TextSamples(L.Callback):
@@ -32,7 +32,7 @@ class TextSamples(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, Text):
+        if not isinstance(data, TokenStream):
             return
         assert isinstance(pl_module.model, nn.Module)
         assert data.splits is not None
@@ -46,7 +46,7 @@ class TextSamples(L.Callback):
         )
         if not trainer.is_global_zero:
             return
-        text = data.decode(written)
+        text = data.tokens.decode(written)
         with (Path(trainer.loggers[0].save_dir or ".") / "samples.txt").open("a") as file:
             file.write(f"--- step {trainer.global_step}\n{text}\n\n")
         for logger in trainer.loggers:

@@ -218,7 +218,7 @@ def accepts(annotation: ast.expr | None, value: Any) -> bool:
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             sides = [left, right]
             if isinstance(value, str | None) and any(ast.unparse(side) in ("int", "float") for side in sides):
-                sides = [side for side in sides if ast.unparse(side) in WORDS]  # no text is a Tensor
+                sides = [side for side in sides if ast.unparse(side) in WORDS or "Literal" in ast.unparse(side)]
             return any(accepts(side, value) for side in sides)
         case ast.Subscript(value=ast.Name(id=name), slice=inner):
             parts = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]

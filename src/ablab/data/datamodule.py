@@ -1,109 +1,18 @@
-"""What every data set shares: splits held in memory, whole batches in a seeded order, standardization on the device."""
+"""What every data set shares: it is read once, fingerprinted, and handed out in whole batches."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
-Kind = Literal["images", "sequences", "text"]
+from ablab.data.batch import Batch, Kind, Samples, Split, Splits, digest
+from ablab.data.loader import Loader
+from ablab.data.order import BatchOrder
 
-
-class Batch(NamedTuple):
-    """What a task is given: inputs, their targets and, for padded sequences, which steps are real.
-
-    Shape:
-        images: inputs `(N, C, H, W)`, targets `(N)`
-        sequences: inputs `(N, L, features)`, targets `(N)`, valid `(N, L)`
-        text: inputs `(N, L)`, targets `(N, L)` with -100 where there is nothing to predict
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    valid: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The three parts of a data set; no sample is in two of them."""
-
-    train: Dataset[Batch]
-    val: Dataset[Batch]
-    test: Dataset[Batch]
-
-
-class TensorSplit(Dataset[Batch]):
-    """Samples as tensors in memory; indexed by a list of numbers, it gives the whole batch at once."""
-
-    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
-        assert len(inputs) == len(targets)
-        self.inputs = inputs
-        self.targets = targets
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, indices: list[int]) -> Batch:
-        return Batch(self.inputs[indices], self.targets[indices])
-
-
-class BatchOrder(Sampler[list[int]]):
-    """The indices of each batch of an epoch, as this process sees them.
-
-    The order is a permutation that (seed, epoch) alone decide; a global batch is a slice of it, and a process takes
-    every `world_size`-th sample of the slice. So neither workers nor the number of processes change what is learned
-    from. A last training batch that would be short is dropped. Without `shuffle` every sample comes exactly once.
-
-    Args:
-        num_samples: the size of the split.
-        batch_size: the samples of a global batch, over all processes.
-        shuffle: permute and drop the short batch (training), or go through in order (evaluation).
-        seed: decides the permutations, together with the epoch.
-        rank, world_size: this process, of how many.
-    """
-
-    def __init__(
-        self,
-        num_samples: int,
-        *,
-        batch_size: int,
-        shuffle: bool,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = torch.arange(self.num_samples)
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(self.num_samples, generator=generator)
-        for batch in range(len(self)):
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size][self.rank :: self.world_size].tolist()
-
-    def __len__(self) -> int:
-        if self.shuffle:
-            return self.num_samples // self.batch_size
-        # in evaluation, a last batch that is too short to give this process a sample does not count
-        full, rest = divmod(self.num_samples, self.batch_size)
-        return full + (rest > self.rank)
+RESIDENT_SHARE = 0.2  # of an accelerator's free memory that a data set may take
 
 
 class DataModule(L.LightningDataModule, ABC):
@@ -112,23 +21,60 @@ class DataModule(L.LightningDataModule, ABC):
     A subclass says what it is: its `kind`, how to `read` it, and the sizes that a model and a task take from it.
 
     Args:
-        batch_size: samples of a training step over all processes.
-        seed: decides the order of the training samples.
+        batch_size: samples of a step of the optimizer, over all processes; "full" is the whole training split.
+        micro_batch_size: most samples of a forward pass in one process; more are taken one part after another, and
+            their gradients added up. None takes them all at once.
+        val_fraction: held out of the training samples for validation.
+        folds, fold: cross-validation: the validation part is the one numbered `fold` of so many disjoint ones that
+            cover the training samples; val_fraction then does not matter. None is no cross-validation.
+        split_seed: decides which samples are held out.
+        seed: decides the order of the training samples, and their augmentation.
         num_workers: processes that fetch batches; 0 is fastest for data in memory.
+
+    Raises:
+        ValueError: a value that makes no sense.
     """
 
     kind: ClassVar[Kind]
 
-    def __init__(self, *, batch_size: int, seed: int, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        batch_size: int | Literal["full"] = 32,
+        micro_batch_size: int | None = None,
+        val_fraction: float = 0.1,
+        folds: int | None = None,
+        fold: int = 0,
+        split_seed: int = 0,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
         super().__init__()
-        if batch_size < 1:
+        if batch_size != "full" and batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: a batch has at least one sample")
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size={micro_batch_size}: a forward pass has at least one sample")
         if num_workers < 0:
             raise ValueError(f"num_workers={num_workers}: use 0 to fetch batches in the main process, or more")
-        self.batch_size = batch_size
+        if split_seed < 0:
+            raise ValueError(f"split_seed={split_seed}: a seed is 0 or more")
+        if folds is None and fold != 0:
+            raise ValueError(f"fold={fold}: say of how many, for example data.folds=5")
+        if folds is not None and folds < 2:
+            raise ValueError(f"folds={folds}: at least 2 are needed, or null for no cross-validation")
+        if folds is not None and not 0 <= fold < folds:
+            raise ValueError(f"fold={fold}: the {folds} folds have the numbers 0 to {folds - 1}")
+        self.asked_batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
+        self.val_fraction = val_fraction
+        self.folds = folds
+        self.fold = fold
+        self.split_seed = split_seed
         self.seed = seed
         self.num_workers = num_workers
         self.splits: Splits | None = None
+        self.fingerprint = ""
+        self.resident: dict[str, Split] = {}
 
     @abstractmethod
     def read(self) -> Splits:
@@ -144,103 +90,122 @@ class DataModule(L.LightningDataModule, ABC):
     def task_sizes(self) -> dict[str, Any]:
         """What a task takes from its data, by the names of its constructor's arguments."""
 
+    def changed(self, splits: Splits) -> Splits:
+        """The splits after what is done to them on purpose; the fingerprint is of those before."""
+        return splits
+
     def setup(self, stage: str | None = None) -> None:
-        if self.splits is None:
-            self.splits = self.read()
-            if len(self.splits.train) < self.batch_size:  # type: ignore[arg-type]
-                raise ValueError(
-                    f"batch_size={self.batch_size} is more than the {len(self.splits.train)} training samples; "  # type: ignore[arg-type]
-                    "choose a smaller one"
-                )
+        if self.splits is not None:
+            return
+        splits = self.read()
+        self.fingerprint = digest(splits.train.digest(), splits.val.digest(), splits.test.digest())
+        self.splits = self.changed(splits)
+        if len(splits.train) < self.batch_size:
+            raise ValueError(
+                f"batch_size={self.batch_size} is more than the {len(splits.train)} training samples; "
+                "choose a smaller one, or full"
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a step of the optimizer, over all processes."""
+        if self.asked_batch_size != "full":
+            return self.asked_batch_size
+        assert self.splits is not None, "call setup first"
+        return len(self.splits.train)
+
+    def forward_size(self, world_size: int) -> int:
+        """The fewest samples that a forward pass of training sees in one of `world_size` processes.
+
+        Raises:
+            ValueError: the batch does not divide by the processes.
+        """
+        if self.batch_size % world_size:
+            named = f"batch_size={self.asked_batch_size}: " + (
+                f"the {self.batch_size} training samples do not divide"
+                if self.asked_batch_size == "full"
+                else "it is the global batch and does not divide"
+            )
+            raise ValueError(f"{named} by {world_size} processes; choose a multiple of {world_size}")
+        share = self.batch_size // world_size
+        return share if self.micro_batch_size is None else share // -(-share // self.micro_batch_size)
 
     def example(self, world_size: int) -> Batch:
-        """The first training samples, as many as each of `world_size` processes has in a batch, as a model gets them.
+        """The first training samples as a model gets them, as many as a forward pass in one of `world_size` processes.
 
         Raises:
             ValueError: the batch does not divide by the processes.
         """
         assert self.splits is not None, "call setup first"
-        if self.batch_size % world_size:
-            raise ValueError(
-                f"batch_size={self.batch_size}: it is the global batch and does not divide by {world_size} processes; "
-                f"choose a multiple of {world_size}"
-            )
-        return self.on_after_batch_transfer(self.splits.train[list(range(self.batch_size // world_size))], 0)
+        return self.on_after_batch_transfer(self.splits.train[range(self.forward_size(world_size))], 0)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return self.loader("train", shuffle=True)
+    def train_dataloader(self) -> Any:
+        return self.loader("train")
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self.loader("val", shuffle=False)
+    def val_dataloader(self) -> Loader:
+        return self.loader("val")
 
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self.loader("test", shuffle=False)
+    def test_dataloader(self) -> Loader:
+        return self.loader("test")
 
-    def loader(self, split: Literal["train", "val", "test"], *, shuffle: bool) -> DataLoader[Batch]:
-        assert self.splits is not None, "call setup first"
-        samples: Dataset[Batch] = getattr(self.splits, split)
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        order = BatchOrder(
-            len(samples),  # type: ignore[arg-type]
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-        )
-        # batch_size=None: the sampler's lists go to the split whole, which answers with whole batches
-        return DataLoader(
-            samples,
-            sampler=order,
-            batch_size=None,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-
-
-class StandardizedData(DataModule):
-    """Data of numbers with class labels: inputs leave the device as (x − mean) / std of the training split.
-
-    A subclass's `read` calls `self.standardize(train)` with the training inputs.
-    """
-
-    class_names: list[str]
-    mean: Tensor
-    std: Tensor
-
-    def standardize(self, train: Tensor, *, keep: tuple[int, ...] = ()) -> None:
-        """Take mean and standard deviation over all dimensions but those in `keep`."""
-        dims = [dim for dim in range(train.dim()) if dim not in keep]
-        var, mean = torch.var_mean(train.double(), dims, correction=0, keepdim=True)
-        self.mean, self.std = mean.float(), var.sqrt().clamp(min=1e-6).float()
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        inputs = (batch.inputs.float() - self.mean.to(batch.inputs.device)) / self.std.to(batch.inputs.device)
-        return batch._replace(inputs=inputs)
+    def loader(self, name: Literal["train", "val", "test"]) -> Loader:
+        split = self.on_device(name)
+        rank, world_size = self.place
+        if name == "train":
+            order = self.training_order(split, rank, world_size)
+            return Loader(split, order, num_workers=self.num_workers, position=self.position)
+        # no batch of an evaluation is larger than a forward pass of training may be
+        size = min(self.batch_size, (self.micro_batch_size or self.batch_size) * world_size)
+        order = BatchOrder(len(split), batch_size=size, shuffle=False, seed=self.seed, rank=rank, world_size=world_size)
+        return Loader(split, order, num_workers=self.num_workers)
 
     @property
-    def task_sizes(self) -> dict[str, Any]:
-        return {"class_names": self.class_names}
+    def place(self) -> tuple[int, int]:
+        """This process and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-
-def stratified_holdout(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split indices in two, the classes in equal shares in both.
-
-    Returns:
-        The indices that stay, and those held out: `fraction` of all, at least one of each class.
-    """
-    import numpy as np
-    from sklearn.model_selection import train_test_split
-
-    classes, fewest = len(targets.unique()), int(targets.bincount().min())
-    if not (0 < fraction < 1 and classes <= fraction * len(targets) <= len(targets) - classes) or fewest < 2:
-        raise ValueError(
-            f"val_fraction={fraction}: both parts of {len(targets)} samples need each of the {classes} classes; "
-            "choose a fraction between 0 and 1 that leaves them, for example 0.1"
+    def training_order(self, split: Split, rank: int, world_size: int) -> BatchOrder:
+        """Which training samples make up each batch."""
+        return BatchOrder(
+            len(split), batch_size=self.batch_size, shuffle=True, seed=self.seed, rank=rank, world_size=world_size
         )
-    if seed < 0:
-        raise ValueError(f"split_seed={seed}: a seed is 0 or more")
-    kept, held_out = train_test_split(
-        np.arange(len(targets)), test_size=fraction, stratify=targets.numpy(), random_state=seed
-    )
-    return torch.as_tensor(np.sort(kept)), torch.as_tensor(np.sort(held_out))
+
+    def position(self) -> tuple[int, int]:
+        """The epoch of training, and how many of its batches it has seen: a resumed run stands somewhere within one."""
+        if self.trainer is None or not self.trainer.training:
+            return 0, 0
+        fit = self.trainer.fit_loop
+        return fit.epoch_progress.current.processed, fit.epoch_loop.batch_progress.current.ready
+
+    def on_device(self, name: str) -> Split:
+        """A split, on the accelerator where there is one and the data take little of its memory."""
+        assert self.splits is not None, "call setup first"
+        split: Split = getattr(self.splits, name)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if device.type != "cuda" or self.num_workers or not isinstance(split, Samples):
+            return split
+        if name not in self.resident:
+            free, _ = torch.cuda.mem_get_info(device)
+            self.resident[name] = split.to(device) if split.num_bytes < RESIDENT_SHARE * free else split
+        return self.resident[name]
+
+    def record(self) -> dict[str, Any]:
+        """What is recorded of the data beside the config."""
+        assert self.splits is not None, "call setup first"
+        return {"fingerprint": self.fingerprint, **{name: len(split) for name, split in vars(self.splits).items()}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of its data."""
+        return {"fingerprint": self.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was trained on other data.
+
+        Raises:
+            ValueError: the fingerprints differ.
+        """
+        if self.splits is not None and state["fingerprint"] != self.fingerprint:
+            raise ValueError(
+                f"the checkpoint was trained on other data (fingerprint {state['fingerprint'][:12]}) than these "
+                f"({self.fingerprint[:12]}): a file, a split or a fold has changed; give the data of the run"
+            )

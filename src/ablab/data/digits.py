@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ablab.data.datamodule import Kind, Splits, StandardizedData, TensorSplit, stratified_holdout
-
-# The data set has no official split, so the project fixes one: it must be the same for every run and every user.
-TEST_FRACTION = 0.2
-TEST_SEED = 20100324
+from ablab.data.batch import Kind, Samples
+from ablab.data.labelled import TEST_FRACTION, TEST_SEED, LabelledData, Official, stratified_holdout
 
 
-class Digits(StandardizedData):
+class Digits(LabelledData):
     """Images of digits, 1,149 to train, 288 to validate, 360 to test at the default fraction.
 
     Args:
-        val_fraction: held out of the training images for validation, with the classes in equal shares.
-        split_seed: decides which; the test images are always the same.
-        batch_size, seed, num_workers: see `DataModule`.
+        val_fraction: held out of the training images for validation; the test images are always the same.
+        settings: see `LabelledData` and `DataModule`.
 
     Shape:
         inputs `(N, 1, 8, 8)`, targets `(N)`
@@ -30,29 +26,17 @@ class Digits(StandardizedData):
     """
 
     kind: ClassVar[Kind] = "images"
+    value_range: ClassVar[tuple[float, float]] = (0.0, 16.0)
 
-    def __init__(
-        self,
-        *,
-        batch_size: int = 32,
-        val_fraction: float = 0.2,
-        split_seed: int = 0,
-        seed: int = 0,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers)
-        self.val_fraction = val_fraction
-        self.split_seed = split_seed
+    def __init__(self, *, val_fraction: float = 0.2, **settings: Any) -> None:
+        super().__init__(val_fraction=val_fraction, **settings)
 
-    def read(self) -> Splits:
+    def load(self) -> Official:
         images, targets = load_digits()
         images = self.arrange(images)
-        rest, test = stratified_holdout(targets, TEST_FRACTION, TEST_SEED)
-        kept, held_out = stratified_holdout(targets[rest], self.val_fraction, self.split_seed)
-        train, val = rest[kept], rest[held_out]
         self.class_names = [str(digit) for digit in range(10)]
-        self.standardize(images[train])
-        return Splits(*(TensorSplit(images[part], targets[part]) for part in (train, val, test)))
+        rest, test = stratified_holdout(targets, TEST_FRACTION, TEST_SEED)
+        return Official(Samples(images[rest], targets[rest]), Samples(images[test], targets[test]))
 
     def arrange(self, images: Tensor) -> Tensor:
         """From `(N, 8, 8)` to the shape of a sample."""

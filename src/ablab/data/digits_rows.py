@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ablab.data.datamodule import Kind
+from ablab.data.batch import Kind
 from ablab.data.digits import Digits
 
 

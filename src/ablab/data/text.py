@@ -1,31 +1,20 @@
-"""Any text, for language modelling by characters or bytes."""
+"""Any text in files."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
-
-from ablab.data.datamodule import Batch, DataModule, Kind, Splits
-
-IGNORED = -100  # the target that torch's cross entropy leaves out
+from ablab.data.token_stream import Parts, TokenStream
 
 
-class Text(DataModule):
-    """A text in consecutive windows of `context_length` tokens, each predicting the token that follows.
-
-    The first part of the text is for training, the next for validation, the last for testing.
+class Text(TokenStream):
+    """The text of a file, or of the files of a folder.
 
     Args:
         path: a UTF-8 file, or a folder whose files are read in the order of their names; None takes the
             documentation of Python's keywords and topics, which every Python ships.
-        tokens: "characters", an alphabet of those that occur; or "bytes", always 256.
-        context_length: tokens of a window.
-        val_fraction, test_fraction: the shares of the text held out from its end.
-        batch_size, seed, num_workers: see `DataModule`.
+        settings: see `TokenStream` and `DataModule`.
 
     Shape:
         inputs `(N, context_length)`, targets `(N, context_length)`
@@ -34,95 +23,16 @@ class Text(DataModule):
         ValueError: no such file or folder, a file that is not UTF-8, or too little text.
     """
 
-    kind: ClassVar[Kind] = "text"
-
-    def __init__(
-        self,
-        *,
-        path: str | None = None,
-        tokens: Literal["characters", "bytes"] = "characters",
-        context_length: int = 128,
-        val_fraction: float = 0.05,
-        test_fraction: float = 0.05,
-        batch_size: int = 32,
-        seed: int = 0,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers)
-        if context_length < 1:
-            raise ValueError(f"context_length={context_length}: a window has at least one token")
-        if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
-            raise ValueError(
-                f"val_fraction={val_fraction}, test_fraction={test_fraction}: both are more than 0, and training needs "
-                "the rest of the text"
-            )
+    def __init__(self, *, path: str | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
         self.path = path
-        self.tokens = tokens
-        self.context_length = context_length
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
-
-    def read(self) -> Splits:
-        text = read_text(self.path)
-        self.vocabulary = sorted(set(text)) if self.tokens == "characters" else [chr(byte) for byte in range(256)]
-        self.numbers = {token: number for number, token in enumerate(self.vocabulary)}
-        stream = self.encode(text)
-        self.characters_per_token = len(text) / max(1, len(stream))
-        held_out = [int(len(stream) * share) for share in (self.val_fraction, self.test_fraction)]
-        train, val, test = stream.split([len(stream) - sum(held_out), *held_out])
-        needed = self.context_length + 1
-        if min(len(train), len(val), len(test)) < needed:
-            raise ValueError(
-                f"path={self.path or 'null'}: the text has {len(stream)} tokens, and its parts ({len(train)} to train, "
-                f"{len(val)} to validate, {len(test)} to test) need at least {needed} each; give more text, or a "
-                "smaller data.context_length"
-            )
-        length = self.context_length
-        return Splits(
-            train=Windows(train, length, keep_short=False),
-            val=Windows(val, length, keep_short=True),
-            test=Windows(test, length, keep_short=True),
-        )
-
-    def encode(self, text: str) -> Tensor:
-        """Token numbers `(len)` of a text."""
-        if self.tokens == "bytes":
-            return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).long()
-        return torch.tensor([self.numbers[character] for character in text])
-
-    def decode(self, tokens: Tensor) -> str:
-        """The text of token numbers `(len)`; bytes that form no character become �."""
-        if self.tokens == "bytes":
-            return bytes(tokens.tolist()).decode(errors="replace")
-        return "".join(self.vocabulary[token] for token in tokens.tolist())
 
     @property
-    def model_sizes(self) -> dict[str, int]:
-        return {"vocab_size": len(self.vocabulary), "context_length": self.context_length}
+    def place(self) -> str:
+        return f"path={self.path or 'null'}"
 
-    @property
-    def task_sizes(self) -> dict[str, Any]:
-        return {"characters_per_token": self.characters_per_token}
-
-
-class Windows(Dataset[Batch]):
-    """Consecutive windows of a token stream; with `keep_short` the last is padded, so that every token counts once."""
-
-    def __init__(self, stream: Tensor, length: int, *, keep_short: bool) -> None:
-        self.stream = stream
-        self.length = length
-        predictable = len(stream) - 1
-        self.num_windows = -(-predictable // length) if keep_short else predictable // length
-
-    def __len__(self) -> int:
-        return self.num_windows
-
-    def __getitem__(self, indices: list[int]) -> Batch:
-        positions = torch.tensor(indices)[:, None] * self.length + torch.arange(self.length)
-        last = len(self.stream) - 1
-        inputs = self.stream[positions.clamp(max=last)]
-        targets = self.stream[(positions + 1).clamp(max=last)]
-        return Batch(inputs, targets.masked_fill(positions >= last, IGNORED))
+    def load(self) -> Parts:
+        return self.divided(read_text(self.path))
 
 
 def read_text(path: str | None) -> str:
@@ -142,9 +52,10 @@ def read_text(path: str | None) -> str:
         try:
             texts.append(file.read_bytes().decode("utf-8"))  # read_text would change line ends
         except UnicodeDecodeError as error:
-            byte = error.object[error.start]
+            line = error.object.count(b"\n", 0, error.start) + 1
             raise ValueError(
-                f"path={path}: {file} is not UTF-8 (byte {error.start} is 0x{byte:02x}); convert it, or leave it out"
+                f"path={path}: {file} is not UTF-8 (line {line}, byte {error.start} is "
+                f"0x{error.object[error.start]:02x}); convert it, or leave it out"
             ) from error
         except OSError as error:
             raise ValueError(f"path={path}: {file} cannot be read ({error.strerror})") from error

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from ablab.data.datamodule import Batch
+from ablab.data.batch import Batch
 from ablab.tasks.task import Task, collection
 
 
@@ -22,7 +22,7 @@ class Classification(Task):
     accuracy of each class as `accuracy/<class>`.
 
     Args:
-        model, optimizer, scheduler: see `Task`.
+        model, optimizer, scheduler, micro_batch_size: see `Task`.
         class_names: the classes, in the order of their numbers.
         label_smoothing: the share of the target that is spread over all classes, in training only.
         per_class: log each class's accuracy in validation and test.
@@ -42,8 +42,9 @@ class Classification(Task):
         class_names: list[str],
         label_smoothing: float = 0.0,
         per_class: bool = False,
+        micro_batch_size: int | None = None,
     ) -> None:
-        super().__init__(model=model, optimizer=optimizer, scheduler=scheduler)
+        super().__init__(model=model, optimizer=optimizer, scheduler=scheduler, micro_batch_size=micro_batch_size)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing}: a share of the target is needed, at least 0, below 1")
         self.class_names = class_names
@@ -62,7 +63,8 @@ class Classification(Task):
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         smoothing = self.label_smoothing if self.training else 0.0
-        return F.cross_entropy(logits, batch.targets, label_smoothing=smoothing)
+        targets = batch.targets if batch.mixed is None else batch.mixed
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
     def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
         for name, metric in metrics.items():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 
-from ablab.data.datamodule import Batch
+from ablab.data.batch import Batch
 from ablab.tasks.task import Task, collection
 
 
@@ -22,7 +22,7 @@ class LanguageModeling(Task):
     characters that a token stands for).
 
     Args:
-        model, optimizer, scheduler: see `Task`.
+        model, optimizer, scheduler, micro_batch_size: see `Task`.
         characters_per_token: characters of the text over its tokens.
     """
 
@@ -35,8 +35,9 @@ class LanguageModeling(Task):
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., Any],
         characters_per_token: float = 1.0,
+        micro_batch_size: int | None = None,
     ) -> None:
-        super().__init__(model=model, optimizer=optimizer, scheduler=scheduler)
+        super().__init__(model=model, optimizer=optimizer, scheduler=scheduler, micro_batch_size=micro_batch_size)
         self.characters_per_token = characters_per_token
         self.train_metrics = collection({})
         self.val_metrics = collection({"loss": MeanMetric()})

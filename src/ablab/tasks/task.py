@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric, MetricCollection
 
-from ablab.data.datamodule import Batch
+from ablab.data.batch import Batch
 from ablab.optim.optimizer import make_optimizer
 
 Stage = Literal["train", "val", "test"]
@@ -28,6 +28,8 @@ class Task(L.LightningModule, ABC):
         model: from inputs (and `valid`, where a batch has it) to logits.
         optimizer: makes the optimizer from groups of parameters.
         scheduler: makes the schedule from the optimizer and the number of its steps.
+        micro_batch_size: most samples of a forward pass; larger batches are taken in parts, whose gradients add up to
+            the whole batch's. None takes every batch whole.
     """
 
     # the validation metrics that may choose the best checkpoint, and whether more of them is better
@@ -39,9 +41,11 @@ class Task(L.LightningModule, ABC):
         model: nn.Module,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., Any],
+        micro_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.micro_batch_size = micro_batch_size
         # Plain attributes, not hyperparameters: a checkpoint then holds tensors and plain data only.
         self.optimizer_factory = optimizer
         self.scheduler_factory = scheduler
@@ -67,12 +71,28 @@ class Task(L.LightningModule, ABC):
         torch.manual_seed(torch.initial_seed() + 1_000_003 * (self.global_rank + 1))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        logits = self(batch)
-        loss = self.loss(logits, batch)
-        self.update(self.metrics("train"), logits.detach(), loss.detach(), batch)
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.trainer.optimizers[0].zero_grad()
+        *first, last = batch.parts(self.micro_batch_size)
+        total = torch.zeros((), device=self.device)
+        for part in first:  # their gradients are added up before those of the last, which alone are exchanged
+            with self.trainer.strategy.block_backward_sync():  # type: ignore[attr-defined]
+                loss = self.part_of_loss(part, batch)
+                self.manual_backward(loss)
+            total += loss.detach()
+        loss = self.part_of_loss(last, batch)
+        self.log("train/loss", total + loss.detach(), prog_bar=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
+
+    def optimizer_zero_grad(self, *arguments: Any) -> None:
+        """Nothing: Lightning calls it between a step's forward and backward pass, when parts have left gradients."""
+
+    def part_of_loss(self, part: Batch, batch: Batch) -> Tensor:
+        """What a part of a batch adds to the batch's mean loss."""
+        logits = self(part)
+        loss = self.loss(logits, part)
+        self.update(self.metrics("train"), logits.detach(), loss.detach(), part)
+        return loss if part is batch else loss * (len(part.targets) / len(batch.targets))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.evaluate(batch, "val")

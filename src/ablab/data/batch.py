@@ -1,0 +1,137 @@
+"""What passes from data to a task: batches, and the splits that they are taken from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+Kind = Literal["images", "sequences", "text"]
+
+
+class Batch(NamedTuple):
+    """What a task is given: inputs, their targets and, where there are any, what else belongs to each sample.
+
+    Shape:
+        images: inputs `(N, C, H, W)`, targets `(N)`
+        sequences: inputs `(N, L, features)`, targets `(N)`, valid `(N, L)`: which steps are real
+        text: inputs `(N, L)`, targets `(N, L)` with -100 where there is nothing to predict
+        seeds `(N, 2)`: of a training sample, its own and the epoch; see `ablab.data.draws`
+        mixed `(N, num_classes)`: each class's share of a sample that is mixed of two
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    valid: Tensor | None = None
+    seeds: Tensor | None = None
+    mixed: Tensor | None = None
+
+    def parts(self, largest: int | None) -> list[Batch]:
+        """The batch in as few parts as possible, none of more than `largest` samples; their sizes differ by one."""
+        count = 1 if largest is None else -(-len(self.targets) // largest)
+        if count == 1:
+            return [self]
+        pieces = [[None] * count if field is None else field.tensor_split(count) for field in self]
+        return [Batch(*fields) for fields in zip(*pieces, strict=True)]
+
+
+class Split(Protocol):
+    """A part of a data set: asked with a list of numbers, it answers with the whole batch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch: ...
+
+    def digest(self) -> str:
+        """A hash of everything in it."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of a data set; no sample is in two of them."""
+
+    train: Split
+    val: Split
+    test: Split
+
+
+class Samples(Dataset[Batch]):
+    """Samples as tensors, in memory or in a mapped file.
+
+    Args:
+        inputs, targets, valid: the tensors; the first dimension counts samples.
+        members: the numbers of those samples that belong to this split; None is all.
+        content: a hash of the tensors, where one is known already.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        valid: Tensor | None = None,
+        *,
+        members: Tensor | None = None,
+        content: str | None = None,
+    ) -> None:
+        assert len(inputs) == len(targets)
+        self.tensors = Batch(inputs, targets, valid)
+        self.members = members
+        self.content = content
+
+    def __len__(self) -> int:
+        return len(self.tensors.targets if self.members is None else self.members)
+
+    def __getitem__(self, indices: Sequence[int] | Tensor) -> Batch:
+        chosen = torch.as_tensor(indices)
+        if self.members is not None:
+            chosen = self.members[chosen]
+        chosen = chosen.to(self.tensors.targets.device, non_blocking=True)
+        return Batch(*(None if tensor is None else tensor[chosen] for tensor in self.tensors))  # type: ignore[arg-type]
+
+    @property
+    def targets(self) -> Tensor:
+        """The targets of the split's own samples `(N)`."""
+        return self.tensors.targets if self.members is None else self.tensors.targets[self.members]
+
+    def whole(self) -> Batch:
+        """All samples of the split as one batch."""
+        return self.tensors if self.members is None else self[range(len(self))]
+
+    def part(self, members: Tensor) -> Samples:
+        """Some of the samples; the tensors are shared, not copied."""
+        own = members if self.members is None else self.members[members]
+        return Samples(*self.tensors[:3], members=own, content=self.digest_of_tensors())
+
+    def to(self, device: torch.device) -> Samples:
+        """The same split with its tensors on a device."""
+        moved = (None if tensor is None else tensor.to(device) for tensor in self.tensors[:3])
+        return Samples(*moved, members=self.members, content=self.content)  # type: ignore[arg-type]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors if tensor is not None)
+
+    def digest_of_tensors(self) -> str:
+        if self.content is None:
+            self.content = digest(*(tensor for tensor in self.tensors if tensor is not None))
+        return self.content
+
+    def digest(self) -> str:
+        return digest(self.digest_of_tensors(), *([] if self.members is None else [self.members]))
+
+
+def digest(*parts: Any) -> str:
+    """A hash of tensors (values, shapes, types) and of plain values."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            found.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            found.update(part.contiguous().numpy().data)
+        else:
+            found.update(repr(part).encode())
+    return found.hexdigest()

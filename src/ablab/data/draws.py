@@ -1,0 +1,69 @@
+"""Random numbers that belong to a sample, not to a moment: the same on any device, worker, process and after a resume."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# The finalizer of SplitMix64, as signed 64-bit numbers: torch has no unsigned arithmetic.
+GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
+SECOND = 0x94D049BB133111EB - (1 << 64)
+
+
+def sample_seeds(seed: int, epoch: int, indices: Tensor) -> Tensor:
+    """A seed for each sample of an epoch, from (seed, epoch, index) alone.
+
+    Shape:
+        indices `(N)` -> `(N)` of 64-bit whole numbers
+    """
+    return in_epoch(own_seeds(seed, indices), torch.tensor(epoch, device=indices.device))
+
+
+def own_seeds(seed: int, indices: Tensor) -> Tensor:
+    """A seed for each sample, the same in every epoch."""
+    return scramble(scramble(torch.tensor(seed, device=indices.device)) + indices)
+
+
+def in_epoch(seeds: Tensor, epoch: Tensor) -> Tensor:
+    """The samples' seeds of one epoch."""
+    return scramble(seeds + epoch * 1_000_000_007)
+
+
+def uniform(seeds: Tensor, stream: int) -> Tensor:
+    """Uniform numbers in [0, 1), one for each seed; every use of randomness takes a `stream` of its own.
+
+    Shape:
+        seeds `(N)` -> `(N)`, float32
+    """
+    bits = scramble(seeds + (stream + 1) * 1_000_003)
+    return shifted(bits, 40).float() * 2.0**-24
+
+
+def normal(seeds: Tensor, stream: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal numbers of a shape for each seed.
+
+    Shape:
+        seeds `(N)` -> `(N, *shape)`, float32
+    """
+    size = torch.Size(shape).numel()
+    each = scramble(seeds[:, None] + (stream + 1) * 1_000_003) + torch.arange(size, device=seeds.device)
+    radius = (-2 * (1 - uniform(each, 0)).log()).sqrt()  # Box-Muller; 1 − u is never 0
+    return (radius * (2 * torch.pi * uniform(each, 1)).cos()).view(len(seeds), *shape)
+
+
+def scramble(x: Tensor) -> Tensor:
+    """A bijection of 64-bit numbers whose output looks random.
+
+    References:
+        Steele et al. 2014, https://doi.org/10.1145/2660193.2660195
+    """
+    x = x + GAMMA
+    x = (x ^ shifted(x, 30)) * FIRST
+    x = (x ^ shifted(x, 27)) * SECOND
+    return x ^ shifted(x, 31)
+
+
+def shifted(x: Tensor, bits: int) -> Tensor:
+    """A logical shift to the right; torch's own keeps the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,140 @@
+"""Encoded images (PNG, JPEG, …), decoded once into a mapped cache."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ablab.data.batch import Kind, Samples
+from ablab.data.cache import Stored, Writer, cached
+from ablab.data.labelled import LabelledData
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MODES = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The encoded images of a split.
+
+    Args:
+        images: the bytes of an image, or its file.
+        targets: their classes, as numbers.
+        where: says where an image is to be found, for an error.
+    """
+
+    images: Sequence[bytes | Path]
+    targets: Sequence[int]
+    where: Callable[[int], str]
+
+
+class EncodedImages(LabelledData):
+    """Images that are decoded when they are first used, and mapped from a file afterwards.
+
+    The cache lies in ABLAB_CACHE, or ~/.cache/ablab; its key is the content of the files.
+
+    Args:
+        image_size: pixels of each side; the shorter side is scaled to it and the middle cut out. None takes images as
+            they are, and they must all have one size.
+        in_channels: 3 for colour, 1 for grey.
+        settings: see `LabelledData` and `DataModule`.
+
+    Shape:
+        inputs `(N, in_channels, H, W)`, targets `(N)`
+    """
+
+    kind: ClassVar[Kind] = "images"
+    keep: ClassVar[tuple[int, ...]] = (1,)
+
+    def __init__(self, *, image_size: int | None = None, in_channels: Literal[1, 3] = 3, **settings: Any) -> None:
+        super().__init__(**settings)
+        if image_size is not None and image_size < 1:
+            raise ValueError(f"image_size={image_size}: at least 1 pixel is needed, or null for images as they are")
+        self.image_size = image_size
+        self.in_channels = in_channels
+
+    def decoded(self, key: str, read: Callable[[], tuple[Encoded, list[str]]]) -> tuple[Samples, list[str]]:
+        """The samples of a split and the names of its classes.
+
+        Args:
+            key: names the content of the files and all that is done to them.
+            read: gives the encoded images and the class names; called only if they are not in the cache.
+
+        Raises:
+            ValueError: an image that cannot be decoded or has another size, or no images at all.
+        """
+
+        def make(writer: Writer) -> None:
+            encoded, class_names = read()
+            writer.facts["class_names"] = class_names
+            decode(encoded, writer, self.image_size, self.in_channels)
+
+        stored: Stored = cached(key, make)
+        samples = Samples(stored.tensors["images"], stored.tensors["targets"], content=stored.digest)
+        return samples, stored.facts["class_names"]
+
+    @property
+    def model_sizes(self) -> dict[str, int]:
+        return {"in_channels": self.in_channels, "num_classes": len(self.class_names)}
+
+
+def decode(encoded: Encoded, writer: Writer, image_size: int | None, in_channels: int) -> None:
+    """Decode all images of a split, on all cores, into the arrays `images` and `targets`."""
+    num = len(encoded.images)
+    if not num:
+        raise ValueError("there are no images in it")
+    size = load_image(encoded, 0, image_size, in_channels).shape[1:]
+    images = writer.array("images", (num, in_channels, *size), "uint8")
+
+    def fill(i: int) -> None:
+        image = load_image(encoded, i, image_size, in_channels)
+        if image.shape[1:] != size:
+            height, width = image.shape[1:]
+            raise ValueError(
+                f"{encoded.where(i)}: it has {height}x{width} pixels, and the first image {size[0]}x{size[1]}; "
+                "set data.image_size to bring all to one size"
+            )
+        images[i] = image.numpy()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(fill, range(num), chunksize=256):
+            pass
+    writer.array("targets", (num,), "int64")[:] = encoded.targets
+
+
+def load_image(encoded: Encoded, i: int, image_size: int | None, in_channels: int) -> Tensor:
+    """An image `(C, H, W)` of bytes."""
+    import numpy as np
+    from PIL import Image
+
+    source = encoded.images[i]
+    try:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
+            image = opened.convert(MODES[in_channels])
+    except Exception as error:  # Pillow raises whatever its decoders raise
+        raise ValueError(f"{encoded.where(i)}: it cannot be decoded ({error}); replace it, or leave it out") from error
+    if image_size is not None:
+        image = scaled(image, image_size)
+    return torch.from_numpy(np.array(image)).view(image.height, image.width, in_channels).permute(2, 0, 1)
+
+
+def scaled(image: Image.Image, size: int) -> Image.Image:
+    """The middle of an image whose shorter side was brought to `size`."""
+    from PIL import Image
+
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return image.crop((left, top, left + size, top + size))

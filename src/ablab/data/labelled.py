@@ -1,0 +1,242 @@
+"""What data with class labels share: stratified parts, standardization, augmentation and shift."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ablab.data.augment import Augment
+from ablab.data.batch import Batch, Samples, Split, Splits
+from ablab.data.datamodule import DataModule
+from ablab.data.order import BatchOrder, FewClasses
+from ablab.data.shifts import Shift
+from ablab.data.stream import ImageStream, StreamLoader
+
+# What data sets without an official test part hold out: the same samples for every run and every user.
+TEST_FRACTION = 0.2
+TEST_SEED = 20100324
+
+
+@dataclass(frozen=True)
+class Official:
+    """The parts of a data set as its authors made them; without a validation part, one is held out of the training's."""
+
+    train: Samples | ImageStream
+    test: Samples
+    val: Samples | None = None
+
+
+class LabelledData(DataModule):
+    """Samples with class labels: inputs leave the device as (x − mean) / std of the training split.
+
+    A subclass's `load` gives the official parts and sets `class_names`.
+
+    Args:
+        augment: what is done to training samples, batch by batch on the device; None is nothing.
+        shift: what is done to the test inputs, their labels unchanged; None is nothing.
+        classes_per_batch: fill each training batch from so few classes; None takes samples as they come.
+        settings: see `DataModule`.
+
+    Raises:
+        ValueError: labels that no class has, a class without samples, or what `DataModule` refuses.
+    """
+
+    class_names: list[str]
+    keep: ClassVar[tuple[int, ...]] = ()  # the dimensions whose entries are standardized each on its own
+    value_range: ClassVar[tuple[float, float]] = (0.0, 255.0)  # of the inputs, for shifts and augmentation
+
+    def __init__(
+        self,
+        *,
+        augment: Augment | None = None,
+        shift: Shift | None = None,
+        classes_per_batch: int | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        self.augment = augment
+        self.shift = shift
+        self.classes_per_batch = classes_per_batch
+        if shift is not None and self.kind not in shift.kinds:
+            raise ValueError(
+                f"shift: {type(shift).__name__} is for {' and '.join(shift.kinds)}, and {type(self).__name__} gives "
+                f"{self.kind}; choose another, or data/shift=none"
+            )
+
+    @abstractmethod
+    def load(self) -> Official:
+        """Read the official parts and set `class_names`."""
+
+    def read(self) -> Splits:
+        official = self.load()
+        for name, samples in vars(official).items():
+            if isinstance(samples, Samples):
+                self.check_labels(name, samples.targets)
+        train, val = self.training_and_validation(official)
+        self.mean, self.std = moments(train if isinstance(train, Samples) else train.head, self.keep)
+        return Splits(train=train, val=val, test=official.test)
+
+    def training_and_validation(self, official: Official) -> tuple[Samples | ImageStream, Samples]:
+        train, val = official.train, official.val
+        if isinstance(train, ImageStream):
+            if val is None or self.folds is not None or self.classes_per_batch is not None:
+                raise ValueError(
+                    "streaming=true: a stream can neither be split nor picked from; name the validation part with "
+                    "data.val_split, and leave data.folds and data.classes_per_batch at null"
+                )
+            return train, val
+        if val is not None and self.folds is None:
+            return train, val
+        kept, held_out = divide(train, self)
+        return train.part(kept), train.part(held_out)
+
+    def check_labels(self, part: str, targets: Tensor) -> None:
+        wrong = ((targets < 0) | (targets >= len(self.class_names))).nonzero().flatten()
+        if len(wrong):
+            row = int(wrong[0])
+            raise ValueError(
+                f"the {part} part has labels that are not from 0 to {len(self.class_names) - 1}: {int(targets[row])} at "
+                f"row {row}" + (f", and {len(wrong) - 1} more" if len(wrong) > 1 else "") + "; mend or leave out"
+            )
+        counts = targets.bincount(minlength=len(self.class_names))
+        if part == "train" and (counts == 0).any():
+            empty = [name for name, count in zip(self.class_names, counts.tolist(), strict=True) if not count]
+            raise ValueError(f"no training sample has the class {', '.join(empty)}; give some, or leave the class out")
+
+    def changed(self, splits: Splits) -> Splits:
+        if self.shift is None:
+            return splits
+        assert isinstance(splits.test, Samples)
+        inputs, targets, valid, *_ = splits.test.whole()
+        low, high = self.value_range
+        return replace(splits, test=Samples(self.shift(inputs, valid, low=low, high=high), targets, valid))
+
+    def train_dataloader(self) -> Any:
+        assert self.splits is not None, "call setup first"
+        stream = self.splits.train
+        if not isinstance(stream, ImageStream):
+            return super().train_dataloader()
+        rank, world_size = self.place
+        return StreamLoader(
+            stream,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            num_threads=max(1, self.num_workers),
+            position=self.position,
+        )
+
+    def training_order(self, split: Split, rank: int, world_size: int) -> BatchOrder:
+        if self.classes_per_batch is None:
+            return super().training_order(split, rank, world_size)
+        assert isinstance(split, Samples)
+        return FewClasses(
+            split.targets.cpu(),
+            classes_per_batch=self.classes_per_batch,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        augment = self.augment if batch.seeds is not None else None
+        if augment is not None:
+            batch = augment.before(batch, self.value_range)
+        inputs = (batch.inputs.float() - self.mean.to(batch.inputs.device)) / self.std.to(batch.inputs.device)
+        if batch.valid is not None:
+            inputs = inputs * batch.valid[..., None]
+        batch = batch._replace(inputs=inputs)
+        return batch if augment is None else augment.after(batch, len(self.class_names))
+
+    @property
+    def task_sizes(self) -> dict[str, Any]:
+        return {"class_names": self.class_names}
+
+
+def moments(samples: Samples, keep: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over all dimensions but those in `keep`, in float64 and in small pieces."""
+    count, total, squares = 0, torch.zeros(1), torch.zeros(1)
+    for start in range(0, len(samples), 4096):
+        batch = samples[range(start, min(start + 4096, len(samples)))]
+        inputs = batch.inputs.double()
+        dims = [dim for dim in range(inputs.dim()) if dim not in keep]
+        total = total + inputs.sum(dims, keepdim=True)
+        squares = squares + (inputs * inputs).sum(dims, keepdim=True)
+        real = inputs.numel() if batch.valid is None else int(batch.valid.sum()) * inputs[0, 0].numel()
+        count += real // total.numel()
+    mean = total / count
+    var = (squares / count - mean * mean).clamp(min=0)  # float64 leaves a dozen digits to the difference
+    return mean.float(), var.sqrt().clamp(min=1e-6).float()
+
+
+def divide(samples: Samples, data: DataModule) -> tuple[Tensor, Tensor]:
+    """The training and the validation part of labelled samples, the classes in equal shares in both.
+
+    Samples of the same content stay together, so that none is in both parts.
+    """
+    first, group = copies(samples)
+    targets = samples.targets[first]
+    if data.folds is None:
+        _, held_out = stratified_holdout(targets, data.val_fraction, data.split_seed)
+    else:
+        held_out = stratified_fold(targets, data.folds, data.fold, data.split_seed)
+    chosen = torch.zeros(len(first), dtype=torch.bool)
+    chosen[held_out] = True
+    chosen = chosen[group]
+    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+
+
+def copies(samples: Samples) -> tuple[Tensor, Tensor]:
+    """For each distinct content its first sample, and for each sample the number of its content."""
+    numbers: dict[bytes, int] = {}
+    first, group = [], []
+    for start in range(0, len(samples), 4096):
+        inputs = samples[range(start, min(start + 4096, len(samples)))].inputs.contiguous().numpy()
+        for row, sample in enumerate(inputs):
+            number = numbers.setdefault(sample.tobytes(), len(first))
+            if number == len(first):
+                first.append(start + row)
+            group.append(number)
+    return torch.tensor(first), torch.tensor(group)
+
+
+def stratified_holdout(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split indices in two, the classes in equal shares in both.
+
+    Returns:
+        The indices that stay, and those held out: `fraction` of all, at least one of each class.
+    """
+    import numpy as np
+    from sklearn.model_selection import train_test_split
+
+    classes, fewest = len(targets.unique()), int(targets.bincount().min())
+    if not (0 < fraction < 1 and classes <= fraction * len(targets) <= len(targets) - classes) or fewest < 2:
+        raise ValueError(
+            f"val_fraction={fraction}: both parts of {len(targets)} samples need each of the {classes} classes; "
+            "choose a fraction between 0 and 1 that leaves them, for example 0.1"
+        )
+    kept, held_out = train_test_split(
+        np.arange(len(targets)), test_size=fraction, stratify=targets.numpy(), random_state=seed
+    )
+    return torch.as_tensor(np.sort(kept)), torch.as_tensor(np.sort(held_out))
+
+
+def stratified_fold(targets: Tensor, folds: int, fold: int, seed: int) -> Tensor:
+    """The indices of one of the disjoint folds that cover everything, the classes in equal shares in each."""
+    import numpy as np
+    from sklearn.model_selection import StratifiedKFold
+
+    counts = targets.bincount()
+    if int(counts.min()) < folds:
+        raise ValueError(
+            f"folds={folds}: class {int(counts.argmin())} has only {int(counts.min())} different training samples; "
+            "choose fewer folds"
+        )
+    parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(np.zeros(len(targets)), targets.numpy())
+    return torch.as_tensor([held_out for _, held_out in parts][fold])

@@ -1,0 +1,100 @@
+"""From an order to batches: a loader that begins where the run is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ablab.data.batch import Batch, Split
+from ablab.data.draws import own_seeds
+from ablab.data.order import BatchOrder
+
+
+class Loader(DataLoader[Batch]):
+    """Whole batches of a split, in an order, from the batch where training stands.
+
+    A resumed epoch goes on with the batch after the last one learned from. The position is Lightning's own, from the
+    checkpoint; workers that had fetched ahead do not matter.
+
+    Args:
+        split: where the samples are.
+        order: which of them make up each batch; its seed also gives training samples theirs.
+        num_workers: processes that fetch batches.
+        position: the epoch, and the number of its batches that training has seen.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        order: BatchOrder,
+        *,
+        num_workers: int = 0,
+        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    ) -> None:
+        # batch_size=None: what the sampler gives goes to the split whole, which answers with a whole batch
+        super().__init__(
+            Seeded(split, order.seed) if order.shuffle else split,  # type: ignore[arg-type]
+            sampler=InEpoch(order) if order.shuffle else order,  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+        )
+        self.order = order
+        self.position = position
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        # A generator: it runs at the first `next`, and by then Lightning has restored where the run is.
+        self.order.epoch, self.order.start = self.position()
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides the batches, for a checkpoint."""
+        order = self.order
+        return {"seed": order.seed, "batch_size": order.batch_size, "num_samples": order.num_samples}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuse to go on with other batches.
+
+        Raises:
+            ValueError: the checkpoint's run drew its batches in another way.
+        """
+        for name, now in self.state_dict().items():
+            if state[name] != now:
+                raise ValueError(
+                    f"{name}={now}: the checkpoint was written with {state[name]}, and other batches would follow; "
+                    f"resume with {name}={state[name]}"
+                )
+
+
+class InEpoch(Sampler[Any]):
+    """An order's batches, each with its epoch: workers cannot know it otherwise."""
+
+    def __init__(self, order: BatchOrder) -> None:
+        self.order = order
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        return ((self.order.epoch, indices) for indices in self.order)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
+class Seeded(Dataset[Batch]):
+    """A training split whose batches carry each sample's seed."""
+
+    def __init__(self, split: Split, seed: int) -> None:
+        self.split = split
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, drawn: tuple[int, list[int]]) -> Batch:
+        epoch, indices = drawn
+        own = own_seeds(self.seed, torch.tensor(indices))
+        seeds = torch.stack([own, torch.full_like(own, epoch)], dim=1)
+        batch = self.split[indices]
+        return batch._replace(seeds=seeds.to(batch.targets.device, non_blocking=True))

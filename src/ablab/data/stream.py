@@ -1,0 +1,143 @@
+"""Training images that are too many to decode and keep: read in order, shuffled block by block, decoded as they are used."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ablab.data.batch import Batch, Samples, digest
+from ablab.data.draws import own_seeds
+
+AHEAD = 2  # batches that are decoded while one is learned from
+HEAD = 4096  # training images that the standardization is taken from
+
+
+class Row(NamedTuple):
+    """A training sample that is not decoded: its number in the stream, its bytes and its class."""
+
+    index: int
+    image: bytes
+    target: int
+
+
+class ImageStream:
+    """A training split that is streamed.
+
+    The rows come in blocks of `block_size`, each permuted by (seed, epoch, block): the order is decided by the seed, as
+    that of data in memory is, and it can be entered at any batch. Every process reads all rows and decodes its own.
+
+    Args:
+        rows: a `datasets.IterableDataset` whose column `image` holds bytes and whose column `target` classes.
+        num_rows: how many there are.
+        decode: from a row's bytes to an image `(C, H, W)`.
+        block_size: rows of a block.
+        name: identifies the content.
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        num_rows: int,
+        decode: Callable[[Row], Tensor],
+        *,
+        block_size: int,
+        name: str,
+    ) -> None:
+        self.rows = rows
+        self.num_rows = num_rows
+        self.decode = decode
+        self.block_size = block_size
+        self.name = name
+        first = list(islice(self.on_disk(0), HEAD))
+        self.head = Samples(torch.stack([decode(row) for row in first]), torch.tensor([row.target for row in first]))
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
+        """The first samples, to try a model and to standardize with; those further on can only be streamed."""
+        return self.head[indices]
+
+    def digest(self) -> str:
+        return digest(self.name, self.num_rows)
+
+    def on_disk(self, start: int) -> Iterator[Row]:
+        """The rows from the one numbered `start`, in their order on disk."""
+        for index, row in enumerate(self.rows.skip(start), start=start):
+            yield Row(index, row["image"]["bytes"], row["target"])
+
+    def order(self, seed: int, epoch: int, start: int) -> Iterator[Row]:
+        """The rows of an epoch as they are learned from, beginning with the one numbered `start` in that order."""
+        number, done = divmod(start, self.block_size)
+        source = self.on_disk(number * self.block_size)
+        while rows := list(islice(source, self.block_size)):
+            generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) * 1_000_003 + number)
+            for i in torch.randperm(len(rows), generator=generator)[done:].tolist():
+                yield rows[i]
+            number, done = number + 1, 0
+
+
+class StreamLoader:
+    """Whole batches of a stream, from the batch where training stands.
+
+    Args:
+        stream: the training split.
+        batch_size: samples of a global batch.
+        seed: decides the order, and gives samples their seeds.
+        rank, world_size: this process, of how many.
+        num_threads: threads that decode.
+        position: the epoch, and the number of its batches that training has seen.
+    """
+
+    def __init__(
+        self,
+        stream: ImageStream,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_threads: int = 1,
+        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    ) -> None:
+        self.stream = stream
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.num_threads = num_threads
+        self.position = position
+
+    def __len__(self) -> int:
+        return len(self.stream) // self.batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, start = self.position()
+        rows = self.stream.order(self.seed, epoch, start * self.batch_size)
+        pending: deque[tuple[list[Row], list[Future[Tensor]]]] = deque()
+        with ThreadPoolExecutor(self.num_threads) as pool:
+            for _ in range(start, len(self)):
+                batch = [next(rows) for _ in range(self.batch_size)][self.rank :: self.world_size]
+                pending.append((batch, [pool.submit(self.stream.decode, row) for row in batch]))
+                if len(pending) > AHEAD:
+                    yield self.batch(epoch, *pending.popleft())
+            while pending:
+                yield self.batch(epoch, *pending.popleft())
+
+    def batch(self, epoch: int, rows: list[Row], images: list[Future[Tensor]]) -> Batch:
+        own = own_seeds(self.seed, torch.tensor([row.index for row in rows]))
+        return Batch(
+            torch.stack([image.result() for image in images]),
+            torch.tensor([row.target for row in rows]),
+            seeds=torch.stack([own, torch.full_like(own, epoch)], dim=1),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides the batches, for a checkpoint."""
+        return {"seed": self.seed, "batch_size": self.batch_size, "num_samples": len(self.stream)}

@@ -1,0 +1,148 @@
+"""Time series with class labels, from files in the .ts format of the UEA & UCR archive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ablab.data.batch import Kind, Samples
+from ablab.data.labelled import LabelledData, Official
+
+
+class TimeSeries(LabelledData):
+    """Series of one or more dimensions and any lengths: shorter ones are padded to the longest, and `valid` says where.
+
+    Each dimension is standardized on its own, over the real steps of the training series.
+
+    Args:
+        train_file, test_file: the official parts, usually <name>_TRAIN.ts and <name>_TEST.ts.
+        settings: see `LabelledData` and `DataModule`.
+
+    Shape:
+        inputs `(N, L, dimensions)`, targets `(N)`, valid `(N, L)`
+
+    Raises:
+        ValueError: a missing file, or a line that is no series; it names file and line.
+
+    References:
+        Bagnall et al. 2018 (the archive and its format), https://arxiv.org/abs/1811.00075
+    """
+
+    kind: ClassVar[Kind] = "sequences"
+    keep: ClassVar[tuple[int, ...]] = (2,)
+
+    def __init__(self, *, train_file: str, test_file: str, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.train_file = Path(train_file)
+        self.test_file = Path(test_file)
+
+    def load(self) -> Official:
+        train, test = read_ts("train_file", self.train_file), read_ts("test_file", self.test_file)
+        self.class_names = train.class_names or sorted({*train.labels, *test.labels})
+        self.dimensions = train.series[0].shape[1]
+        if test.series[0].shape[1] != self.dimensions:
+            raise ValueError(
+                f"test_file={self.test_file}: its series have {test.series[0].shape[1]} dimensions, and those of "
+                f"{self.train_file} have {self.dimensions}"
+            )
+        self.longest = max(len(series) for series in (*train.series, *test.series))
+        return Official(self.padded(train), self.padded(test))
+
+    def padded(self, file: TsFile) -> Samples:
+        inputs = torch.zeros(len(file.series), self.longest, self.dimensions)
+        valid = torch.zeros(len(file.series), self.longest, dtype=torch.bool)
+        for i, series in enumerate(file.series):
+            inputs[i, : len(series)], valid[i, : len(series)] = series, True
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        return Samples(inputs, torch.tensor([numbers[label] for label in file.labels]), valid)
+
+    @property
+    def model_sizes(self) -> dict[str, int]:
+        return {
+            "in_features": self.dimensions,
+            "context_length": self.longest,
+            "num_classes": len(self.class_names),
+        }
+
+
+class TsFile(NamedTuple):
+    """What a .ts file says: series `(L, dimensions)`, their labels, and the labels that it declares."""
+
+    series: list[Tensor]
+    labels: list[str]
+    class_names: list[str]
+
+
+def read_ts(argument: str, path: Path) -> TsFile:
+    """Read a .ts file with class labels.
+
+    Args:
+        argument: the argument that named the file, for errors.
+        path: the file.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise ValueError(f"{argument}={path}: there is no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{argument}={path}: it cannot be read ({error})") from error
+    series: list[Tensor] = []
+    labels: list[str] = []
+    class_names: list[str] = []
+    in_data = False
+    for number, line in enumerate(lines, start=1):
+        words = line.split()
+        if not words or line.startswith("#"):
+            continue
+        place = f"{path}, line {number}"
+        if in_data:
+            one, label = read_series(place, line)
+            if series and one.shape[1] != series[0].shape[1]:
+                raise ValueError(
+                    f"{place}: it has {one.shape[1]} dimensions, and the first series has {series[0].shape[1]}"
+                )
+            if class_names and label not in class_names:
+                raise ValueError(f"{place}: its label {label!r} is none of {', '.join(class_names)}")
+            series.append(one)
+            labels.append(label)
+            continue
+        match [words[0].lower(), *(word.lower() for word in words[1:])]:
+            case ["@data", *_]:
+                in_data = True
+            case ["@classlabel", "true", *_]:
+                class_names = words[2:]
+            case ["@classlabel", *_] | ["@targetlabel", *_]:
+                raise ValueError(f"{place}: its series have no class labels, and classification needs them")
+            case ["@timestamps", "true", *_]:
+                raise ValueError(f"{place}: series with time stamps are not supported; resample them to equal steps")
+    if not series:
+        raise ValueError(f"{argument}={path}: there is no series in it; is it a .ts file, and whole?")
+    return TsFile(series, labels, class_names)
+
+
+def read_series(place: str, line: str) -> tuple[Tensor, str]:
+    """A series `(L, dimensions)` and its label: dimensions and label stand between colons, values between commas."""
+    *dimensions, label = line.strip().split(":")
+    if not dimensions or not label:
+        raise ValueError(f"{place}: a series and a label are needed, with a colon between them; is the file whole?")
+    columns = [torch.tensor(list(read_values(place, text))) for text in dimensions]
+    if len({len(column) for column in columns}) > 1:
+        lengths = ", ".join(str(len(column)) for column in columns)
+        raise ValueError(f"{place}: its dimensions have different lengths ({lengths})")
+    return torch.stack(columns, dim=1), label.strip()
+
+
+def read_values(place: str, text: str) -> Iterator[float]:
+    for word in text.split(","):
+        try:
+            value = float(word)
+        except ValueError as error:
+            missing = "a value is missing (?)" if word.strip() == "?" else f"{word.strip()!r} is no number"
+            raise ValueError(f"{place}: {missing}; fill it in, or leave the series out") from error
+        if value != value:
+            raise ValueError(f"{place}: a value is missing (NaN); fill it in, or leave the series out")
+        yield value

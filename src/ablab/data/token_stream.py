@@ -1,0 +1,180 @@
+"""What text for language modelling has in common: a token stream, cut into windows."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ablab.data.batch import Batch, Kind, Splits, digest
+from ablab.data.datamodule import DataModule
+from ablab.data.tokens import BytePairs, Bytes, Characters, Tokens
+
+IGNORED = -100  # the target that torch's cross entropy leaves out
+
+
+class Parts(NamedTuple):
+    """The parts of a text; the training part may be in several pieces."""
+
+    train: list[str]
+    val: str
+    test: str
+
+
+class TokenStream(DataModule):
+    """A text in consecutive windows of `context_length` tokens, each predicting the token that follows.
+
+    A subclass says how to `load` the text. The first part of the text is for training, the next for validation, the
+    last for testing. In cross-validation, the text before the test part is cut into equal blocks, and one of them is
+    for validation.
+
+    Args:
+        tokens: "characters", an alphabet of those that occur; "bytes", always 256; or "bpe", byte pairs that are
+            learned from the training part.
+        vocab_size: entries of a bpe vocabulary.
+        context_length: tokens of a window.
+        val_fraction, test_fraction: the shares of the text held out from its end.
+        settings: see `DataModule`.
+
+    Shape:
+        inputs `(N, context_length)`, targets `(N, context_length)`
+
+    Raises:
+        ValueError: too little text, or shares that leave none.
+    """
+
+    kind: ClassVar[Kind] = "text"
+
+    def __init__(
+        self,
+        *,
+        tokens: Literal["characters", "bytes", "bpe"] = "characters",
+        vocab_size: int = 1024,
+        context_length: int = 128,
+        val_fraction: float = 0.05,
+        test_fraction: float = 0.05,
+        **settings: Any,
+    ) -> None:
+        super().__init__(val_fraction=val_fraction, **settings)
+        if context_length < 1:
+            raise ValueError(f"context_length={context_length}: a window has at least one token")
+        if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
+            raise ValueError(
+                f"val_fraction={val_fraction}, test_fraction={test_fraction}: both are more than 0, and training needs "
+                "the rest of the text"
+            )
+        self.token_kind = tokens
+        self.vocab_size = vocab_size
+        self.context_length = context_length
+        self.test_fraction = test_fraction
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where the text is from, as it is set: `path=…`."""
+
+    @abstractmethod
+    def load(self) -> Parts:
+        """Read the parts of the text."""
+
+    def divided(self, text: str) -> Parts:
+        """Training, validation and test part of one text."""
+        testing = len(text) - int(len(text) * self.test_fraction)
+        if self.folds is None:
+            begin, end = testing - int(len(text) * self.val_fraction), testing
+        else:
+            begin, end = (testing * fold // self.folds for fold in (self.fold, self.fold + 1))
+        return Parts([piece for piece in (text[:begin], text[end:testing]) if piece], text[begin:end], text[testing:])
+
+    def read(self) -> Splits:
+        parts = self.load()
+        self.tokens = self.vocabulary_of(parts)
+        train = [self.tokens.encode(piece) for piece in parts.train]
+        val, test = self.tokens.encode(parts.val), self.tokens.encode(parts.test)
+        self.characters_per_token = (len(parts.val) + len(parts.test)) / max(1, len(val) + len(test))
+        lengths, needed = [max(map(len, train)), len(val), len(test)], self.context_length + 1
+        if min(lengths) < needed:
+            raise ValueError(
+                f"{self.place}: the text has {sum(map(len, train)) + len(val) + len(test)} tokens, and its parts "
+                f"({lengths[0]} to train, {lengths[1]} to validate, {lengths[2]} to test) need at least {needed} each; "
+                "give more text, or a smaller data.context_length"
+            )
+        return Splits(
+            train=Windows(train, self.context_length, keep_short=False),
+            val=Windows([val], self.context_length, keep_short=True),
+            test=Windows([test], self.context_length, keep_short=True),
+        )
+
+    def vocabulary_of(self, parts: Parts) -> Tokens:
+        if self.token_kind == "bytes":
+            return Bytes()
+        if self.token_kind == "bpe":
+            return BytePairs.learned("\n".join(parts.train), self.vocab_size)
+        return Characters("".join([*parts.train, parts.val, parts.test]))
+
+    @property
+    def model_sizes(self) -> dict[str, int]:
+        return {"vocab_size": len(self.tokens.entries), "context_length": self.context_length}
+
+    @property
+    def task_sizes(self) -> dict[str, Any]:
+        return {"characters_per_token": self.characters_per_token}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "vocabulary": self.tokens.entries}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose numbers stand for other tokens, or that was trained on other text."""
+        known, own = state["vocabulary"], self.tokens.entries
+        if known != own:
+            new, gone = ([repr(e) for e in some if e not in set(rest)] for some, rest in ((own, known), (known, own)))
+            difference = "; ".join(
+                f"{what} {', '.join(entries[:5])}{' …' if len(entries) > 5 else ''}"
+                for what, entries in (("this text's has also", new), ("and lacks", gone))
+                if entries
+            )
+            raise ValueError(
+                f"{self.place}: the checkpoint has another vocabulary, of {len(known)} tokens; "
+                f"{difference or 'the order differs'}; give the text that it was trained on"
+            )
+        super().load_state_dict(state)
+
+
+class Windows(Dataset[Batch]):
+    """Consecutive windows of token streams; with `keep_short` the last is padded, so that every token counts once.
+
+    Args:
+        streams: tokens `(len)` each; no window reaches from one into the next.
+        length: tokens of a window.
+    """
+
+    def __init__(self, streams: Sequence[Tensor], length: int, *, keep_short: bool) -> None:
+        self.stream = torch.cat(list(streams))
+        self.length = length
+        starts, lasts, begin = [], [], 0
+        for stream in streams:
+            predictable = max(0, len(stream) - 1)
+            num = -(-predictable // length) if keep_short else predictable // length
+            starts.append(begin + torch.arange(num) * length)
+            lasts.append(torch.full((num,), begin + predictable))
+            begin += len(stream)
+        self.starts = torch.cat(starts)
+        self.lasts = torch.cat(lasts)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
+        chosen = torch.as_tensor(indices)
+        positions = self.starts[chosen, None] + torch.arange(self.length)
+        last = self.lasts[chosen, None]
+        inputs = self.stream[positions.minimum(last)].long()
+        targets = self.stream[(positions + 1).minimum(last)].long()
+        return Batch(inputs, targets.masked_fill(positions >= last, IGNORED))
+
+    def digest(self) -> str:
+        return digest(self.stream, self.starts, self.lasts)
