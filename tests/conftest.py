@@ -118,10 +118,11 @@ def shared_data() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real data in the layouts that data sets are served in: parquet files as the Hub's, and a folder of class folders."""
+    """Real data as data sets are served: parquet files as the Hub's, and a folder of class folders."""
+    from pydoc_data.topics import topics
+
     import datasets
     from PIL import Image
-    from pydoc_data.topics import topics
 
     from ablab.data.digits import load_digits
 

@@ -96,8 +96,8 @@ def check_trainer(cfg: DictConfig) -> None:
         raise ConfigError("trainer.max_epochs=-1, trainer.max_steps=-1: a schedule needs an end; set one of them")
     if trainer.get("accumulate_grad_batches", 1) != 1:
         raise ConfigError(
-            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: data.batch_size is the batch of a step; "
-            "where it does not fit, data.micro_batch_size takes it in parts"
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: data.batch_size is the batch of a "
+            "step; where it does not fit, data.micro_batch_size takes it in parts"
         )
     if trainer.gradient_clip_val is not None and trainer.gradient_clip_val <= 0:
         raise ConfigError(

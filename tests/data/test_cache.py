@@ -233,6 +233,11 @@ def cut(entry: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
+def lengthen(entry: Path) -> None:
+    with (entry / "images.npy").open("ab") as file:
+        file.write(b"?")
+
+
 def overwrite_header(entry: Path) -> None:
     file = entry / "images.npy"
     file.write_bytes(b"?" * file.stat().st_size)
@@ -242,6 +247,7 @@ def overwrite_header(entry: Path) -> None:
     "damage",
     [
         cut,
+        lengthen,
         overwrite_header,
         lambda entry: (entry / "targets.npy").unlink(),
         lambda entry: (entry / "entry.json").unlink(),
@@ -250,7 +256,7 @@ def overwrite_header(entry: Path) -> None:
         lambda entry: (entry / "entry.json").write_text("[]"),
         lambda entry: (entry / "entry.json").write_text('{"bytes": {}}'),
     ],
-    ids=["cut", "header", "no array", "no json", "cut json", "not text", "list", "no facts"],
+    ids=["cut", "longer", "header", "no array", "no json", "cut json", "not text", "list", "no facts"],
 )
 def test_a_damaged_entry_is_named_and_made_again(damage: Callable[[Path], object], tmp_path: Path) -> None:
     digest = cached(KEY, make, tmp_path).digest

@@ -1,91 +1,139 @@
-"""The order of the data, the splits, and what a batch is."""
+"""What every data set promises: the same batches for the same seed, disjoint splits, and a record of what it holds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from omegaconf import DictConfig
+from torch import nn
 
-from ablab.data.cifar10 import CIFAR10
-from ablab.data.datamodule import BatchOrder, DataModule, TensorSplit, stratified_holdout
+from ablab.config.build import build
+from ablab.data.batch import Batch, Samples
+from ablab.data.datamodule import DataModule
 from ablab.data.digits import Digits
 from ablab.data.digits_rows import DigitsRows
+from ablab.data.japanese_vowels import JapaneseVowels
+from ablab.data.labelled import Official, stratified_holdout
+from ablab.data.mnist5k import MNIST5k
+from ablab.data.text import Text
+from ablab.data.token_stream import Windows
+
+Make = Callable[..., DataModule]
 
 
-@settings(max_examples=50, deadline=None)
-@given(num=st.integers(8, 60), size=st.sampled_from([4, 8]), seed=st.integers(0, 3), epoch=st.integers(0, 3))
-def test_the_same_samples_make_up_each_global_batch_on_any_number_of_processes(
-    num: int, size: int, seed: int, epoch: int
-) -> None:
-    def batches(world_size: int) -> list[set[int]]:
-        orders = [
-            BatchOrder(num, batch_size=size, shuffle=True, seed=seed, rank=rank, world_size=world_size)
-            for rank in range(world_size)
-        ]
-        for order in orders:
-            order.set_epoch(epoch)
-        return [set().union(*parts) for parts in zip(*orders, strict=True)]
+@pytest.fixture
+def make(config: Callable[..., DictConfig], data_words: Callable[[str], list[str]]) -> Make:
+    def make(choice: str, *words: str) -> DataModule:
+        data = build(config(*data_words(choice), *words).data)
+        data.setup()
+        return data
 
-    assert batches(1) == batches(2) == batches(4)
-    assert all(len(batch) == size for batch in batches(1))
-    assert len(batches(1)) == num // size
-
-
-@settings(max_examples=50, deadline=None)
-@given(num=st.integers(1, 60), size=st.sampled_from([4, 8]), world_size=st.sampled_from([1, 2, 4]))
-def test_evaluation_sees_every_sample_exactly_once(num: int, size: int, world_size: int) -> None:
-    seen = []
-    for rank in range(world_size):
-        order = BatchOrder(num, batch_size=size, shuffle=False, seed=0, rank=rank, world_size=world_size)
-        batches = list(order)
-        assert len(batches) == len(order)
-        assert all(batches)
-        seen += [index for batch in batches for index in batch]
-    assert sorted(seen) == list(range(num))
-
-
-def test_seed_and_epoch_alone_decide_the_order() -> None:
-    def order(seed: int, epoch: int) -> list[list[int]]:
-        sampler = BatchOrder(50, batch_size=8, shuffle=True, seed=seed)
-        sampler.set_epoch(epoch)
-        torch.randn(3)  # other random numbers do not matter
-        return list(sampler)
-
-    assert order(0, 1) == order(0, 1)
-    assert order(0, 1) != order(0, 2)
-    assert order(0, 1) != order(1, 1)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_workers_do_not_change_the_batches(workers: int) -> None:
-    data = Digits(batch_size=100, num_workers=workers)
-    data.setup()
-    alone = Digits(batch_size=100)
-    alone.setup()
-    for a, b in zip(data.train_dataloader(), alone.train_dataloader(), strict=True):
-        assert torch.equal(a.inputs, b.inputs)
-        assert torch.equal(a.targets, b.targets)
+    return make
 
 
 def contents(data: DataModule, part: str) -> list[bytes]:
+    """Each sample of a split, by its content."""
     assert data.splits is not None
     split = getattr(data.splits, part)
-    assert isinstance(split, TensorSplit)
-    return [inputs.numpy().tobytes() for inputs in split.inputs]
+    batch = split[range(len(split))]
+    return [inputs.numpy().tobytes() for inputs in batch.inputs]
 
 
-def test_no_digit_is_in_two_splits() -> None:
-    data = Digits()
+def same(first: Batch, second: Batch) -> bool:
+    return all(
+        (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_every_data_set_gives_batches_of_the_shapes_that_it_promises(make: Make, data_choice: str) -> None:
+    data = make(data_choice)
+    batch, sizes = data.example(1), data.model_sizes
+    if data.kind == "images":
+        assert batch.inputs.shape[:2] == (8, sizes["in_channels"])
+    elif data.kind == "sequences":
+        assert batch.inputs.shape == (8, sizes["context_length"], sizes["in_features"])
+    else:
+        assert batch.inputs.shape == batch.targets.shape == (8, sizes["context_length"])
+        assert int(batch.inputs.max()) < sizes["vocab_size"]
+    if data.kind != "text":
+        assert batch.inputs.dtype == torch.float32
+        assert batch.targets.shape == (8,)
+        assert set(batch.targets.tolist()) <= set(range(sizes["num_classes"]))
+        assert len(data.task_sizes["class_names"]) == sizes["num_classes"]
+
+
+def test_workers_do_not_change_the_batches(make: Make, data_choice: str) -> None:
+    alone, *others = (make(data_choice, f"data.num_workers={workers}") for workers in (0, 1, 2))
+    for data in others:
+        pairs = list(zip(range(4), data.train_dataloader(), alone.train_dataloader(), strict=False))
+        assert len(pairs) == 4
+        assert all(same(a, b) for _, a, b in pairs)
+
+
+def test_two_setups_have_one_fingerprint_and_another_split_has_another(make: Make, data_choice: str) -> None:
+    first, second = make(data_choice), make(data_choice)
+    assert first.fingerprint == second.fingerprint
+    assert first.record() == {"fingerprint": first.fingerprint, **{n: len(s) for n, s in vars(first.splits).items()}}
+    if data_choice != "synthetic_text":
+        assert make(data_choice, "data.folds=3").fingerprint != first.fingerprint
+
+
+def test_folds_are_disjoint_and_cover_what_is_not_for_testing(make: Make, data_choice: str) -> None:
+    if data_choice == "synthetic_text":
+        pytest.skip("a stream for benchmarks has no folds")
+    folds = [make(data_choice, "data.folds=3", f"data.fold={fold}") for fold in range(3)]
+    parts = [set(contents(data, "val")) for data in folds]
+    everything = set(contents(folds[0], "val")) | set(contents(folds[0], "train"))
+    for data, part in zip(folds, parts, strict=True):
+        assert contents(data, "test") == contents(folds[0], "test")
+        if data.kind == "text":  # windows that a cut runs through differ
+            continue
+        assert not part & set(contents(data, "train"))
+        assert part | set(contents(data, "train")) == everything
+    if folds[0].kind != "text":
+        assert sum(map(len, parts)) == len(everything)
+
+
+def test_folds_have_the_classes_in_equal_shares() -> None:
+    for fold in range(5):
+        data = Digits(folds=5, fold=fold)
+        data.setup()
+        counts = data.splits.val.targets.bincount()  # type: ignore[union-attr]
+        assert int(counts.max() - counts.min()) <= 3
+        assert len(data.splits.val) in (287, 288)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("make_data", [Digits, DigitsRows, MNIST5k, JapaneseVowels])
+def test_no_sample_is_in_two_splits_by_its_content(make_data: Callable[[], DataModule]) -> None:
+    data = make_data()
     data.setup()
     train, val, test = (set(contents(data, part)) for part in ("train", "val", "test"))
     assert not train & val
     assert not train & test
     assert not val & test
-    assert len(train) + len(val) + len(test) == 1797
+
+
+def test_copies_of_a_sample_stay_in_one_part() -> None:
+    class Doubled(Digits):
+        def load(self) -> Official:
+            official = super().load()
+            assert isinstance(official.train, Samples)
+            inputs, targets, *_ = official.train.tensors
+            return Official(Samples(inputs.repeat(2, 1, 1, 1), targets.repeat(2)), official.test)
+
+    for settings in ({}, {"folds": 4, "fold": 2}):
+        data = Doubled(**settings)
+        data.setup()
+        train, val = contents(data, "train"), contents(data, "val")
+        assert not set(train) & set(val)
+        assert len(train) + len(val) == 2 * 1437
+        assert len(set(val)) * 2 == len(val)
 
 
 def test_test_digits_are_always_the_same_and_validation_follows_its_seed() -> None:
@@ -94,15 +142,28 @@ def test_test_digits_are_always_the_same_and_validation_follows_its_seed() -> No
     second.setup()
     assert contents(first, "test") == contents(second, "test")
     assert contents(first, "val") != contents(second, "val")
+    assert [len(contents(first, part)) for part in ("train", "val", "test")] == [1149, 288, 360]
 
 
 def test_the_standardization_is_the_training_splits() -> None:
     data = Digits()
     data.setup()
     assert data.splits is not None
-    everything = data.on_after_batch_transfer(data.splits.train[list(range(1149))], 0).inputs
+    everything = data.on_after_batch_transfer(data.splits.train[range(1149)], 0).inputs
     assert everything.mean().abs() < 1e-5
     assert abs(everything.std() - 1) < 1e-3
+
+
+def test_padding_is_neither_counted_nor_moved_by_the_standardization() -> None:
+    data = JapaneseVowels()
+    data.setup()
+    assert data.splits is not None
+    batch = data.on_after_batch_transfer(data.splits.train[range(len(data.splits.train))], 0)
+    assert batch.valid is not None
+    real = batch.inputs[batch.valid]
+    assert real.mean(0).abs().max() < 1e-5
+    torch.testing.assert_close(real.std(0, correction=0), torch.ones(12), rtol=0, atol=1e-4)
+    assert not batch.inputs[~batch.valid].any()
 
 
 def test_rows_are_the_same_images() -> None:
@@ -121,22 +182,46 @@ def test_a_holdout_has_the_classes_in_equal_shares() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make_data", "message"),
     [
         (lambda: Digits(batch_size=0), "batch_size=0: a batch has at least one sample"),
+        (lambda: Digits(micro_batch_size=0), "micro_batch_size=0: a forward pass has at least one sample"),
         (lambda: Digits(num_workers=-1), "num_workers=-1: use 0"),
         (lambda: Digits(batch_size=1150).setup(), "batch_size=1150 is more than the 1149 training samples"),
         (lambda: Digits(val_fraction=0.999).setup(), "val_fraction=0.999: both parts"),
-        (lambda: Digits(split_seed=-1).setup(), "split_seed=-1: a seed is 0 or more"),
+        (lambda: Digits(split_seed=-1), "split_seed=-1: a seed is 0 or more"),
+        (lambda: Digits(fold=2), "fold=2: say of how many, for example data.folds=5"),
+        (lambda: Digits(folds=1), "folds=1: at least 2 are needed"),
+        (lambda: Digits(folds=5, fold=5), "fold=5: the 5 folds have the numbers 0 to 4"),
+        (lambda: Digits(folds=500).setup(), "folds=500: class 8 has only 139 different training samples"),
         (
             lambda: Digits(val_fraction=1.5).setup(),
             "val_fraction=1.5: both parts of 1437 samples need each of the 10 classes",
         ),
     ],
 )
-def test_sizes_that_make_no_sense_are_refused(make: Callable[[], None], message: str) -> None:
+def test_sizes_that_make_no_sense_are_refused(make_data: Callable[[], None], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make()
+        make_data()
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([0, 1, 2, 7, 1, 2] * 4, r"the train part has labels that are not from 0 to 2: 7 at row 3, and 3 more"),
+        ([0, 1, -1, 1, 0, 1] * 4, r"labels that are not from 0 to 2: -1 at row 2"),
+        ([0, 1, 0, 1, 0, 1] * 4, "no training sample has the class c"),
+    ],
+)
+def test_labels_that_make_no_sense_are_refused_with_their_row(targets: list[int], message: str) -> None:
+    class Labelled(Digits):
+        def load(self) -> Official:
+            self.class_names = ["a", "b", "c"]
+            samples = Samples(torch.arange(len(targets)).view(-1, 1, 1, 1), torch.tensor(targets))
+            return Official(samples, samples)
+
+    with pytest.raises(ValueError, match=message):
+        Labelled().setup()
 
 
 def test_a_global_batch_must_divide_by_the_processes() -> None:
@@ -144,80 +229,147 @@ def test_a_global_batch_must_divide_by_the_processes() -> None:
     data.setup()
     with pytest.raises(ValueError, match="batch_size=10: it is the global batch and does not divide by 4 processes"):
         data.example(4)
+    whole = Digits(batch_size="full")
+    whole.setup()
+    with pytest.raises(ValueError, match="batch_size=full: the 1149 training samples do not divide by 2 processes"):
+        whole.example(2)
 
 
-# CIFAR-10, on files in the Hub's layout ----------------------------------------------------------------------------
+# Full batches and parts of batches ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def cifar_folder(tmp_path: Path) -> Path:
-    """Twenty real images in the layout of the Hub."""
-    import datasets
-    import numpy as np
-    from PIL import Image
+def test_a_full_batch_is_the_whole_training_split() -> None:
+    data = Digits(batch_size="full")
+    data.setup()
+    [batch] = data.train_dataloader()
+    assert len(batch.targets) == 1149
+    assert sum(len(batch.targets) for batch in data.test_dataloader()) == 360
 
-    def image(i: int) -> Image.Image:
-        return Image.fromarray(np.full((32, 32, 3), (i, 10, 200), dtype=np.uint8))
 
-    features = datasets.Features(
-        {"img": datasets.Image(), "label": datasets.ClassLabel(names=[f"class{c}" for c in range(10)])}
+@pytest.mark.parametrize(
+    ("size", "largest", "sizes"), [(10, 4, [4, 3, 3]), (8, 8, [8]), (9, None, [9]), (3, 1, [1] * 3)]
+)
+def test_a_batch_is_parted_as_evenly_as_possible(size: int, largest: int | None, sizes: list[int]) -> None:
+    batch = Batch(torch.arange(size), torch.arange(size), valid=torch.ones(size, 2))
+    parts = batch.parts(largest)
+    assert [len(part.targets) for part in parts] == sizes
+    assert torch.equal(torch.cat([part.inputs for part in parts]), batch.inputs)
+    assert all(part.valid is not None and part.seeds is None for part in parts)
+    data = Digits(batch_size=size, micro_batch_size=largest)
+    data.setup()
+    assert len(data.example(1).targets) == min(sizes)
+
+
+def test_a_batch_in_parts_trains_as_the_whole(run: Callable[..., Any]) -> None:
+    """1,149 samples in parts of at most 200 have unequal sizes; the gradients must still be the whole batch's."""
+    words = ["data.batch_size=full", "norm=groupnorm", "trainer.precision=64-true", "trainer.max_epochs=2"]
+    words += [f"trainer.limit_{part}_batches=1.0" for part in ("train", "val", "test")] + ["trainer.max_steps=2"]
+    words += ["data/augment=crop_flip", "data.augment.crop_padding=1", "data.augment.mixup=1"]
+    whole, parts = run(*words), run(*words, "data.micro_batch_size=200")
+    assert parts.metrics["test/loss"] == pytest.approx(whole.metrics["test/loss"], rel=1e-6)
+    expected, found = (torch.load(done.folder / "checkpoints/last.ckpt", weights_only=True) for done in (whole, parts))
+    for name, value in expected["state_dict"].items():
+        torch.testing.assert_close(found["state_dict"][name], value, rtol=1e-9, atol=1e-12, msg=name)
+
+
+# Resume ------------------------------------------------------------------------------------------------------------
+
+
+class Listening(L.LightningModule):
+    """Learns nothing but remembers the batches that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple[int, Batch]] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        self.seen.append((self.global_step, batch))
+        return self.weight * 0
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(data: DataModule, folder: Path, *, resume: str | None = None) -> Listening:
+    """Train, with a checkpoint after each step."""
+
+    class Saving(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+            trainer.save_checkpoint(folder / f"{trainer.global_step}.ckpt")
+
+    listener = Listening()
+    trainer = L.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[Saving()] if resume is None else [],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
     )
-    for split, number in (("train", 40), ("test", 20)):
-        table = {"img": [image(i) for i in range(number)], "label": [i % 10 for i in range(number)]}
-        datasets.Dataset.from_dict(table, features).to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
-    return tmp_path
+    trainer.fit(listener, datamodule=data, ckpt_path=resume, weights_only=True)
+    return listener
 
 
-@pytest.fixture(autouse=True)
-def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("choice", ["digits", "text", "hf_image"])
+def test_a_resume_at_every_step_goes_on_with_the_same_batches(
+    make: Make, choice: str, workers: int, tmp_path: Path
+) -> None:
+    size = {"digits": 250, "text": 500, "hf_image": 70}[choice]
+    words = [f"data.num_workers={workers}", f"data.batch_size={size}"]
+    words += ["data/augment=crop_flip", "data.augment.mixup=0.5"] if choice != "text" else []
+    words += (
+        ["data.streaming=true", "data.val_split=validation", "data.shuffle_block=60"] if choice == "hf_image" else []
+    )
+    whole = fit(make(choice, *words), tmp_path).seen
+    steps = [step for step, _ in whole]
+    assert steps == list(range(len(steps)))
+    assert len(steps) >= 6
+    for step in steps[1:] if workers == 0 else (2, len(steps) // 2, len(steps) - 1):
+        rest = fit(make(choice, *words), tmp_path, resume=f"{tmp_path}/{step}.ckpt").seen
+        assert [step for step, _ in rest] == steps[step:]
+        assert all(same(a, b) for (_, a), (_, b) in zip(rest, whole[step:], strict=True))
 
 
-def test_cifar10_reads_the_hubs_files(cifar_folder: Path) -> None:
-    data = CIFAR10(root=str(cifar_folder), batch_size=8, val_fraction=0.25)
-    data.setup()
-    assert data.splits is not None
-    assert [len(part) for part in (data.splits.train, data.splits.val, data.splits.test)] == [30, 10, 20]
-    assert data.model_sizes == {"in_channels": 3, "num_classes": 10}
-    assert data.class_names[3] == "class3"
-    batch = data.splits.test[[5, 7]]
-    assert batch.inputs.shape == (2, 3, 32, 32)
-    assert batch.inputs[1, :, 0, 0].tolist() == [7, 10, 200]
-    assert batch.targets.tolist() == [5, 7]
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+def test_a_resume_with_other_data_is_refused(make: Make, tmp_path: Path) -> None:
+    fit(make("digits", "data.batch_size=500"), tmp_path)
+    with pytest.raises(ValueError, match="the checkpoint was trained on other data"):
+        fit(make("digits", "data.batch_size=500", "data.split_seed=1"), tmp_path, resume=f"{tmp_path}/1.ckpt")
+    with pytest.raises(ValueError, match="batch_size=250: the checkpoint was written with 500, and other batches"):
+        fit(make("digits", "data.batch_size=250"), tmp_path, resume=f"{tmp_path}/1.ckpt")
 
 
-def test_cifar10_says_what_is_missing_and_where(cifar_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="root=/no/such: there is no such folder"):
-        CIFAR10(root="/no/such").setup()
-    (cifar_folder / "test-00000-of-00001.parquet").rename(cifar_folder / "other.parquet")
-    with pytest.raises(ValueError, match=r"no test\*.parquet there"):
-        CIFAR10(root=str(cifar_folder), batch_size=8, val_fraction=0.25).setup()
-    file = cifar_folder / "train-00000-of-00001.parquet"
-    file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(ValueError, match=r"train-00000-of-00001.parquet cannot be read as parquet .* fetch it again"):
-        CIFAR10(root=str(cifar_folder)).setup()
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+def test_a_resume_with_another_vocabulary_names_the_tokens(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("to be or not to be " * 60)
+    (tmp_path / "b.txt").write_text("to see or not to sée " * 60)
+    settings: dict[str, Any] = {"context_length": 16, "batch_size": 30}
+    fit(Text(path=str(tmp_path / "a.txt"), **settings), tmp_path)
+    message = "another vocabulary, of 7 tokens; this text's has also 's', 'é'; and lacks 'b'; give the text"
+    with pytest.raises(ValueError, match=message):
+        fit(Text(path=str(tmp_path / "b.txt"), **settings), tmp_path, resume=f"{tmp_path}/1.ckpt")
 
 
-def test_cifar10_names_a_missing_column(tmp_path: Path) -> None:
-    import datasets
-
-    for split in ("train", "test"):
-        datasets.Dataset.from_dict({"picture": [1], "label": [0]}).to_parquet(tmp_path / f"{split}.parquet")
-    with pytest.raises(ValueError, match="the train split has the columns picture, label, and img is missing"):
-        CIFAR10(root=str(tmp_path)).setup()
-
-
-@pytest.mark.slow
-def test_the_real_cifar10_is_read_whole(shared_data: Callable[[str], Path]) -> None:
-    data = CIFAR10(root=str(shared_data("cifar10")))
-    data.setup()
-    assert data.splits is not None
-    assert [len(part) for part in (data.splits.train, data.splits.val, data.splits.test)] == [
-        45000,
-        5000,
-        10000,
-    ]
-    assert "airplane" in data.class_names
-    # the channels' known means and standard deviations, over 255
-    torch.testing.assert_close(data.mean.flatten() / 255, torch.tensor([0.491, 0.482, 0.447]), rtol=0, atol=0.005)
-    torch.testing.assert_close(data.std.flatten() / 255, torch.tensor([0.247, 0.243, 0.262]), rtol=0, atol=0.005)
+def test_every_token_of_a_fold_is_before_the_test_part() -> None:
+    streams = []
+    for fold in range(3):
+        data = Text(folds=3, fold=fold, context_length=16)
+        data.setup()
+        assert data.splits is not None
+        assert isinstance(data.splits.train, Windows)
+        assert isinstance(data.splits.val, Windows)
+        streams.append((data.splits.train.stream, data.splits.val.stream))
+    whole = torch.cat([val for _, val in streams])
+    for fold, (train, val) in enumerate(streams):
+        rest = torch.cat([other for number, (_, other) in enumerate(streams) if number != fold])
+        assert torch.equal(train, rest)
+        assert len(val) == pytest.approx(len(whole) / 3, abs=1)

@@ -8,19 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from ablab.data.text import IGNORED, Text, Windows, read_text
+from ablab.data.hf_text import HFText
+from ablab.data.text import Text, read_text
+from ablab.data.token_stream import IGNORED, Windows
 
 
 def test_every_token_of_an_evaluation_split_is_predicted_exactly_once() -> None:
     stream = torch.arange(50)
-    windows = Windows(stream, 8, keep_short=True)
+    windows = Windows([stream], 8, keep_short=True)
     batch = windows[list(range(len(windows)))]
     assert sorted(batch.targets[batch.targets != IGNORED].tolist()) == list(range(1, 50))
     assert torch.equal(batch.targets[:-1, :-1], batch.inputs[:-1, 1:])
 
 
 def test_training_windows_are_full() -> None:
-    windows = Windows(torch.arange(50), 8, keep_short=False)
+    windows = Windows([torch.arange(50)], 8, keep_short=False)
     batch = windows[list(range(len(windows)))]
     assert batch.inputs.shape == (6, 8)
     assert torch.equal(batch.targets, batch.inputs + 1)
@@ -38,15 +40,70 @@ def test_the_parts_of_the_text_do_not_overlap(tmp_path: Path) -> None:
     assert not parts[1] & parts[2]
 
 
-@pytest.mark.parametrize("tokens", ["characters", "bytes"])
+def test_no_window_reaches_from_one_stream_into_the_next() -> None:
+    windows = Windows([torch.arange(20), torch.arange(100, 111)], 8, keep_short=False)
+    batch = windows[range(len(windows))]
+    assert batch.inputs[:, 0].tolist() == [0, 8, 100]
+    assert torch.equal(batch.targets, batch.inputs + 1)
+
+
+@pytest.mark.parametrize("tokens", ["characters", "bytes", "bpe"])
 def test_what_is_encoded_can_be_read_again(tmp_path: Path, tokens: str) -> None:
-    text = "Grüße, 世界! " * 100
-    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
-    data = Text(path=str(tmp_path), tokens=tokens, context_length=4)
+    text = "Grüße, 世界!\r\n  Und  weiter. " * 100
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8", newline="")
+    data = Text(path=str(tmp_path), tokens=tokens, context_length=4, vocab_size=280)
     data.setup()
-    assert data.decode(data.encode(text)) == text
-    expected = 1.0 if tokens == "characters" else len(text) / len(text.encode())
-    assert data.characters_per_token == expected
+    assert data.tokens.decode(data.tokens.encode(text)) == text
+    assert data.splits is not None
+    held_out = text[len(text) - 2 * int(len(text) * 0.05) :]
+    spent = len(data.splits.val.stream) + len(data.splits.test.stream)
+    assert data.characters_per_token == len(held_out) / spent
+    if tokens == "characters":
+        assert data.characters_per_token == 1.0
+
+
+def test_byte_pairs_are_learned_from_the_training_part_alone_and_encode_everything(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("to be or not to be " * 200 + "世界 " * 20)  # the end is for testing
+    data = Text(path=str(tmp_path / "a.txt"), tokens="bpe", vocab_size=270, context_length=4)
+    data.setup()
+    assert data.model_sizes["vocab_size"] <= 270
+    assert any("be" in entry for entry in data.tokens.entries)
+    assert len(data.tokens.encode("世")) == 3  # never seen in training: its three bytes
+    assert data.tokens.decode(data.tokens.encode("世界")) == "世界"
+    with pytest.raises(ValueError, match="vocab_size=100: at least 257 are needed"):
+        Text(tokens="bpe", vocab_size=100).setup()
+
+
+def test_a_character_that_the_vocabulary_lacks_is_named() -> None:
+    data = Text(context_length=16)
+    data.setup()
+    with pytest.raises(ValueError, match="the vocabulary has no '世', '界'"):
+        data.tokens.encode("hello 世界")
+
+
+def test_documents_of_the_hub_are_read_by_their_column(files: Path) -> None:
+    data = HFText(name="topics", root=str(files / "text"), context_length=32)
+    data.setup()
+    assert data.splits is not None
+    text = data.tokens.decode(data.splits.test.stream)
+    assert "\n\n" in text
+    divided = HFText(name="topics", root=str(files / "text"), val_split=None, test_split=None, context_length=32)
+    divided.setup()
+    assert divided.splits is not None
+    assert len(divided.splits.test.stream) < len(data.splits.test.stream)
+
+
+def test_columns_and_rows_that_are_no_text_are_named(files: Path, tmp_path: Path) -> None:
+    import datasets
+
+    with pytest.raises(ValueError, match="the train split has the columns text, and words is missing; name it with"):
+        HFText(name="topics", root=str(files / "text"), text_column="words").setup()
+    for split in ("train", "validation", "test"):
+        datasets.Dataset.from_dict({"text": ["one", None, "three"]}).to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(ValueError, match=r"root=.*: train row 1 of text is no text \(None\)"):
+        HFText(name="x", root=str(tmp_path)).setup()
+    with pytest.raises(ValueError, match="val_split=validation, test_split=None: name both parts, or none"):
+        HFText(name="x", root=str(tmp_path), test_split=None)
 
 
 def test_the_default_text_ships_with_python() -> None:
@@ -68,7 +125,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the folder is empty"):
         read_text(str(tmp_path))
     (tmp_path / "bad.txt").write_bytes(b"abc\xff")
-    with pytest.raises(ValueError, match=r"bad.txt is not UTF-8 \(byte 3 is 0xff\)"):
+    with pytest.raises(ValueError, match=r"bad.txt is not UTF-8 \(line 1, byte 3 is 0xff\)"):
         read_text(str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Augmentation of training images: whole batches, as tensors, on the device, each sample by random numbers of its own."""
+"""Augmentation of training images: whole batches, on the device, each sample by random numbers of its own."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from ablab.data.batch import Batch
 from ablab.data.draws import in_epoch, uniform
 
 # Each use of random numbers has a stream of its own, so that switching one off changes no other.
-ROW, COLUMN, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HOLE_ROW, HOLE_COLUMN, SHARE, BOX_ROW, BOX_COLUMN, WHICH = range(12)
+ROW, COLUMN, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HOLE_ROW, HOLE_COLUMN, SHARE, BOX_ROW, BOX_COLUMN, WHICH = range(
+    12
+)
 
 
 class Augment:
     """What is done to training images; everything is off unless set.
 
-    In this order: crop, flip, color jitter, standardization (the data's own), cutout, mixup or cutmix. A sample's random
-    numbers follow from (seed, epoch, index), so neither workers, processes nor a resume change them. Two samples are
-    mixed that stand half a batch apart: in a shuffled order those are random pairs, and they are the same on any
+    In this order: crop, flip, color jitter, standardization (the data's own), cutout, mixup or cutmix. A sample's
+    random numbers follow from (seed, epoch, index), so neither workers, processes nor a resume change them. Two samples
+    are mixed that stand half a batch apart: in a shuffled order those are random pairs, and they are the same on any
     number of processes that each have an even number of samples.
 
     Args:
@@ -101,7 +103,7 @@ class Augment:
         seeds, padding = in_epoch(own, epoch), self.crop_padding
         if padding >= min(height, width) and self.crop_mode == "reflect":
             raise ValueError(
-                f"crop_padding={padding}: images of {height}x{width} have too few pixels to reflect; choose a smaller one"
+                f"crop_padding={padding}: images of {height}x{width} have too few pixels to reflect; choose fewer"
             )
         rows = torch.arange(height, device=images.device) + offsets(seeds, ROW, padding)[:, None]
         columns = torch.arange(width, device=images.device) + offsets(seeds, COLUMN, padding)[:, None]

@@ -175,7 +175,8 @@ class DataModule(L.LightningDataModule, ABC):
         if self.trainer is None or not self.trainer.training:
             return 0, 0
         fit = self.trainer.fit_loop
-        return fit.epoch_progress.current.processed, fit.epoch_loop.batch_progress.current.ready
+        epoch: Any = fit.epoch_progress.current
+        return epoch.processed, fit.epoch_loop.batch_progress.current.ready
 
     def on_device(self, name: str) -> Split:
         """A split, on the accelerator where there is one and the data take little of its memory."""

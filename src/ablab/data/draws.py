@@ -1,4 +1,4 @@
-"""Random numbers that belong to a sample, not to a moment: the same on any device, worker, process and after a resume."""
+"""Random numbers that belong to a sample, not to a moment: no worker, process or resume changes them."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ class HFImage(EncodedImages):
 
     Args:
         name: the data set's name on the Hub, for example "uoft-cs/cifar10".
-        root: a folder with its parquet files, `<split>*.parquet`, at most one folder deeper; None loads it from the Hub.
+        root: a folder with its parquet files, `<split>*.parquet`, at most one folder deeper; None asks the Hub.
         image_column, label_column: their names.
         train_split, test_split: names of the parts.
         val_split: name of the validation part; None holds val_fraction out of the training part.
@@ -53,7 +53,7 @@ class HFImage(EncodedImages):
         super().__init__(**settings)
         if shuffle_block < 1:
             raise ValueError(f"shuffle_block={shuffle_block}: at least 1 row is needed")
-        self.name = name
+        self.hub_name = name
         self.root = root
         self.image_column = image_column
         self.label_column = label_column
@@ -73,41 +73,48 @@ class HFImage(EncodedImages):
         if self.root is not None:  # the files' content is the key: once decoded, nothing has to read parquet
             files = parquet_files(self.root, split)
             return self.decoded(content_key("parquet", *how, *files), lambda: self.encoded(split, files))
-        table = load_split(self.name, split)
+        table = load_split(self.hub_name, split)
         return self.decoded(content_key("hub", *how, table._fingerprint), lambda: self.encoded(split, [], table))
 
     def stream(self, split: str) -> ImageStream:
         """A split that is decoded as it is used."""
         if self.root is None:
-            rows = load_split(self.name, split, streaming=True)
-            name = content_key(self.name, split, str(rows.info.version), *sorted(rows.info.download_checksums or []))
+            table = load_split(self.hub_name, split, streaming=True)
+            name = content_key(
+                self.hub_name, split, str(table.info.version), *sorted(table.info.download_checksums or [])
+            )
         else:
             files = parquet_files(self.root, split)
-            rows = read_parquet(self.root, split, files, streaming=True)
+            table = read_parquet(self.root, split, files, streaming=True)
             name = content_key(*(end_of(file) for file in files))  # reading them whole could take hours
         import datasets
 
-        if rows.info.splits is None or not rows.info.splits[split].num_examples:
+        if table.info.splits is None or not table.info.splits[split].num_examples:
             raise ValueError(f"{self.source}: it does not say how many rows {split} has; set data.streaming=false")
-        class_names = self.check_columns(split, rows.column_names, rows.features)
+        class_names = self.check_columns(split, table.column_names, table.features)
         if class_names != self.class_names:
             raise ValueError(f"{self.source}: the splits {split} and {self.test_split} have different classes")
-        rows = rows.select_columns([self.image_column, self.label_column])
-        rows = rows.cast_column(self.image_column, datasets.Image(decode=False))
-        rows = rows.rename_columns({self.image_column: "image", self.label_column: "target"})
+        encoded = table.select_columns([self.image_column, self.label_column])
+        encoded = encoded.cast_column(self.image_column, datasets.Image(decode=False))
+
+        def rows(start: int) -> Iterator[Row]:
+            for number, row in enumerate(encoded.skip(start), start=start):
+                yield Row(number, row[self.image_column]["bytes"], row[self.label_column])
 
         def decode(row: Row) -> Tensor:
-            encoded = Encoded([row.image], [row.target], lambda _: f"{self.source}, {split} row {row.index}")
+            one = Encoded([row.image], [row.target], lambda _: f"{self.source}, {split} row {row.number}")
             if not 0 <= row.target < len(class_names):
-                raise ValueError(f"{encoded.where(0)}: its label {row.target} is not from 0 to {len(class_names) - 1}")
-            return load_image(encoded, 0, self.image_size, self.in_channels)
+                raise ValueError(f"{one.where(0)}: its label {row.target} is not from 0 to {len(class_names) - 1}")
+            return load_image(one, 0, self.image_size, self.in_channels)
 
-        return ImageStream(rows, rows.info.splits[split].num_examples, decode, block_size=self.shuffle_block, name=name)
+        return ImageStream(
+            rows, table.info.splits[split].num_examples, decode, block_size=self.shuffle_block, name=name
+        )
 
     @property
     def source(self) -> str:
         """Where the data are from, as it is set."""
-        return f"root={self.root}" if self.root else f"name={self.name}"
+        return f"root={self.root}" if self.root else f"name={self.hub_name}"
 
     def encoded(self, split: str, files: Sequence[Path], table: Any = None) -> tuple[Encoded, list[str]]:
         """The images of a split as bytes, and the names of its classes."""
@@ -139,7 +146,8 @@ class HFImage(EncodedImages):
         label = features[self.label_column]
         if not isinstance(label, datasets.ClassLabel):
             raise ValueError(
-                f"label_column={self.label_column}: {label} has no names for its classes; choose a column of type ClassLabel"
+                f"label_column={self.label_column}: {label} has no names for its classes; choose a column of type "
+                "ClassLabel"
             )
         names_of_classes: list[str] = label.names
         return names_of_classes

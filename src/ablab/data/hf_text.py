@@ -15,7 +15,7 @@ class HFText(TokenStream):
     Args:
         name: the data set's name on the Hub, for example "Salesforce/wikitext".
         config: its configuration there, for example "wikitext-2-raw-v1".
-        root: a folder with its parquet files, `<split>*.parquet`, at most one folder deeper; None loads it from the Hub.
+        root: a folder with its parquet files, `<split>*.parquet`, at most one folder deeper; None asks the Hub.
         text_column: the column's name.
         train_split, val_split, test_split: names of the parts; None holds val_fraction and test_fraction out of the
             training part, and then both are None.
@@ -40,7 +40,7 @@ class HFText(TokenStream):
         super().__init__(**settings)
         if (val_split is None) != (test_split is None):
             raise ValueError(f"val_split={val_split}, test_split={test_split}: name both parts, or none of them")
-        self.name = name
+        self.hub_name = name
         self.config = config
         self.root = root
         self.text_column = text_column
@@ -49,8 +49,8 @@ class HFText(TokenStream):
         self.test_split = test_split
 
     @property
-    def place(self) -> str:
-        return f"root={self.root}" if self.root else f"name={self.name}"
+    def source(self) -> str:
+        return f"root={self.root}" if self.root else f"name={self.hub_name}"
 
     def load(self) -> Parts:
         train = self.documents(self.train_split)
@@ -64,19 +64,19 @@ class HFText(TokenStream):
 
     def documents(self, split: str) -> str:
         if self.root is None:
-            table: Any = load_split(self.name, split, self.config)
+            table: Any = load_split(self.hub_name, split, self.config)
         else:
             table = read_parquet(self.root, split, parquet_files(self.root, split))
         if self.text_column not in table.column_names:
             raise ValueError(
-                f"{self.place}: the {split} split has the columns {', '.join(table.column_names)}, and "
+                f"{self.source}: the {split} split has the columns {', '.join(table.column_names)}, and "
                 f"{self.text_column} is missing; name it with data.text_column"
             )
         documents = table[self.text_column][:]
         for row, document in enumerate(documents):
             if not isinstance(document, str):
-                raise ValueError(f"{self.place}: {split} row {row} of {self.text_column} is no text ({document!r})")
+                raise ValueError(f"{self.source}: {split} row {row} of {self.text_column} is no text ({document!r})")
         text = "\n\n".join(documents)
         if not text.strip():
-            raise ValueError(f"{self.place}: the {split} split has no text in {self.text_column}")
+            raise ValueError(f"{self.source}: the {split} split has no text in {self.text_column}")
         return text

@@ -14,7 +14,7 @@ SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".t
 
 
 class ImageFolder(EncodedImages):
-    """`root/train/<class>/*.png`, `root/test/<class>/*.png` and, if there is one, `root/val/…`; or just `root/<class>/…`.
+    """`root/train/<class>/*.png`, `root/test/…` and, if there is one, `root/val/…`; or just `root/<class>/*.png`.
 
     Args:
         root: the folder.
@@ -47,7 +47,7 @@ class ImageFolder(EncodedImages):
                 parts[name], class_names = self.split(self.root / name)
                 if strange := sorted(set(class_names) ^ set(self.class_names)):
                     raise ValueError(
-                        f"root={self.root}: train and {name} have different classes ({', '.join(strange)} is not in both)"
+                        f"root={self.root}: train and {name} have different classes ({', '.join(strange)} in one only)"
                     )
         return Official(train, **parts)
 

@@ -23,7 +23,7 @@ TEST_SEED = 20100324
 
 @dataclass(frozen=True)
 class Official:
-    """The parts of a data set as its authors made them; without a validation part, one is held out of the training's."""
+    """The parts of a data set as its authors made them; a validation part that is missing is held out of training."""
 
     train: Samples | ImageStream
     test: Samples
@@ -99,8 +99,8 @@ class LabelledData(DataModule):
         if len(wrong):
             row = int(wrong[0])
             raise ValueError(
-                f"the {part} part has labels that are not from 0 to {len(self.class_names) - 1}: {int(targets[row])} at "
-                f"row {row}" + (f", and {len(wrong) - 1} more" if len(wrong) > 1 else "") + "; mend or leave out"
+                f"the {part} part has labels that are not from 0 to {len(self.class_names) - 1}: {int(targets[row])} "
+                f"at row {row}" + (f", and {len(wrong) - 1} more" if len(wrong) > 1 else "") + "; mend or leave out"
             )
         counts = targets.bincount(minlength=len(self.class_names))
         if part == "train" and (counts == 0).any():
@@ -195,7 +195,8 @@ def divide(samples: Samples, data: DataModule) -> tuple[Tensor, Tensor]:
 def copies(samples: Samples) -> tuple[Tensor, Tensor]:
     """For each distinct content its first sample, and for each sample the number of its content."""
     numbers: dict[bytes, int] = {}
-    first, group = [], []
+    first: list[int] = []
+    group: list[int] = []
     for start in range(0, len(samples), 4096):
         inputs = samples[range(start, min(start + 4096, len(samples)))].inputs.contiguous().numpy()
         for row, sample in enumerate(inputs):

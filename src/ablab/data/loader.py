@@ -13,7 +13,33 @@ from ablab.data.draws import own_seeds
 from ablab.data.order import BatchOrder
 
 
-class Loader(DataLoader[Batch]):
+class Resumable:
+    """A loader that a resumed run can trust: a checkpoint holds what decides its batches.
+
+    Lightning asks for the two methods and stores what they give; the position within the epoch is its own.
+    """
+
+    decides: dict[str, int]
+
+    def state_dict(self) -> dict[str, int]:
+        """What decides the batches."""
+        return self.decides
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Refuse to go on with other batches.
+
+        Raises:
+            ValueError: the checkpoint's run drew its batches in another way.
+        """
+        for name, now in self.decides.items():
+            if state[name] != now:
+                raise ValueError(
+                    f"{name}={now}: the checkpoint was written with {state[name]}, and other batches would follow; "
+                    f"resume with {name}={state[name]}"
+                )
+
+
+class Loader(Resumable, DataLoader[Batch]):
     """Whole batches of a split, in an order, from the batch where training stands.
 
     A resumed epoch goes on with the batch after the last one learned from. The position is Lightning's own, from the
@@ -37,36 +63,19 @@ class Loader(DataLoader[Batch]):
         # batch_size=None: what the sampler gives goes to the split whole, which answers with a whole batch
         super().__init__(
             Seeded(split, order.seed) if order.shuffle else split,  # type: ignore[arg-type]
-            sampler=InEpoch(order) if order.shuffle else order,  # type: ignore[arg-type]
+            sampler=InEpoch(order) if order.shuffle else order,
             batch_size=None,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
         )
         self.order = order
         self.position = position
+        self.decides = {"seed": order.seed, "batch_size": order.batch_size, "num_samples": order.num_samples}
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # A generator: it runs at the first `next`, and by then Lightning has restored where the run is.
         self.order.epoch, self.order.start = self.position()
         yield from super().__iter__()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What decides the batches, for a checkpoint."""
-        order = self.order
-        return {"seed": order.seed, "batch_size": order.batch_size, "num_samples": order.num_samples}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuse to go on with other batches.
-
-        Raises:
-            ValueError: the checkpoint's run drew its batches in another way.
-        """
-        for name, now in self.state_dict().items():
-            if state[name] != now:
-                raise ValueError(
-                    f"{name}={now}: the checkpoint was written with {state[name]}, and other batches would follow; "
-                    f"resume with {name}={state[name]}"
-                )
 
 
 class InEpoch(Sampler[Any]):

@@ -12,7 +12,7 @@ from ablab.data.labelled import TEST_FRACTION, TEST_SEED, LabelledData, Official
 
 
 class MNIST5k(LabelledData):
-    """Images of handwritten digits, 500 of each: 3,600 to train, 400 to validate, 1,000 to test at the default fraction.
+    """Images of handwritten digits, 500 of each: 3,600 to train, 400 to validate, 1,000 to test.
 
     Args:
         settings: see `LabelledData` and `DataModule`; the test images are always the same.

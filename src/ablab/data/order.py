@@ -96,9 +96,7 @@ class FewClasses(BatchOrder):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        super().__init__(
-            len(targets), batch_size=batch_size, shuffle=True, seed=seed, rank=rank, world_size=world_size
-        )
+        super().__init__(len(targets), batch_size=batch_size, shuffle=True, seed=seed, rank=rank, world_size=world_size)
         classes = [(targets == label).nonzero().flatten() for label in targets.unique()]
         if not 1 <= classes_per_batch <= len(classes):
             raise ValueError(f"classes_per_batch={classes_per_batch}: from 1 to the {len(classes)} classes of the data")

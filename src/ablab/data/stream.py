@@ -1,4 +1,4 @@
-"""Training images that are too many to decode and keep: read in order, shuffled block by block, decoded as they are used."""
+"""Training images that are too many to keep decoded: read in order, shuffled in blocks, decoded as they are used."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ablab.data.batch import Batch, Samples, digest
 from ablab.data.draws import own_seeds
+from ablab.data.loader import Resumable
 
 AHEAD = 2  # batches that are decoded while one is learned from
 HEAD = 4096  # training images that the standardization is taken from
@@ -21,7 +22,7 @@ HEAD = 4096  # training images that the standardization is taken from
 class Row(NamedTuple):
     """A training sample that is not decoded: its number in the stream, its bytes and its class."""
 
-    index: int
+    number: int
     image: bytes
     target: int
 
@@ -33,7 +34,7 @@ class ImageStream:
     that of data in memory is, and it can be entered at any batch. Every process reads all rows and decodes its own.
 
     Args:
-        rows: a `datasets.IterableDataset` whose column `image` holds bytes and whose column `target` classes.
+        rows: gives the rows from a number on, in their order on disk.
         num_rows: how many there are.
         decode: from a row's bytes to an image `(C, H, W)`.
         block_size: rows of a block.
@@ -42,7 +43,7 @@ class ImageStream:
 
     def __init__(
         self,
-        rows: Any,
+        rows: Callable[[int], Iterator[Row]],
         num_rows: int,
         decode: Callable[[Row], Tensor],
         *,
@@ -54,7 +55,7 @@ class ImageStream:
         self.decode = decode
         self.block_size = block_size
         self.name = name
-        first = list(islice(self.on_disk(0), HEAD))
+        first = list(islice(rows(0), HEAD))
         self.head = Samples(torch.stack([decode(row) for row in first]), torch.tensor([row.target for row in first]))
 
     def __len__(self) -> int:
@@ -67,15 +68,10 @@ class ImageStream:
     def digest(self) -> str:
         return digest(self.name, self.num_rows)
 
-    def on_disk(self, start: int) -> Iterator[Row]:
-        """The rows from the one numbered `start`, in their order on disk."""
-        for index, row in enumerate(self.rows.skip(start), start=start):
-            yield Row(index, row["image"]["bytes"], row["target"])
-
     def order(self, seed: int, epoch: int, start: int) -> Iterator[Row]:
         """The rows of an epoch as they are learned from, beginning with the one numbered `start` in that order."""
         number, done = divmod(start, self.block_size)
-        source = self.on_disk(number * self.block_size)
+        source = self.rows(number * self.block_size)
         while rows := list(islice(source, self.block_size)):
             generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) * 1_000_003 + number)
             for i in torch.randperm(len(rows), generator=generator)[done:].tolist():
@@ -83,7 +79,7 @@ class ImageStream:
             number, done = number + 1, 0
 
 
-class StreamLoader:
+class StreamLoader(Resumable):
     """Whole batches of a stream, from the batch where training stands.
 
     Args:
@@ -113,6 +109,7 @@ class StreamLoader:
         self.world_size = world_size
         self.num_threads = num_threads
         self.position = position
+        self.decides = {"seed": seed, "batch_size": batch_size, "block_size": stream.block_size}
 
     def __len__(self) -> int:
         return len(self.stream) // self.batch_size
@@ -131,13 +128,9 @@ class StreamLoader:
                 yield self.batch(epoch, *pending.popleft())
 
     def batch(self, epoch: int, rows: list[Row], images: list[Future[Tensor]]) -> Batch:
-        own = own_seeds(self.seed, torch.tensor([row.index for row in rows]))
+        own = own_seeds(self.seed, torch.tensor([row.number for row in rows]))
         return Batch(
             torch.stack([image.result() for image in images]),
             torch.tensor([row.target for row in rows]),
             seeds=torch.stack([own, torch.full_like(own, epoch)], dim=1),
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """What decides the batches, for a checkpoint."""
-        return {"seed": self.seed, "batch_size": self.batch_size, "num_samples": len(self.stream)}

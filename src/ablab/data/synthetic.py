@@ -132,7 +132,8 @@ class SyntheticText(DataModule):
         stream = torch.randint(0, 4, (self.num_tokens,), generator=generator).cumsum(0) % self.vocab_size
         tenth = self.num_tokens // 10
         train, val, test = stream.split([self.num_tokens - 2 * tenth, tenth, tenth])
-        return Splits(*(Windows([part], self.context_length, keep_short=part is not train) for part in (train, val, test)))
+        windows = [Windows([part], self.context_length, keep_short=part is not train) for part in (train, val, test)]
+        return Splits(*windows)
 
     @property
     def model_sizes(self) -> dict[str, int]:

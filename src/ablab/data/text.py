@@ -28,7 +28,7 @@ class Text(TokenStream):
         self.path = path
 
     @property
-    def place(self) -> str:
+    def source(self) -> str:
         return f"path={self.path or 'null'}"
 
     def load(self) -> Parts:

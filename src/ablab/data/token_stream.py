@@ -74,7 +74,7 @@ class TokenStream(DataModule):
 
     @property
     @abstractmethod
-    def place(self) -> str:
+    def source(self) -> str:
         """Where the text is from, as it is set: `path=…`."""
 
     @abstractmethod
@@ -99,7 +99,7 @@ class TokenStream(DataModule):
         lengths, needed = [max(map(len, train)), len(val), len(test)], self.context_length + 1
         if min(lengths) < needed:
             raise ValueError(
-                f"{self.place}: the text has {sum(map(len, train)) + len(val) + len(test)} tokens, and its parts "
+                f"{self.source}: the text has {sum(map(len, train)) + len(val) + len(test)} tokens, and its parts "
                 f"({lengths[0]} to train, {lengths[1]} to validate, {lengths[2]} to test) need at least {needed} each; "
                 "give more text, or a smaller data.context_length"
             )
@@ -138,7 +138,7 @@ class TokenStream(DataModule):
                 if entries
             )
             raise ValueError(
-                f"{self.place}: the checkpoint has another vocabulary, of {len(known)} tokens; "
+                f"{self.source}: the checkpoint has another vocabulary, of {len(known)} tokens; "
                 f"{difference or 'the order differs'}; give the text that it was trained on"
             )
         super().load_state_dict(state)

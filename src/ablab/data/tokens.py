@@ -68,7 +68,7 @@ class BytePairs(Tokens):
         from tokenizers import Tokenizer
 
         self.tokenizer: Any = Tokenizer.from_str(tokenizer)
-        self.entries = [self.tokenizer.id_to_token(number) for number in range(self.tokenizer.get_vocab_size())]
+        self.entries = [str(self.tokenizer.id_to_token(number)) for number in range(self.tokenizer.get_vocab_size())]
 
     @classmethod
     def learned(cls, text: str, vocab_size: int) -> BytePairs:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric, MetricCollection
@@ -75,9 +77,9 @@ class Task(L.LightningModule, ABC):
         *first, last = batch.parts(self.micro_batch_size)
         total = torch.zeros((), device=self.device)
         for part in first:  # their gradients are added up before those of the last, which alone are exchanged
-            with self.trainer.strategy.block_backward_sync():  # type: ignore[attr-defined]
+            with without_exchange(self.trainer.strategy):
                 loss = self.part_of_loss(part, batch)
-                self.manual_backward(loss)
+                self.trainer.strategy.backward(loss, None)
             total += loss.detach()
         loss = self.part_of_loss(last, batch)
         self.log("train/loss", total + loss.detach(), prog_bar=True)
@@ -129,6 +131,11 @@ class Task(L.LightningModule, ABC):
         optimizer = make_optimizer(self.optimizer_factory, self.model)
         schedule = self.scheduler_factory(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def without_exchange(strategy: Strategy) -> AbstractContextManager[None]:
+    """Backward passes within leave each process its own gradients."""
+    return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
 
 def collection(metrics: dict[str, Metric]) -> MetricCollection:
