@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -80,16 +80,18 @@ class HFImage(EncodedImages):
         """A split that is decoded as it is used."""
         if self.root is None:
             table = load_split(self.hub_name, split, streaming=True)
+            num = table.info.splits[split].num_examples if table.info.splits else 0
             name = content_key(
                 self.hub_name, split, str(table.info.version), *sorted(table.info.download_checksums or [])
             )
         else:
             files = parquet_files(self.root, split)
             table = read_parquet(self.root, split, files, streaming=True)
+            num = sum(map(num_rows, files))
             name = content_key(*(end_of(file) for file in files))  # reading them whole could take hours
         import datasets
 
-        if table.info.splits is None or not table.info.splits[split].num_examples:
+        if not num:
             raise ValueError(f"{self.source}: it does not say how many rows {split} has; set data.streaming=false")
         class_names = self.check_columns(split, table.column_names, table.features)
         if class_names != self.class_names:
@@ -99,7 +101,8 @@ class HFImage(EncodedImages):
 
         def rows(start: int) -> Iterator[Row]:
             for number, row in enumerate(encoded.skip(start), start=start):
-                yield Row(number, row[self.image_column]["bytes"], row[self.label_column])
+                image = self.encoded_image(row[self.image_column], lambda i: f"{self.source}, {split} row {i}", number)
+                yield Row(number, image, row[self.label_column])
 
         def decode(row: Row) -> Tensor:
             one = Encoded([row.image], [row.target], lambda _: f"{self.source}, {split} row {row.number}")
@@ -107,9 +110,7 @@ class HFImage(EncodedImages):
                 raise ValueError(f"{one.where(0)}: its label {row.target} is not from 0 to {len(class_names) - 1}")
             return load_image(one, 0, self.image_size, self.in_channels)
 
-        return ImageStream(
-            rows, table.info.splits[split].num_examples, decode, block_size=self.shuffle_block, name=name
-        )
+        return ImageStream(rows, num, decode, block_size=self.shuffle_block, name=name)
 
     @property
     def source(self) -> str:
@@ -123,7 +124,6 @@ class HFImage(EncodedImages):
 
         class_names = self.check_columns(split, table.column_names, table.features)
         images = table.cast_column(self.image_column, datasets.Image(decode=False))[self.image_column]
-        found = [image["bytes"] if image["bytes"] is not None else Path(image["path"]) for image in images]
         starts = list(accumulate(map(num_rows, files), initial=0))
 
         def where(i: int) -> str:
@@ -132,7 +132,14 @@ class HFImage(EncodedImages):
             file = bisect_right(starts, i) - 1
             return f"{files[file]}, row {i - starts[file]}"
 
+        found = [self.encoded_image(image, where, i) for i, image in enumerate(images)]
         return Encoded(found, table[self.label_column][:], where), class_names
+
+    def encoded_image(self, image: dict[str, Any] | None, where: Callable[[int], str], i: int) -> bytes | Path:
+        """The bytes of an image, or its file."""
+        if image is None or (image["bytes"] is None and image["path"] is None):
+            raise ValueError(f"{where(i)}: there is no image in {self.image_column}; leave the row out")
+        return Path(image["path"]) if image["bytes"] is None else image["bytes"]
 
     def check_columns(self, split: str, names: Sequence[str], features: Any) -> list[str]:
         """The names of the classes."""

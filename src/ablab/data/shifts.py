@@ -274,7 +274,7 @@ class TimeWarp(Shift):
 
 def none() -> None:
     """No shift: the test inputs as they are."""
-    return None
+    return
 
 
 def signs(seeds: Tensor, stream: int, *shape: int) -> Tensor:

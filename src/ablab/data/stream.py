@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,10 +21,10 @@ HEAD = 4096  # training images that the standardization is taken from
 
 
 class Row(NamedTuple):
-    """A training sample that is not decoded: its number in the stream, its bytes and its class."""
+    """A training sample that is not decoded: its number in the stream, its bytes (or its file) and its class."""
 
     number: int
-    image: bytes
+    image: bytes | Path
     target: int
 
 

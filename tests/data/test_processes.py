@@ -1,0 +1,43 @@
+"""Real processes: the same samples in each global batch, augmented alike, on one, two and four of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+WORDS = {
+    # everything that could depend on how a batch is shared out
+    "digits": [
+        *("norm=groupnorm", "data/augment=crop_flip", "data.augment.crop_padding=1", "data.augment.mixup=0.5"),
+        *("data.augment.cutmix=1", "data.augment.cutout=2", "data.classes_per_batch=4", "data.micro_batch_size=6"),
+    ],
+    "japanese_vowels": ["model=rnn", "data=japanese_vowels", "norm=layernorm", "data.micro_batch_size=3"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", list(WORDS.values()), ids=list(WORDS))
+def test_one_two_and_four_processes_train_alike(command: Callable[..., Any], tmp_path: Path, words: list[str]) -> None:
+    results = {}
+    for processes in (1, 2, 4):
+        many = ("trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={processes}") if processes > 1 else ()
+        short = ("trainer.max_epochs=2", "trainer.limit_train_batches=3", "trainer.precision=64-true")
+        done = command(*many, *words, *short, "logger=csv", f"output_dir=on{processes}")
+        assert done.returncode == 0, done.stderr
+        [file] = (tmp_path / f"on{processes}").glob("*/run.json")
+        weights = torch.load(file.parent / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        results[processes] = (json.loads(file.read_text()), weights)
+    record, expected = results[1]
+    for processes in (2, 4):
+        other, weights = results[processes]
+        for name, value in expected.items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-9, atol=1e-12, msg=f"{name}, {processes}")
+        assert other["data"] == record["data"]
+        # over exactly the samples of the test part, none twice: 360 and 370 divide by neither 32 nor 4 x 8
+        assert other["metrics"]["test/loss"] == pytest.approx(record["metrics"]["test/loss"], rel=1e-6)
+        assert other["metrics"]["test/accuracy"] == pytest.approx(record["metrics"]["test/accuracy"], abs=1e-7)
