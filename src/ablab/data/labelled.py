@@ -148,9 +148,10 @@ class LabelledData(DataModule):
         augment = self.augment if batch.seeds is not None else None
         if augment is not None:
             batch = augment.before(batch, self.value_range)
-        inputs = (batch.inputs.float() - self.mean.to(batch.inputs.device)) / self.std.to(batch.inputs.device)
+        inputs = batch.inputs.to(torch.float32, copy=True)  # a copy, to be worked on in place
+        inputs.sub_(self.mean.to(inputs.device)).div_(self.std.to(inputs.device))
         if batch.valid is not None:
-            inputs = inputs * batch.valid[..., None]
+            inputs *= batch.valid[..., None]
         batch = batch._replace(inputs=inputs)
         return batch if augment is None else augment.after(batch, len(self.class_names))
 

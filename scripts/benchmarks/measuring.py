@@ -1,0 +1,51 @@
+"""Pairs of times, taken in turns, and the spread of their ratios."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+WARMUP = 3  # rounds that do not count
+
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One line of a table: what was measured, against what, and how the times of the rounds compare."""
+
+    place: str
+    what: str
+    peer: str
+    median: float
+    first_quartile: float
+    third_quartile: float
+    rounds: int
+    milliseconds: float
+
+
+def measure(place: str, what: str, step: Step, peer: str, peers_step: Step, rounds: int) -> Ratio:
+    """Take the two steps in turns, each first in every other round."""
+    times: dict[Step, list[float]] = {step: [], peers_step: []}
+    warmup = min(WARMUP, rounds)
+    for round_number in range(warmup + rounds):
+        for one in (step, peers_step) if round_number % 2 else (peers_step, step):
+            synchronize()
+            start = time.perf_counter()
+            one()
+            synchronize()
+            if round_number >= warmup:
+                times[one].append(time.perf_counter() - start)
+    ratios = [ours / theirs for ours, theirs in zip(times[step], times[peers_step], strict=True)]
+    first, median, third = statistics.quantiles(ratios, n=4) if rounds > 1 else ratios * 3
+    milliseconds = 1000 * statistics.median(times[step])
+    return Ratio(place, what, peer, median, first, third, rounds, milliseconds)
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
