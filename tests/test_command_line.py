@@ -31,12 +31,12 @@ TYPOS = [
     ),
     (
         ["data.batchsize=8"],
-        "data.batchsize: there is no such key; did you mean batch_size? data has: batch_size, ",
+        "data.batchsize: there is no such key; did you mean batch_size? data has: augment, batch_size, ",
     ),
     (["sed=1"], "sed: there is no such key; did you mean seed? the top level has: callbacks, data, "),
     (["nrom=groupnorm"], "nrom: there is no such key; did you mean norm? the top level has: "),
     (["+norm.num_groups=3"], "norm.num_groups: BatchNorm takes no such argument; "),
-    (["data.batch_size=abc"], "data.batch_size=abc: a whole number is needed"),
+    (["data.batch_size=abc"], "data.batch_size=abc: a whole number or full is needed"),
     (["model=rnn", "model.cell=lstn"], "model.cell=lstn: elman or gru or lstm is needed"),
     (["~norm"], "norm: it is missing; a run needs one"),
     (["model=null"], "Config group override must be a string or a list. Got NoneType"),
@@ -102,7 +102,8 @@ WRONG_VALUES = [
     ),
     (
         ["model=resnet", "data=digits_rows"],
-        "model: ResNet reads images, and DigitsRows gives sequences; choose data=cifar10|digits for this model, "
+        "model: ResNet reads images, and DigitsRows gives sequences; choose data=cifar10|cifar100|digits|"
+        "hf_image|imagefolder|mnist5k|synthetic_images for this model, "
         "or model=rnn|transformer for this data",
     ),
     (
@@ -143,6 +144,17 @@ WRONG_VALUES = [
     (
         ["trainer.max_epochs=-1"],
         "trainer.max_epochs=-1, trainer.max_steps=-1: a schedule needs an end; set one of them",
+    ),
+    (["data=hf_image"], "data.name=null, root=null: say which data set of the Hub, or give a folder"),
+    (["data=imagefolder"], "data.root: it has no default; give one, data.root=…"),
+    (["data.folds=1"], "data.folds=1: at least 2 are needed"),
+    (["data.augment.mixup=-1"], "data.augment.mixup=-1: 0 (off) or more is needed"),
+    (["data/shift=contrast", "data.shift.severity=6"], "data.shift.severity=6: a whole number from 1 to 5 is needed"),
+    (["data/shift=time_warp"], "data: shift: TimeWarp is for sequences, and Digits gives images; choose another"),
+    (["data.classes_per_batch=3"], "data.classes_per_batch=3: it does not divide batch_size=32 into equal parts"),
+    (
+        ["data/augment=crop_flip", "data.augment.crop_padding=8"],
+        "data.augment.crop_padding=8: images of 8x8 have fewer pixels to pad with",
     ),
     (
         ["+trainer.accumulate_grad_batches=4"],

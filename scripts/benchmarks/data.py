@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ def training_data(root: Path | None, device: torch.device, augment: Augment | No
     if device.type == "cuda":
         assert found.splits is not None
         assert isinstance(found.splits.train, Samples)
-        found.resident["train"] = found.splits.train.to(device)
+        moved = {t: t.to(device) for t in found.splits.train.tensors if t is not None}
+        found.splits = replace(found.splits, train=found.splits.train.on(moved))
     return found
 
 

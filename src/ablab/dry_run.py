@@ -35,9 +35,10 @@ def dry_run(cfg: DictConfig, data: DataModule, norm: Norm, world_size: int) -> N
     check_sweep(world_size)
     check_kind(cfg, data)
     check_task(cfg, data)
-    check_validation(cfg, len(data.train_dataloader()))
     with blame("data"):
         batch = data.example(world_size)
+        num_batches = len(data.train_dataloader())
+    check_validation(cfg, num_batches)
     with torch.device("meta"), collecting():
         inputs = [part.to("meta") for part in (batch.inputs, batch.valid) if part is not None]
         model = build(cfg.model, norm=norm, **data.model_sizes)
@@ -219,4 +220,13 @@ def takes(model: type, otherwise: str) -> tuple[str, ...]:
 def choices(group: str) -> Iterator[tuple[str, Any]]:
     """The YAMLs of a group, each with the class that it names."""
     for file in sorted((CONF / group).glob("*.yaml")):
-        yield file.stem, get_class(OmegaConf.load(file)._target_)
+        yield file.stem, get_class(target(file))
+
+
+def target(file: Path) -> str:
+    """What a YAML names as `_target_`, or the one of its folder that it builds upon."""
+    own: Any = OmegaConf.load(file)
+    if "_target_" in own:
+        return own._target_
+    [parent] = [entry for entry in own.defaults if isinstance(entry, str) and "@" not in entry and entry != "_self_"]
+    return target(file.with_stem(parent))

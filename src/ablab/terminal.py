@@ -34,11 +34,12 @@ def quiet() -> None:
 def describe(data: DataModule, model: nn.Module, norm: Norm, batch_sizes: Mapping[str, int]) -> str:
     """The data's parts, the model's parts with their parameters, and the norm with its places."""
     sizes = {name: len(part) for name, part in vars(data.splits).items() if isinstance(part, Sized)}
+    num_batches = len(data.train_dataloader())
     lines = [
         f"data: {type(data).__name__}, " + ", ".join(f"{size:,} {name}" for name, size in sizes.items()),
         f"batch: {batch_sizes['optimizer']} for the optimizer, {batch_sizes['forward']} forward, "
-        f"{batch_sizes['norm']} for the norm; {len(data.train_dataloader())} batches an epoch"
-        + (f", {rest} samples left out of each" if (rest := sizes["train"] % data.batch_size) else ""),
+        f"{batch_sizes['norm']} for the norm; {num_batches} batches an epoch"
+        + (f", {rest} samples left out of each" if (rest := sizes["train"] - num_batches * data.batch_size) else ""),
         f"model: {type(model).__name__}, {count(model):,} parameters ("
         + ", ".join(f"{name} {count(child):,}" for name, child in model.named_children() if count(child))
         + ")",

@@ -208,6 +208,9 @@ def test_mixed_batches_are_learned_from_by_their_shares(run: Callable[..., Any])
         ({"crop_padding": -1}, r"crop_padding=-1: 0 \(off\) or more"),
         ({"color_jitter": 1.5}, "color_jitter=1.5: a share from 0 to 1"),
         ({"mixup": -0.1}, "mixup=-0.1: 0"),
+        ({"mixup": float("nan")}, "mixup=nan: 0"),
+        ({"flip": "horizontal"}, "flip=horizontal: none, random or alternating"),
+        ({"crop_mode": "zero"}, "crop_mode=zero: reflect or zeros"),
         ({"cutout": -2}, "cutout=-2: 0"),
     ],
 )
@@ -217,6 +220,16 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
 
 
 # In a data set -----------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_of_one_has_nothing_to_mix_with_and_small_parts_of_a_batch_do() -> None:
+    single = Digits(batch_size=1, augment=Augment(mixup=0.2))
+    single.setup()
+    with pytest.raises(ValueError, match="a process with one sample of a batch has none to mix it with"):
+        single.example(1)
+    parts = Digits(batch_size=8, micro_batch_size=1, augment=Augment(mixup=0.2))
+    parts.setup()
+    assert parts.example(1).inputs.shape == (1, 1, 8, 8)
 
 
 def test_only_training_batches_are_augmented() -> None:

@@ -18,8 +18,9 @@ from ablab.data.datamodule import DataModule
 from ablab.data.digits import Digits
 from ablab.data.digits_rows import DigitsRows
 from ablab.data.japanese_vowels import JapaneseVowels
-from ablab.data.labelled import Official, stratified_holdout
+from ablab.data.labelled import Official, moments, stratified_holdout
 from ablab.data.mnist5k import MNIST5k
+from ablab.data.synthetic import SyntheticImages
 from ablab.data.text import Text
 from ablab.data.token_stream import Windows
 
@@ -80,13 +81,10 @@ def test_two_setups_have_one_fingerprint_and_another_split_has_another(make: Mak
     first, second = make(data_choice), make(data_choice)
     assert first.fingerprint == second.fingerprint
     assert first.record() == {"fingerprint": first.fingerprint, **{n: len(s) for n, s in vars(first.splits).items()}}
-    if data_choice != "synthetic_text":
-        assert make(data_choice, "data.folds=3").fingerprint != first.fingerprint
+    assert make(data_choice, "data.folds=3").fingerprint != first.fingerprint
 
 
 def test_folds_are_disjoint_and_cover_what_is_not_for_testing(make: Make, data_choice: str) -> None:
-    if data_choice == "synthetic_text":
-        pytest.skip("a stream for benchmarks has no folds")
     folds = [make(data_choice, "data.folds=3", f"data.fold={fold}") for fold in range(3)]
     parts = [set(contents(data, "val")) for data in folds]
     everything = set(contents(folds[0], "val")) | set(contents(folds[0], "train"))
@@ -124,7 +122,7 @@ def test_copies_of_a_sample_stay_in_one_part() -> None:
         def load(self) -> Official:
             official = super().load()
             assert isinstance(official.train, Samples)
-            inputs, targets, *_ = official.train.tensors
+            inputs, targets, *_ = official.train.whole()
             return Official(Samples(inputs.repeat(2, 1, 1, 1), targets.repeat(2)), official.test)
 
     for settings in ({}, {"folds": 4, "fold": 2}):
@@ -192,11 +190,13 @@ def test_a_holdout_has_the_classes_in_equal_shares() -> None:
         (lambda: Digits(split_seed=-1), "split_seed=-1: a seed is 0 or more"),
         (lambda: Digits(fold=2), "fold=2: say of how many, for example data.folds=5"),
         (lambda: Digits(folds=1), "folds=1: at least 2 are needed"),
+        (lambda: SyntheticImages(num_classes=0), "num_classes=0: at least 1 is needed"),
+        (lambda: Text(test_fraction=0.9999, val_fraction=0.00005).setup(), "the text has .* tokens, and its parts"),
         (lambda: Digits(folds=5, fold=5), "fold=5: the 5 folds have the numbers 0 to 4"),
         (lambda: Digits(folds=500).setup(), "folds=500: class 8 has only 139 different training samples"),
         (
             lambda: Digits(val_fraction=1.5).setup(),
-            "val_fraction=1.5: both parts of 1437 samples need each of the 10 classes",
+            "val_fraction=1.5: both parts of 1437 different samples need each of the 10 classes; choose a fraction",
         ),
     ],
 )
@@ -231,8 +231,45 @@ def test_a_global_batch_must_divide_by_the_processes() -> None:
         data.example(4)
     whole = Digits(batch_size="full")
     whole.setup()
-    with pytest.raises(ValueError, match="batch_size=full: the 1149 training samples do not divide by 2 processes"):
+    with pytest.raises(
+        ValueError, match="batch_size=full: the 1149 training samples do not divide by 2 processes; choose 1148"
+    ):
         whole.example(2)
+
+
+def test_a_rare_class_that_falls_to_one_side_is_refused() -> None:
+    targets = torch.tensor([0] * 98 + [1] * 2)
+    with pytest.raises(
+        ValueError, match=r"val_fraction=0.1: both parts of 100 different samples need each of the 2 classes"
+    ):
+        stratified_holdout(targets, 0.1, 0)
+
+
+def test_a_constant_feature_is_only_centered() -> None:
+    constant = Samples(torch.full((10, 2, 3), 7.0), torch.zeros(10))
+    mean, std = moments(constant, (2,))
+    assert mean.flatten().tolist() == [7, 7, 7]
+    assert std.flatten().tolist() == [1, 1, 1]
+
+
+def test_no_loader_draws_from_the_global_random_numbers(make: Make, data_choice: str) -> None:
+    """Or the number of workers, and how often one validates, would change a run's dropout."""
+    for workers in (0, 2):
+        data = make(data_choice, f"data.num_workers={workers}")
+        before = torch.get_rng_state()
+        for loader in (data.train_dataloader(), data.val_dataloader()):
+            next(iter(loader))
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_numbers_stand_for_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    prints = []
+    for letter in "oé":
+        (tmp_path / "a.txt").write_text("tx be xr nxt tx be ".replace("x", letter) * 60)
+        data = Text(path=str(tmp_path / "a.txt"), context_length=16, batch_size=8)
+        data.setup()
+        prints.append(data.fingerprint)
+    assert prints[0] != prints[1]
 
 
 # Full batches and parts of batches ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable
 from itertools import chain
@@ -39,6 +40,12 @@ def parquet(tmp_path: Path) -> Parquet:
         return tmp_path
 
     return write
+
+
+def sixteen_bits() -> dict[str, bytes]:
+    file = io.BytesIO()
+    Image.fromarray(np.full((6, 6), 40_000, dtype=np.uint16)).save(file, "PNG")
+    return {"bytes": file.getvalue()}
 
 
 def make(root: Path, **settings: Any) -> HFImage:
@@ -101,7 +108,15 @@ def test_changed_files_are_other_data(parquet: Parquet) -> None:
         ),
         (
             lambda table: table.update(label=[*table["label"][:7], -1, *table["label"][8:]]),
-            "the test part has labels that are not from 0 to 2: -1 at row 7",
+            r"test-1.parquet, row 1: its label -1 is not from 0 to 2; mend it, or leave the row out",
+        ),
+        (
+            lambda table: table.update(label=[*table["label"][:7], None, *table["label"][8:]]),
+            r"test-1.parquet, row 1: its label None is not from 0 to 2",
+        ),
+        (
+            lambda table: table.update(image=[*table["image"][:7], sixteen_bits(), *table["image"][8:]]),
+            r"test-1.parquet, row 1: it has more than 8 bits a channel \(mode I;16\)",
         ),
     ],
 )
@@ -120,12 +135,36 @@ def test_missing_and_broken_files_are_named(parquet: Parquet) -> None:
     root = parquet(train=30, test=12)
     for file in root.glob("test-*.parquet"):
         file.rename(root / f"other{file.name}")
-    with pytest.raises(ValueError, match=r"no test\*.parquet there"):
+    with pytest.raises(ValueError, match=r"no test.parquet or test-.* there"):
         make(root)
     file = root / "train-0.parquet"
     file.write_bytes(file.read_bytes()[:500])
     parquet(test=12)
     with pytest.raises(ValueError, match=r"train-0.parquet.* cannot be read as parquet .* fetch it again"):
+        make(root)
+
+
+def test_files_of_other_splits_and_of_two_data_sets_are_not_mixed_up(parquet: Parquet) -> None:
+    root = parquet(train=30, train_extra=15, test=12)
+    data = make(root)
+    assert data.splits is not None
+    assert len(data.splits.train) + len(data.splits.val) == 30
+    (root / "other").mkdir()
+    (root / "other" / "train-0.parquet").write_bytes((root / "train-0.parquet").read_bytes())
+    with pytest.raises(ValueError, match=r"all have files of train; give one of them"):
+        make(root)
+
+
+def test_classes_in_another_order_are_refused(parquet: Parquet) -> None:
+    import datasets
+
+    root = parquet(train=30, test=12)
+    swapped = datasets.load_dataset("parquet", data_files=[str(f) for f in sorted(root.glob("test-*"))], split="train")
+    swapped = swapped.cast_column("label", datasets.ClassLabel(names=["b", "a", "c"]))
+    for file in root.glob("test-*"):
+        file.unlink()
+    swapped.to_parquet(root / "test.parquet")
+    with pytest.raises(ValueError, match=r"the classes of train \(a, b, c\) are not those of test \(b, a, c\)"):
         make(root)
 
 
@@ -217,6 +256,10 @@ def test_folders_that_are_no_data_set_are_refused_by_name(files: Path, tmp_path:
         Image.new("RGB", (4, 4)).save(tmp_path / split / name / "1.png")
     with pytest.raises(ValueError, match=r"train and test have different classes \(b in one only\)"):
         read(tmp_path)
+    (tmp_path / "train" / "a" / "x.png").mkdir()  # a folder, a hidden file and a hidden folder are no images
+    (tmp_path / "train" / "a" / "._1.png").write_bytes(b"")
+    (tmp_path / "train" / "a" / ".hidden").mkdir()
+    (tmp_path / "train" / "a" / ".hidden" / "1.png").write_bytes(b"")
     (tmp_path / "train" / "a" / "2.JPG").write_bytes((tmp_path / "train" / "a" / "1.png").read_bytes()[:40])
     with pytest.raises(ValueError, match=r"train/a/2.JPG: it cannot be decoded .*; replace it, or leave it out"):
         read(tmp_path)

@@ -103,7 +103,7 @@ def test_other_epochs_bring_the_samples_that_were_left_out() -> None:
         (6, 12, "classes_per_batch=6: from 1 to the 5 classes of the data"),
         (0, 12, "classes_per_batch=0: from 1 to the 5"),
         (5, 12, "classes_per_batch=5: it does not divide batch_size=12 into equal parts"),
-        (1, 32, "batch_size=32: 1 classes have too few samples to fill a batch"),
+        (1, 32, "classes_per_batch=1: class 2 has 19 training samples, and a batch of 32 takes 32 of a class; choose"),
     ],
 )
 def test_few_classes_that_make_no_batch_are_refused(classes: int, size: int, message: str) -> None:

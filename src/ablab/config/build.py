@@ -46,5 +46,5 @@ def blame(place: str) -> Iterator[None]:
         message = str(error.__cause__ or error) if isinstance(error, InstantiationException) else str(error)
         if isinstance(error, InstantiationException) and (inside := re.search(r"full_key: (\S+)", str(error))):
             place = inside[1]  # a node below, data.shift of data
-        separator = "." if re.match(r"\w+=", message) else ": "
+        separator = "." if re.match(r"[\w.]+=", message) else ": "
         raise ConfigError(f"{place}{separator}{message}") from error

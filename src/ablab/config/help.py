@@ -16,7 +16,8 @@ def register(conf: Path) -> None:
 def menu(conf: Path) -> str:
     groups: dict[str, list[str]] = {}
     for file in sorted(conf.rglob("*.yaml")):
-        groups.setdefault(file.parent.relative_to(conf).as_posix(), []).append(file.stem)
+        if not file.parent.name.startswith("_"):  # what YAMLs build upon is no choice
+            groups.setdefault(file.parent.relative_to(conf).as_posix(), []).append(file.stem)
     groups.pop(".")
     width = max(map(len, groups))
     return "\n".join(

@@ -43,6 +43,8 @@ def check(cfg: DictConfig, root: Path) -> None:
     content = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(content, dict)
     problems = [*top_level_problems(content, root), *node_problems(content, "")]
+    missing = [name for name in OmegaConf.missing_keys(cfg) if name.partition(".")[0] in content]
+    problems += [f"{name}: it has no default; give one, {name}=…" for name in sorted(missing)]
     if problems:
         raise ConfigError("\n".join(problems))
 

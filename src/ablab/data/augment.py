@@ -60,10 +60,14 @@ class Augment:
         mixup: float = 0.0,
         cutmix: float = 0.0,
     ) -> None:
+        if crop_mode not in ("reflect", "zeros"):
+            raise ValueError(f"crop_mode={crop_mode}: reflect or zeros is needed")
+        if flip not in ("none", "random", "alternating"):
+            raise ValueError(f"flip={flip}: none, random or alternating is needed")
         if not 0 <= color_jitter <= 1:
             raise ValueError(f"color_jitter={color_jitter}: a share from 0 to 1 is needed")
         for name, value in (("crop_padding", crop_padding), ("cutout", cutout), ("mixup", mixup), ("cutmix", cutmix)):
-            if value < 0:
+            if not 0 <= value < float("inf"):
                 raise ValueError(f"{name}={value}: 0 (off) or more is needed")
         self.crop_padding = crop_padding
         self.crop_mode = crop_mode
@@ -101,9 +105,9 @@ class Augment:
         """Cropped and flipped, both by one look-up of where each pixel comes from."""
         num, channels, height, width = images.shape
         seeds, padding = in_epoch(own, epoch), self.crop_padding
-        if padding >= min(height, width) and self.crop_mode == "reflect":
+        if padding >= min(height, width):
             raise ValueError(
-                f"crop_padding={padding}: images of {height}x{width} have too few pixels to reflect; choose fewer"
+                f"augment.crop_padding={padding}: images of {height}x{width} have fewer pixels to pad with; choose less"
             )
         rows = torch.arange(height, device=images.device) + offsets(seeds, ROW, padding)[:, None]
         columns = torch.arange(width, device=images.device) + offsets(seeds, COLUMN, padding)[:, None]
@@ -139,6 +143,10 @@ class Augment:
     def mixed(self, batch: Batch, seeds: Tensor, num_classes: int) -> Batch:
         """Every image mixed with the one half a batch away; its own share is the larger one."""
         images, half = batch.inputs, len(seeds) // 2
+        if half == 0:
+            raise ValueError(
+                "augment.mixup, augment.cutmix: a process with one sample of a batch has none to mix it with"
+            )
         other = images.roll(half, 0)
         cut = uniform(seeds, WHICH) < 0.5 if self.mixup and self.cutmix else torch.full_like(seeds, bool(self.cutmix))
         cut = cut.bool()

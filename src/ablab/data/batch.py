@@ -108,14 +108,12 @@ class Samples(Dataset[Batch]):
         own = members if self.members is None else self.members[members]
         return Samples(*self.tensors[:3], members=own, content=self.digest_of_tensors())
 
-    def to(self, device: torch.device) -> Samples:
-        """The same split with its tensors on a device."""
-        moved = (None if tensor is None else tensor.to(device) for tensor in self.tensors[:3])
-        return Samples(*moved, members=self.members, content=self.content)  # type: ignore[arg-type]
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors if tensor is not None)
+    def on(self, copies: dict[Tensor, Tensor]) -> Samples:
+        """The same split with other copies of its tensors, on a device."""
+        inputs, targets, valid, *_ = (None if tensor is None else copies[tensor] for tensor in self.tensors)
+        assert inputs is not None
+        assert targets is not None
+        return Samples(inputs, targets, valid, members=self.members, content=self.content)
 
     def digest_of_tensors(self) -> str:
         if self.content is None:

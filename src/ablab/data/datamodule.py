@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from ablab.data.batch import Batch, Kind, Samples, Split, Splits, digest
-from ablab.data.loader import Loader
+from ablab.data.loader import Loader, Seeded
 from ablab.data.order import BatchOrder
 
 RESIDENT_SHARE = 0.2  # of an accelerator's free memory that a data set may take
@@ -74,7 +75,7 @@ class DataModule(L.LightningDataModule, ABC):
         self.num_workers = num_workers
         self.splits: Splits | None = None
         self.fingerprint = ""
-        self.resident: dict[str, Split] = {}
+        self.resident: dict[Tensor, Tensor] = {}  # tensors, and their copies on an accelerator
 
     @abstractmethod
     def read(self) -> Splits:
@@ -90,6 +91,10 @@ class DataModule(L.LightningDataModule, ABC):
     def task_sizes(self) -> dict[str, Any]:
         """What a task takes from its data, by the names of its constructor's arguments."""
 
+    @abstractmethod
+    def names(self) -> list[str]:
+        """What the numbers of the targets stand for: classes, or tokens."""
+
     def changed(self, splits: Splits) -> Splits:
         """The splits after what is done to them on purpose; the fingerprint is of those before."""
         return splits
@@ -98,7 +103,7 @@ class DataModule(L.LightningDataModule, ABC):
         if self.splits is not None:
             return
         splits = self.read()
-        self.fingerprint = digest(splits.train.digest(), splits.val.digest(), splits.test.digest())
+        self.fingerprint = digest(splits.train.digest(), splits.val.digest(), splits.test.digest(), self.names())
         self.splits = self.changed(splits)
         if len(splits.train) < self.batch_size:
             raise ValueError(
@@ -121,12 +126,13 @@ class DataModule(L.LightningDataModule, ABC):
             ValueError: the batch does not divide by the processes.
         """
         if self.batch_size % world_size:
-            named = f"batch_size={self.asked_batch_size}: " + (
-                f"the {self.batch_size} training samples do not divide"
-                if self.asked_batch_size == "full"
-                else "it is the global batch and does not divide"
+            full = self.asked_batch_size == "full"
+            what = f"the {self.batch_size} training samples do" if full else "it is the global batch and does"
+            nearest = self.batch_size // world_size * world_size
+            raise ValueError(
+                f"batch_size={self.asked_batch_size}: {what} not divide by {world_size} processes; choose "
+                f"{nearest or world_size}, or another multiple of {world_size}"
             )
-            raise ValueError(f"{named} by {world_size} processes; choose a multiple of {world_size}")
         share = self.batch_size // world_size
         return share if self.micro_batch_size is None else share // -(-share // self.micro_batch_size)
 
@@ -134,10 +140,16 @@ class DataModule(L.LightningDataModule, ABC):
         """The first training samples as a model gets them, as many as a forward pass in one of `world_size` processes.
 
         Raises:
-            ValueError: the batch does not divide by the processes.
+            ValueError: the batch does not divide by the processes, or there are more of them than samples to evaluate.
         """
         assert self.splits is not None, "call setup first"
-        return self.on_after_batch_transfer(self.splits.train[range(self.forward_size(world_size))], 0)
+        for name, split in (("validation", self.splits.val), ("test", self.splits.test)):
+            if len(split) < world_size:
+                raise ValueError(f"{len(split)} {name} samples cannot be shared by {world_size} processes; use fewer")
+        self.forward_size(world_size)
+        indices = list(range(self.batch_size // world_size))
+        batch = self.on_after_batch_transfer(Seeded(self.splits.train, self.seed)[0, indices], 0)
+        return batch.parts(self.micro_batch_size)[-1]  # the last part is the smallest
 
     def train_dataloader(self) -> Any:
         return self.loader("train")
@@ -185,10 +197,13 @@ class DataModule(L.LightningDataModule, ABC):
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if device.type != "cuda" or self.num_workers or not isinstance(split, Samples):
             return split
-        if name not in self.resident:
+        if not self.resident:  # the parts share tensors: each is moved once
+            parts = (part for part in vars(self.splits).values() if isinstance(part, Samples))
+            tensors = {tensor for part in parts for tensor in part.tensors if tensor is not None}
             free, _ = torch.cuda.mem_get_info(device)
-            self.resident[name] = split.to(device) if split.num_bytes < RESIDENT_SHARE * free else split
-        return self.resident[name]
+            fits = sum(tensor.nbytes for tensor in tensors) < RESIDENT_SHARE * free
+            self.resident = {tensor: tensor.to(device) if fits else tensor for tensor in tensors}
+        return split.on(self.resident)
 
     def record(self) -> dict[str, Any]:
         """What is recorded of the data beside the config."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ablab.data.batch import Kind, Samples
-from ablab.data.labelled import TEST_FRACTION, TEST_SEED, LabelledData, Official, stratified_holdout
+from ablab.data.labelled import TEST_FRACTION, TEST_SEED, LabelledData, Official, hold_out
 
 
 class Digits(LabelledData):
@@ -35,8 +35,9 @@ class Digits(LabelledData):
         images, targets = load_digits()
         images = self.arrange(images)
         self.class_names = [str(digit) for digit in range(10)]
-        rest, test = stratified_holdout(targets, TEST_FRACTION, TEST_SEED)
-        return Official(Samples(images[rest], targets[rest]), Samples(images[test], targets[test]))
+        samples = Samples(images, targets)
+        rest, test = hold_out(samples, TEST_FRACTION, TEST_SEED)
+        return Official(samples.part(rest), samples.part(test))
 
     def arrange(self, images: Tensor) -> Tensor:
         """From `(N, 8, 8)` to the shape of a sample."""

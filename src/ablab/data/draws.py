@@ -52,6 +52,14 @@ def normal(seeds: Tensor, stream: int, shape: tuple[int, ...]) -> Tensor:
     return (radius * (2 * torch.pi * uniform(each, 1)).cos()).view(len(seeds), *shape)
 
 
+def generator(*numbers: int) -> torch.Generator:
+    """Torch's own random numbers, from a seed that whole numbers decide together."""
+    key = torch.tensor(0)
+    for number in numbers:
+        key = scramble(key + number)
+    return torch.Generator().manual_seed(int(key))
+
+
 def scramble(x: Tensor) -> Tensor:
     """A bijection of 64-bit numbers whose output looks random.
 

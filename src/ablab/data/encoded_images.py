@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import metadata
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,13 +15,15 @@ import torch
 from torch import Tensor
 
 from ablab.data.batch import Kind, Samples
-from ablab.data.cache import Stored, Writer, cached
+from ablab.data.cache import Stored, Writer, cached, content_key
 from ablab.data.labelled import LabelledData
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MODES = {1: "L", 3: "RGB"}
+EIGHT_BITS = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
+DECODER = 1  # of the code below: raised with every change of its results, so that older caches are left alone
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,11 @@ class EncodedImages(LabelledData):
             raise ValueError(f"image_size={image_size}: at least 1 pixel is needed, or null for images as they are")
         self.image_size = image_size
         self.in_channels = in_channels
+
+    def key(self, *parts: str | bytes | int | Path) -> str:
+        """The name in the cache of what is decoded from these parts."""
+        how = (DECODER, metadata.version("pillow"), str(self.image_size), self.in_channels)
+        return content_key(*how, *parts)
 
     def decoded(self, key: str, read: Callable[[], tuple[Encoded, list[str]]]) -> tuple[Samples, list[str]]:
         """The samples of a split and the names of its classes.
@@ -120,9 +128,11 @@ def load_image(encoded: Encoded, i: int, image_size: int | None, in_channels: in
     source = encoded.images[i]
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            image = opened.convert(MODES[in_channels])
+            mode, image = opened.mode, opened.convert(MODES[in_channels])
     except Exception as error:  # Pillow raises whatever its decoders raise
         raise ValueError(f"{encoded.where(i)}: it cannot be decoded ({error}); replace it, or leave it out") from error
+    if mode not in EIGHT_BITS:
+        raise ValueError(f"{encoded.where(i)}: it has more than 8 bits a channel (mode {mode}); convert it first")
     if image_size is not None:
         image = scaled(image, image_size)
     return torch.from_numpy(np.array(image)).view(image.height, image.width, in_channels).permute(2, 0, 1)

@@ -23,7 +23,7 @@ class HFImage(EncodedImages):
 
     Args:
         name: the data set's name on the Hub, for example "uoft-cs/cifar10".
-        root: a folder with its parquet files, `<split>*.parquet`, at most one folder deeper; None asks the Hub.
+        root: a folder with its parquet files, `<split>.parquet` or `<split>-….parquet`; None asks the Hub.
         image_column, label_column: their names.
         train_split, test_split: names of the parts.
         val_split: name of the validation part; None holds val_fraction out of the training part.
@@ -39,7 +39,7 @@ class HFImage(EncodedImages):
     def __init__(
         self,
         *,
-        name: str,
+        name: str | None = None,
         root: str | None = None,
         image_column: str = "image",
         label_column: str = "label",
@@ -51,6 +51,8 @@ class HFImage(EncodedImages):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
+        if name is None and root is None:
+            raise ValueError("name=null, root=null: say which data set of the Hub, or give a folder with parquet files")
         if shuffle_block < 1:
             raise ValueError(f"shuffle_block={shuffle_block}: at least 1 row is needed")
         self.hub_name = name
@@ -65,24 +67,37 @@ class HFImage(EncodedImages):
 
     def load(self) -> Official:
         test, self.class_names = self.split(self.test_split)
-        train = self.stream(self.train_split) if self.streaming else self.split(self.train_split)[0]
-        return Official(train, test, None if self.val_split is None else self.split(self.val_split)[0])
+        train, others = self.stream(self.train_split) if self.streaming else self.split(self.train_split)
+        self.check_classes(self.train_split, others)
+        val = None
+        if self.val_split is not None:
+            val, others = self.split(self.val_split)
+            self.check_classes(self.val_split, others)
+        return Official(train, test, val)
+
+    def check_classes(self, split: str, class_names: list[str]) -> None:
+        """Refuse a split whose numbers stand for other classes."""
+        if class_names != self.class_names:
+            raise ValueError(
+                f"{self.source}: the classes of {split} ({', '.join(class_names)}) are not those of {self.test_split} "
+                f"({', '.join(self.class_names)}), or in another order"
+            )
 
     def split(self, split: str) -> tuple[Samples, list[str]]:
-        how = (str(self.image_size), self.in_channels, self.image_column, self.label_column)
+        columns = (self.image_column, self.label_column)
         if self.root is not None:  # the files' content is the key: once decoded, nothing has to read parquet
             files = parquet_files(self.root, split)
-            return self.decoded(content_key("parquet", *how, *files), lambda: self.encoded(split, files))
+            return self.decoded(self.key("parquet", *columns, *files), lambda: self.encoded(split, files))
         table = load_split(self.hub_name, split)
-        return self.decoded(content_key("hub", *how, table._fingerprint), lambda: self.encoded(split, [], table))
+        return self.decoded(self.key("hub", *columns, table._fingerprint), lambda: self.encoded(split, [], table))
 
-    def stream(self, split: str) -> ImageStream:
-        """A split that is decoded as it is used."""
+    def stream(self, split: str) -> tuple[ImageStream, list[str]]:
+        """A split that is decoded as it is used, and the names of its classes."""
         if self.root is None:
             table = load_split(self.hub_name, split, streaming=True)
             num = table.info.splits[split].num_examples if table.info.splits else 0
             name = content_key(
-                self.hub_name, split, str(table.info.version), *sorted(table.info.download_checksums or [])
+                str(self.hub_name), split, str(table.info.version), *sorted(table.info.download_checksums or [])
             )
         else:
             files = parquet_files(self.root, split)
@@ -94,8 +109,6 @@ class HFImage(EncodedImages):
         if not num:
             raise ValueError(f"{self.source}: it does not say how many rows {split} has; set data.streaming=false")
         class_names = self.check_columns(split, table.column_names, table.features)
-        if class_names != self.class_names:
-            raise ValueError(f"{self.source}: the splits {split} and {self.test_split} have different classes")
         encoded = table.select_columns([self.image_column, self.label_column])
         encoded = encoded.cast_column(self.image_column, datasets.Image(decode=False))
 
@@ -106,11 +119,10 @@ class HFImage(EncodedImages):
 
         def decode(row: Row) -> Tensor:
             one = Encoded([row.image], [row.target], lambda _: f"{self.source}, {split} row {row.number}")
-            if not 0 <= row.target < len(class_names):
-                raise ValueError(f"{one.where(0)}: its label {row.target} is not from 0 to {len(class_names) - 1}")
+            check_label(one.where(0), row.target, len(class_names))
             return load_image(one, 0, self.image_size, self.in_channels)
 
-        return ImageStream(rows, num, decode, block_size=self.shuffle_block, name=name)
+        return ImageStream(rows, num, decode, block_size=self.shuffle_block, name=name), class_names
 
     @property
     def source(self) -> str:
@@ -133,7 +145,10 @@ class HFImage(EncodedImages):
             return f"{files[file]}, row {i - starts[file]}"
 
         found = [self.encoded_image(image, where, i) for i, image in enumerate(images)]
-        return Encoded(found, table[self.label_column][:], where), class_names
+        targets = table[self.label_column][:]
+        for i, target in enumerate(targets):
+            check_label(where(i), target, len(class_names))
+        return Encoded(found, targets, where), class_names
 
     def encoded_image(self, image: dict[str, Any] | None, where: Callable[[int], str], i: int) -> bytes | Path:
         """The bytes of an image, or its file."""
@@ -150,6 +165,8 @@ class HFImage(EncodedImages):
                 f"{self.source}: the {split} split has the columns {', '.join(names)}, and "
                 f"{', '.join(sorted(missing))} is missing; name them with data.image_column and data.label_column"
             )
+        if not isinstance(features[self.image_column], datasets.Image):
+            raise ValueError(f"image_column={self.image_column}: {features[self.image_column]} is no image")
         label = features[self.label_column]
         if not isinstance(label, datasets.ClassLabel):
             raise ValueError(
@@ -160,15 +177,25 @@ class HFImage(EncodedImages):
         return names_of_classes
 
 
+def check_label(where: str, label: int | None, num_classes: int) -> None:
+    if label is None or not 0 <= label < num_classes:
+        raise ValueError(
+            f"{where}: its label {label} is not from 0 to {num_classes - 1}; mend it, or leave the row out"
+        )
+
+
 def parquet_files(root: str, split: str) -> list[Path]:
-    """The files of a split, in the order of their names."""
+    """The files of a split, `<split>.parquet` or `<split>-<anything>.parquet`, in the order of their names."""
     folder = Path(root)
     if not folder.is_dir():
         raise ValueError(f"root={root}: there is no such folder; give one with the parquet files")
-    files = sorted([*folder.glob(f"{split}*.parquet"), *folder.glob(f"*/{split}*.parquet")])
-    if not files:
-        raise ValueError(f"root={root}: no {split}*.parquet there; give the folder that has them")
-    return files
+    found = [file for pattern in (f"{split}.parquet", f"{split}-*.parquet") for file in folder.rglob(pattern)]
+    folders = sorted({file.parent for file in found})
+    if not found:
+        raise ValueError(f"root={root}: no {split}.parquet or {split}-*.parquet there; give the folder that has them")
+    if len(folders) > 1:
+        raise ValueError(f"root={root}: {', '.join(map(str, folders))} all have files of {split}; give one of them")
+    return sorted(found)
 
 
 def read_parquet(root: str | None, split: str, files: Sequence[Path], *, streaming: bool = False) -> Any:

@@ -15,7 +15,7 @@ class HFText(TokenStream):
     Args:
         name: the data set's name on the Hub, for example "Salesforce/wikitext".
         config: its configuration there, for example "wikitext-2-raw-v1".
-        root: a folder with its parquet files, `<split>*.parquet`, at most one folder deeper; None asks the Hub.
+        root: a folder with its parquet files, `<split>.parquet` or `<split>-….parquet`; None asks the Hub.
         text_column: the column's name.
         train_split, val_split, test_split: names of the parts; None holds val_fraction and test_fraction out of the
             training part, and then both are None.
@@ -28,7 +28,7 @@ class HFText(TokenStream):
     def __init__(
         self,
         *,
-        name: str,
+        name: str | None = None,
         config: str | None = None,
         root: str | None = None,
         text_column: str = "text",
@@ -38,6 +38,8 @@ class HFText(TokenStream):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
+        if name is None and root is None:
+            raise ValueError("name=null, root=null: say which data set of the Hub, or give a folder with parquet files")
         if (val_split is None) != (test_split is None):
             raise ValueError(f"val_split={val_split}, test_split={test_split}: name both parts, or none of them")
         self.hub_name = name

@@ -16,7 +16,7 @@ def install_hint() -> Iterator[None]:
         raise ValueError("reading it needs more packages: pip install -e '.[data]'") from error
 
 
-def load_split(name: str, split: str, config: str | None = None, *, streaming: bool = False) -> Any:
+def load_split(name: str | None, split: str, config: str | None = None, *, streaming: bool = False) -> Any:
     """A split of a data set of the Hub, as a `datasets.Dataset`; streaming gives its `IterableDataset`.
 
     Raises:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ablab.data.batch import Samples
-from ablab.data.cache import content_key
 from ablab.data.encoded_images import Encoded, EncodedImages
-from ablab.data.labelled import TEST_SEED, Official, stratified_holdout
+from ablab.data.labelled import TEST_SEED, Official, hold_out
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -36,7 +35,7 @@ class ImageFolder(EncodedImages):
             raise ValueError(f"root={self.root}: there is no such folder; give one with a folder for each class")
         if not (self.root / "train").is_dir():
             everything, self.class_names = self.split(self.root)
-            rest, test = stratified_holdout(everything.targets, self.test_fraction, TEST_SEED)
+            rest, test = hold_out(everything, self.test_fraction, TEST_SEED, "test_fraction")
             return Official(everything.part(rest), everything.part(test))
         if not (self.root / "test").is_dir():
             raise ValueError(f"root={self.root}: it has a folder train but no folder test; give both, or only classes")
@@ -54,7 +53,7 @@ class ImageFolder(EncodedImages):
     def split(self, folder: Path) -> tuple[Samples, list[str]]:
         files, targets, class_names = listing(folder)
         names = [str(file.relative_to(folder)) for file in files]
-        key = content_key("image_folder", str(self.image_size), self.in_channels, *names, *files)
+        key = self.key("image_folder", *names, *files)
         return self.decoded(key, lambda: (Encoded(files, targets, lambda i: str(files[i])), class_names))
 
 
@@ -66,9 +65,15 @@ def listing(folder: Path) -> tuple[list[Path], list[int], list[str]]:
     files: list[Path] = []
     targets: list[int] = []
     for number, class_folder in enumerate(class_folders):
-        own = sorted(file for file in class_folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+        own = sorted(file for file in class_folder.rglob("*") if is_image(file.relative_to(folder), file))
         if not own:
             raise ValueError(f"{class_folder}: there is no image in it; a class needs some, or no folder")
         files += own
         targets += [number] * len(own)
     return files, targets, [path.name for path in class_folders]
+
+
+def is_image(path: Path, file: Path) -> bool:
+    """Whether a file is an image by its name, and neither hidden nor in a hidden folder."""
+    hidden = any(part.startswith(".") for part in path.parts)
+    return file.suffix.lower() in SUFFIXES and not hidden and file.is_file()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any, ClassVar
 
 import torch
@@ -91,7 +93,10 @@ class LabelledData(DataModule):
             return train, val
         if val is not None and self.folds is None:
             return train, val
-        kept, held_out = divide(train, self)
+        if self.folds is None:
+            kept, held_out = hold_out(train, self.val_fraction, self.split_seed)
+        else:
+            kept, held_out = one_fold(train, self.folds, self.fold, self.split_seed)
         return train.part(kept), train.part(held_out)
 
     def check_labels(self, part: str, targets: Tensor) -> None:
@@ -144,6 +149,9 @@ class LabelledData(DataModule):
             world_size=world_size,
         )
 
+    def names(self) -> list[str]:
+        return self.class_names
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         augment = self.augment if batch.seeds is not None else None
         if augment is not None:
@@ -173,22 +181,32 @@ def moments(samples: Samples, keep: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         count += real // total.numel()
     mean = total / count
     var = (squares / count - mean * mean).clamp(min=0)  # float64 leaves a dozen digits to the difference
-    return mean.float(), var.sqrt().clamp(min=1e-6).float()
+    std = var.sqrt()
+    return mean.float(), torch.where(std > 1e-6, std, 1.0).float()  # what is constant is only centered
 
 
-def divide(samples: Samples, data: DataModule) -> tuple[Tensor, Tensor]:
-    """The training and the validation part of labelled samples, the classes in equal shares in both.
+def hold_out(samples: Samples, fraction: float, seed: int, name: str = "val_fraction") -> tuple[Tensor, Tensor]:
+    """The numbers of the samples that stay and of those held out, the classes in equal shares in both.
 
     Samples of the same content stay together, so that none is in both parts.
+
+    Args:
+        fraction: to be held out.
+        name: the setting that says so, for errors.
     """
+    return with_copies(samples, lambda targets: stratified_holdout(targets, fraction, seed, name)[1])
+
+
+def one_fold(samples: Samples, folds: int, fold: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The numbers of the samples outside and inside a fold; samples of the same content stay together."""
+    return with_copies(samples, lambda targets: stratified_fold(targets, folds, fold, seed))
+
+
+def with_copies(samples: Samples, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Choose among the different samples, by their targets; their copies go with them."""
     first, group = copies(samples)
-    targets = samples.targets[first]
-    if data.folds is None:
-        _, held_out = stratified_holdout(targets, data.val_fraction, data.split_seed)
-    else:
-        held_out = stratified_fold(targets, data.folds, data.fold, data.split_seed)
     chosen = torch.zeros(len(first), dtype=torch.bool)
-    chosen[held_out] = True
+    chosen[choose(samples.targets[first])] = True
     chosen = chosen[group]
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
@@ -201,31 +219,41 @@ def copies(samples: Samples) -> tuple[Tensor, Tensor]:
     for start in range(0, len(samples), 4096):
         inputs = samples[range(start, min(start + 4096, len(samples)))].inputs.contiguous().numpy()
         for row, sample in enumerate(inputs):
-            number = numbers.setdefault(sample.tobytes(), len(first))
+            number = numbers.setdefault(blake2b(sample.tobytes(), digest_size=16).digest(), len(first))
             if number == len(first):
                 first.append(start + row)
             group.append(number)
     return torch.tensor(first), torch.tensor(group)
 
 
-def stratified_holdout(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def stratified_holdout(
+    targets: Tensor, fraction: float, seed: int, name: str = "val_fraction"
+) -> tuple[Tensor, Tensor]:
     """Split indices in two, the classes in equal shares in both.
 
     Returns:
         The indices that stay, and those held out: `fraction` of all, at least one of each class.
     """
+
+    def refuse() -> ValueError:
+        least = max(classes / len(targets), 1 / max(1, fewest))
+        remedy = f"choose a fraction from {least:.2g} to {1 - least:.2g}" if least < 0.5 else "give more samples"
+        return ValueError(
+            f"{name}={fraction}: both parts of {len(targets)} different samples need each of the {classes} classes; "
+            f"{remedy}"
+        )
+
     import numpy as np
     from sklearn.model_selection import train_test_split
 
     classes, fewest = len(targets.unique()), int(targets.bincount().min())
     if not (0 < fraction < 1 and classes <= fraction * len(targets) <= len(targets) - classes) or fewest < 2:
-        raise ValueError(
-            f"val_fraction={fraction}: both parts of {len(targets)} samples need each of the {classes} classes; "
-            "choose a fraction between 0 and 1 that leaves them, for example 0.1"
-        )
+        raise refuse()
     kept, held_out = train_test_split(
         np.arange(len(targets)), test_size=fraction, stratify=targets.numpy(), random_state=seed
     )
+    if any(len(targets[part].unique()) < classes for part in (kept, held_out)):
+        raise refuse()  # a rare class fell to one side whole
     return torch.as_tensor(np.sort(kept)), torch.as_tensor(np.sort(held_out))
 
 

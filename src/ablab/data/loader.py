@@ -19,23 +19,23 @@ class Resumable:
     Lightning asks for the two methods and stores what they give; the position within the epoch is its own.
     """
 
-    decides: dict[str, int]
+    decides: dict[str, Any]
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """What decides the batches."""
         return self.decides
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Refuse to go on with other batches.
 
         Raises:
             ValueError: the checkpoint's run drew its batches in another way.
         """
         for name, now in self.decides.items():
-            if state[name] != now:
+            if state.get(name) != now:
                 raise ValueError(
-                    f"{name}={now}: the checkpoint was written with {state[name]}, and other batches would follow; "
-                    f"resume with {name}={state[name]}"
+                    f"{name}={now}: the checkpoint was written with {state.get(name)}, and other batches would follow; "
+                    f"resume with {name}={state.get(name)}"
                 )
 
 
@@ -67,10 +67,11 @@ class Loader(Resumable, DataLoader[Batch]):
             batch_size=None,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
+            generator=torch.Generator(),  # torch draws a seed for workers; from the global one, it would move dropout's
         )
         self.order = order
         self.position = position
-        self.decides = {"seed": order.seed, "batch_size": order.batch_size, "num_samples": order.num_samples}
+        self.decides = order.decides
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # A generator: it runs at the first `next`, and by then Lightning has restored where the run is.

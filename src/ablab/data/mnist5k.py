@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from ablab.data.batch import Kind, Samples
 from ablab.data.cache import Writer, cached, content_key
-from ablab.data.labelled import TEST_FRACTION, TEST_SEED, LabelledData, Official, stratified_holdout
+from ablab.data.labelled import TEST_FRACTION, TEST_SEED, LabelledData, Official, hold_out
 
 
 class MNIST5k(LabelledData):
@@ -38,10 +38,9 @@ class MNIST5k(LabelledData):
             raise ValueError("its images come with a package: pip install -e '.[data]'")
         file = Path(found.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
         stored = cached(content_key("mnist5k", file), self.decode)
-        images, targets = stored.tensors["images"], stored.tensors["targets"]
         self.class_names = [str(digit) for digit in range(10)]
-        rest, test = stratified_holdout(targets, TEST_FRACTION, TEST_SEED)
-        samples = Samples(images, targets, content=stored.digest)
+        samples = Samples(stored.tensors["images"], stored.tensors["targets"], content=stored.digest)
+        rest, test = hold_out(samples, TEST_FRACTION, TEST_SEED)
         return Official(samples.part(rest), samples.part(test))
 
     def decode(self, writer: Writer) -> None:

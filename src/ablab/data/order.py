@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,11 @@ class BatchOrder(Sampler[list[int]]):
         self.epoch = 0
         self.start = 0  # the batch to begin at, in the middle of an epoch if need be
 
+    @property
+    def decides(self) -> dict[str, Any]:
+        """What decides the batches, beside the epoch."""
+        return {"seed": self.seed, "batch_size": self.batch_size, "num_samples": self.num_samples}
+
     def permutation(self) -> Tensor:
         """The samples of the epoch in their order."""
         if not self.shuffle:
@@ -72,15 +78,17 @@ class FewClasses(BatchOrder):
     """Training batches that are no fair sample: each has samples of at most `classes_per_batch` classes.
 
     Each class's samples are permuted and cut into equal chunks; a batch is `classes_per_batch` of them. The chunks come
-    in rounds that have one of every class, so a batch repeats a class only where two rounds meet. Samples that fill
-    no chunk wait for another epoch's permutation. It is what breaks statistics taken over a batch.
+    in rounds that have one of every class, so a batch repeats a class only where two rounds meet; within a batch, the
+    order is random. A class's samples that are left over wait for another epoch's permutation. It is what breaks
+    statistics taken over a batch.
 
     Args:
         targets: the classes of the split's samples `(N)`.
         classes_per_batch: classes of a batch; it divides `batch_size`.
 
     Raises:
-        ValueError: a number of classes that the data does not have or that does not divide the batch.
+        ValueError: a number of classes that the data does not have or that does not divide the batch, or a class with
+            too few samples for its share of a batch.
 
     References:
         Ioffe 2017, section 4.4 (batch norm on batches that are not independent), https://arxiv.org/abs/1702.03275
@@ -105,13 +113,19 @@ class FewClasses(BatchOrder):
                 f"classes_per_batch={classes_per_batch}: it does not divide batch_size={batch_size} into equal parts; "
                 "choose numbers that do"
             )
+        self.classes_per_batch = classes_per_batch
         self.chunk = batch_size // classes_per_batch
         self.classes = classes
-        if not len(self):
+        fewest = min(classes, key=len)
+        if len(fewest) < self.chunk:
             raise ValueError(
-                f"batch_size={batch_size}: {classes_per_batch} classes have too few samples to fill a batch; "
-                "choose a smaller one"
+                f"classes_per_batch={classes_per_batch}: class {int(targets[fewest[0]])} has {len(fewest)} training "
+                f"samples, and a batch of {batch_size} takes {self.chunk} of a class; choose a smaller batch_size"
             )
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        return {**super().decides, "classes_per_batch": self.classes_per_batch}
 
     def permutation(self) -> Tensor:
         generator = self.generator()
@@ -124,7 +138,8 @@ class FewClasses(BatchOrder):
         order = []
         for chunks in rounds.values():
             order += [chunks[i] for i in torch.randperm(len(chunks), generator=generator)]
-        return torch.cat(order)
+        batches = torch.cat(order)[: len(self) * self.batch_size].view(len(self), self.batch_size)
+        return torch.cat([batch[torch.randperm(self.batch_size, generator=generator)] for batch in batches])
 
     def __len__(self) -> int:
         return sum(len(members) // self.chunk for members in self.classes) * self.chunk // self.batch_size

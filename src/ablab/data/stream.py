@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ablab.data.batch import Batch, Samples, digest
-from ablab.data.draws import own_seeds
+from ablab.data.draws import generator, own_seeds
 from ablab.data.loader import Resumable
 
 AHEAD = 2  # batches that are decoded while one is learned from
@@ -63,8 +63,8 @@ class ImageStream:
         return self.num_rows
 
     def __getitem__(self, indices: Sequence[int]) -> Batch:
-        """The first samples, to try a model and to standardize with; those further on can only be streamed."""
-        return self.head[indices]
+        """The first samples, over and over, to try a model with; those further on can only be streamed."""
+        return self.head[[i % len(self.head) for i in indices]]
 
     def digest(self) -> str:
         return digest(self.name, self.num_rows)
@@ -74,8 +74,7 @@ class ImageStream:
         number, done = divmod(start, self.block_size)
         source = self.rows(number * self.block_size)
         while rows := list(islice(source, self.block_size)):
-            generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) * 1_000_003 + number)
-            for i in torch.randperm(len(rows), generator=generator)[done:].tolist():
+            for i in torch.randperm(len(rows), generator=generator(seed, epoch, number))[done:].tolist():
                 yield rows[i]
             number, done = number + 1, 0
 

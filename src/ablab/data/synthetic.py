@@ -9,7 +9,7 @@ import torch
 from ablab.data.batch import Kind, Samples, Splits
 from ablab.data.datamodule import DataModule
 from ablab.data.labelled import LabelledData, Official
-from ablab.data.token_stream import Windows
+from ablab.data.token_stream import Windows, cuts
 
 
 class SyntheticImages(LabelledData):
@@ -38,6 +38,7 @@ class SyntheticImages(LabelledData):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
+        at_least_one(num_samples=num_samples, image_size=image_size, in_channels=in_channels, num_classes=num_classes)
         self.num_samples = num_samples
         self.image_size = image_size
         self.in_channels = in_channels
@@ -85,6 +86,7 @@ class SyntheticSequences(LabelledData):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
+        at_least_one(num_samples=num_samples, context_length=context_length, num_classes=num_classes)
         self.num_samples = num_samples
         self.context_length = context_length
         self.in_features = in_features
@@ -109,7 +111,7 @@ class SyntheticText(DataModule):
     """A token stream in which each token is the one before plus 0, 1, 2 or 3.
 
     Args:
-        num_tokens: of the stream; a tenth is for validation and a tenth to test.
+        num_tokens: of the stream; the last tenth is to test.
         vocab_size, context_length: of the windows.
         settings: see `DataModule`.
 
@@ -123,6 +125,7 @@ class SyntheticText(DataModule):
         self, *, num_tokens: int = 1_000_000, vocab_size: int = 256, context_length: int = 128, **settings: Any
     ) -> None:
         super().__init__(**settings)
+        at_least_one(num_tokens=num_tokens, vocab_size=vocab_size, context_length=context_length)
         self.num_tokens = num_tokens
         self.vocab_size = vocab_size
         self.context_length = context_length
@@ -130,10 +133,15 @@ class SyntheticText(DataModule):
     def read(self) -> Splits:
         generator = torch.Generator().manual_seed(0)
         stream = torch.randint(0, 4, (self.num_tokens,), generator=generator).cumsum(0) % self.vocab_size
-        tenth = self.num_tokens // 10
-        train, val, test = stream.split([self.num_tokens - 2 * tenth, tenth, tenth])
-        windows = [Windows([part], self.context_length, keep_short=part is not train) for part in (train, val, test)]
-        return Splits(*windows)
+        begin, end, testing = cuts(self.num_tokens, self, 0.1)
+        return Splits(
+            train=Windows([stream[:begin], stream[end:testing]], self.context_length, keep_short=False),
+            val=Windows([stream[begin:end]], self.context_length, keep_short=True),
+            test=Windows([stream[testing:]], self.context_length, keep_short=True),
+        )
+
+    def names(self) -> list[str]:
+        return [str(number) for number in range(self.vocab_size)]
 
     @property
     def model_sizes(self) -> dict[str, int]:
@@ -142,3 +150,10 @@ class SyntheticText(DataModule):
     @property
     def task_sizes(self) -> dict[str, Any]:
         return {"characters_per_token": 1.0}
+
+
+def at_least_one(**sizes: int) -> None:
+    """Refuse sizes below 1, by the names that they are given under."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}={size}: at least 1 is needed")

@@ -12,6 +12,8 @@ from torch import Tensor
 from ablab.data.batch import Kind, Samples
 from ablab.data.labelled import LabelledData, Official
 
+LARGEST = torch.finfo(torch.float32).max
+
 
 class TimeSeries(LabelledData):
     """Series of one or more dimensions and any lengths: shorter ones are padded to the longest, and `valid` says where.
@@ -58,6 +60,11 @@ class TimeSeries(LabelledData):
         for i, series in enumerate(file.series):
             inputs[i, : len(series)], valid[i, : len(series)] = series, True
         numbers = {name: number for number, name in enumerate(self.class_names)}
+        if strange := sorted(set(file.labels) - set(numbers)):
+            raise ValueError(
+                f"test_file={self.test_file}: its label {strange[0]!r} is none of {', '.join(self.class_names)}, which "
+                f"{self.train_file} declares"
+            )
         return Samples(inputs, torch.tensor([numbers[label] for label in file.labels]), valid)
 
     @property
@@ -96,7 +103,7 @@ def read_ts(argument: str, path: Path) -> TsFile:
     in_data = False
     for number, line in enumerate(lines, start=1):
         words = line.split()
-        if not words or line.startswith("#"):
+        if not words or words[0].startswith("#"):
             continue
         place = f"{path}, line {number}"
         if in_data:
@@ -115,7 +122,7 @@ def read_ts(argument: str, path: Path) -> TsFile:
                 in_data = True
             case ["@classlabel", "true", *_]:
                 class_names = words[2:]
-            case ["@classlabel", *_] | ["@targetlabel", *_]:
+            case ["@classlabel", *_] | ["@targetlabel", "true", *_]:
                 raise ValueError(f"{place}: its series have no class labels, and classification needs them")
             case ["@timestamps", "true", *_]:
                 raise ValueError(f"{place}: series with time stamps are not supported; resample them to equal steps")
@@ -143,6 +150,7 @@ def read_values(place: str, text: str) -> Iterator[float]:
         except ValueError as error:
             missing = "a value is missing (?)" if word.strip() == "?" else f"{word.strip()!r} is no number"
             raise ValueError(f"{place}: {missing}; fill it in, or leave the series out") from error
-        if value != value:
-            raise ValueError(f"{place}: a value is missing (NaN); fill it in, or leave the series out")
+        if not abs(value) < LARGEST:
+            what = "a value is missing (NaN)" if value != value else f"{word.strip()} is too large"
+            raise ValueError(f"{place}: {what}; mend it, or leave the series out")
         yield value

@@ -83,11 +83,7 @@ class TokenStream(DataModule):
 
     def divided(self, text: str) -> Parts:
         """Training, validation and test part of one text."""
-        testing = len(text) - int(len(text) * self.test_fraction)
-        if self.folds is None:
-            begin, end = testing - int(len(text) * self.val_fraction), testing
-        else:
-            begin, end = (testing * fold // self.folds for fold in (self.fold, self.fold + 1))
+        begin, end, testing = cuts(len(text), self, self.test_fraction)
         return Parts([piece for piece in (text[:begin], text[end:testing]) if piece], text[begin:end], text[testing:])
 
     def read(self) -> Splits:
@@ -96,7 +92,7 @@ class TokenStream(DataModule):
         train = [self.tokens.encode(piece) for piece in parts.train]
         val, test = self.tokens.encode(parts.val), self.tokens.encode(parts.test)
         self.characters_per_token = (len(parts.val) + len(parts.test)) / max(1, len(val) + len(test))
-        lengths, needed = [max(map(len, train)), len(val), len(test)], self.context_length + 1
+        lengths, needed = [max(map(len, train), default=0), len(val), len(test)], self.context_length + 1
         if min(lengths) < needed:
             raise ValueError(
                 f"{self.source}: the text has {sum(map(len, train)) + len(val) + len(test)} tokens, and its parts "
@@ -115,6 +111,9 @@ class TokenStream(DataModule):
         if self.token_kind == "bpe":
             return BytePairs.learned("\n".join(parts.train), self.vocab_size)
         return Characters("".join([*parts.train, parts.val, parts.test]))
+
+    def names(self) -> list[str]:
+        return self.tokens.entries
 
     @property
     def model_sizes(self) -> dict[str, int]:
@@ -142,6 +141,15 @@ class TokenStream(DataModule):
                 f"{difference or 'the order differs'}; give the text that it was trained on"
             )
         super().load_state_dict(state)
+
+
+def cuts(length: int, data: DataModule, test_fraction: float) -> tuple[int, int, int]:
+    """Where the validation part of a text begins and ends, and where the test part begins."""
+    testing = length - int(length * test_fraction)
+    if data.folds is None:
+        return testing - int(length * data.val_fraction), testing, testing
+    begin, end = (testing * fold // data.folds for fold in (data.fold, data.fold + 1))
+    return begin, end, testing
 
 
 class Windows(Dataset[Batch]):

@@ -31,9 +31,11 @@ class Characters(Tokens):
         self.codes = torch.tensor([ord(entry) for entry in self.entries], dtype=torch.int32)
 
     def encode(self, text: str) -> Tensor:
-        codes = torch.frombuffer(bytearray(text.encode("utf-32-le")), dtype=torch.int32) if text else torch.tensor([])
-        tokens = torch.searchsorted(self.codes, codes.int()).clamp(max=len(self.codes) - 1)
-        if not torch.equal(self.codes[tokens], codes.int()):
+        if not text:
+            return torch.tensor([], dtype=torch.int32)
+        codes = torch.frombuffer(bytearray(text.encode("utf-32-le")), dtype=torch.int32)
+        tokens = torch.searchsorted(self.codes, codes).clamp(max=len(self.codes) - 1)
+        if not torch.equal(self.codes[tokens], codes):
             strange = sorted(set(text) - set(self.entries))
             raise ValueError(f"the vocabulary has no {', '.join(map(repr, strange))}")
         return tokens.int()
