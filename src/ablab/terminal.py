@@ -36,7 +36,8 @@ def describe(data: DataModule, model: nn.Module, norm: Norm, batch_sizes: Mappin
     sizes = {name: len(part) for name, part in vars(data.splits).items() if isinstance(part, Sized)}
     num_batches = len(data.train_dataloader())
     lines = [
-        f"data: {type(data).__name__}, " + ", ".join(f"{size:,} {name}" for name, size in sizes.items()),
+        f"data: {type(data).__name__}, "
+        + "; ".join([", ".join(f"{size:,} {name}" for name, size in sizes.items()), *data.unusual()]),
         f"batch: {batch_sizes['optimizer']} for the optimizer, {batch_sizes['forward']} forward, "
         f"{batch_sizes['norm']} for the norm; {num_batches} batches an epoch"
         + (f", {rest} samples left out of each" if (rest := sizes["train"] - num_batches * data.batch_size) else ""),

@@ -264,6 +264,18 @@ def test_a_shift_moves_the_test_inputs_and_nothing_else() -> None:
     assert plain.fingerprint == shifted.fingerprint
 
 
+def test_a_run_says_that_its_parts_are_unusual(run: Callable[..., Any]) -> None:
+    unusual = [
+        "data/shift=contrast",
+        "data.shift.severity=4",
+        "data.folds=5",
+        "data.fold=2",
+        "data.classes_per_batch=2",
+    ]
+    line = "validated on fold 2 of 5; trained on batches of 2 classes; tested under Contrast, severity 4"
+    assert line in run(*unusual).printed
+
+
 def test_a_shift_of_sequences_leaves_padding_alone() -> None:
     data = JapaneseVowels(shift=GaussianNoise(severity=3))
     data.setup()

@@ -205,6 +205,10 @@ class DataModule(L.LightningDataModule, ABC):
             self.resident = {tensor: tensor.to(device) if fits else tensor for tensor in tensors}
         return split.on(self.resident)
 
+    def unusual(self) -> list[str]:
+        """What a person should know of the parts before trusting a number."""
+        return [] if self.folds is None else [f"validated on fold {self.fold} of {self.folds}"]
+
     def record(self) -> dict[str, Any]:
         """What is recorded of the data beside the config."""
         assert self.splits is not None, "call setup first"

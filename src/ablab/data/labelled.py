@@ -152,6 +152,14 @@ class LabelledData(DataModule):
     def names(self) -> list[str]:
         return self.class_names
 
+    def unusual(self) -> list[str]:
+        found = super().unusual()
+        if self.classes_per_batch is not None:
+            found.append(f"trained on batches of {self.classes_per_batch} classes")
+        if self.shift is not None:
+            found.append(f"tested under {type(self.shift).__name__}, severity {self.shift.severity}")
+        return found
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         augment = self.augment if batch.seeds is not None else None
         if augment is not None:
