@@ -132,7 +132,7 @@ WRONG_VALUES = [
     (["output_dir=/proc/runs"], "output_dir=/proc/runs: no folder can be made there (No such file or directory)"),
     (["optimizer.lr=nan"], "optimizer.lr=nan: a number is needed that is finite and not negative"),
     (["model=transformer", "model.num_heads=0"], "model.num_heads=0: at least 1 is needed"),
-    (["data.val_fraction=0.999"], "data.val_fraction=0.999: both parts of 1437 different samples need each of the 10 classes"),
+    (["data.val_fraction=0.999"], "data.val_fraction=0.999: both parts of 1437 different samples need each of the 10"),
     (
         ["task=language_modeling"],
         "task: LanguageModeling does not go with Digits, which gives class_names; leave task=",
