@@ -1,0 +1,46 @@
+"""Write the report of an ablation again, from its folder alone: finished, half done, or copied from elsewhere.
+
+    python scripts/report.py runs/norm_batch_size
+    python scripts/report.py runs/norm_batch_size --baseline data.batch_size=32      compared with other cells
+    python scripts/report.py runs/norm_batch_size --mix-code      runs of several versions of the code, together
+    python scripts/report.py runs/norm_batch_size --wandb ablab   log it to this project of Weights & Biases, too
+
+Exit code 2: no ablation is there, none of its runs has finished, or they were made by different code.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pandas import read_csv
+
+from ablab.ablation.report import FOLDER, show, write
+from ablab.ablation.results import read
+from ablab.config.errors import readable_errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the ablation's, in output_dir")
+    parser.add_argument(
+        "--baseline", metavar="FACTOR=LEVEL", nargs="+", help="compare with these levels instead of the ablation's own"
+    )
+    parser.add_argument("--mix-code", action="store_true", help="take runs of different code together")
+    parser.add_argument("--wandb", metavar="PROJECT", help="log tables and an artifact; offline without a login")
+    options = parser.parse_args()
+    baseline = dict(word.partition("=")[::2] for word in options.baseline) if options.baseline else None
+    results = read(options.folder, mix_code=options.mix_code, baseline=baseline)
+    report = write(results, options.folder)
+    show(report, options.folder)
+    if options.wandb is not None:
+        from ablab.runs.wandb import log_report
+
+        place = options.folder / FOLDER
+        tables = {name: read_csv(place / f"{name}.csv") for name in ("runs", "cells", "comparisons")}
+        print(f"W&B: {log_report(place, report.title, project=options.wandb, tables=tables)}")
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        main()

@@ -1,0 +1,54 @@
+"""Print the W&B sweep of an ablation: the same grid, whose runs W&B's agents then take one after another.
+
+    python scripts/wandb_sweep.py norm_batch_size > sweep.yaml
+    wandb sweep sweep.yaml        # says how an agent is started, on as many machines as there are
+    python train.py ablation=norm_batch_size logger=wandb    # nothing is left to run: it writes the report
+
+Words behind the name are those of the ablation: norm=batchnorm,frn seed=0,1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import yaml
+from hydra import compose, initialize_config_dir
+
+from ablab.ablation.words import asked_for
+from ablab.config.errors import CONF, readable_errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ablation", help="its name")
+    parser.add_argument("words", nargs="*", help="what narrows or widens it")
+    options = parser.parse_args()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [f"ablation={options.ablation}"])
+    ablation, common = asked_for([f"ablation={options.ablation}", *options.words], cfg)
+    content = {
+        "name": ablation.name,
+        "method": "grid",
+        "program": "train.py",
+        # a run is the ablation, narrowed to one cell and one seed, which has no baseline of its own
+        "command": [
+            "${env}",
+            "python",
+            "${program}",
+            *common,
+            "logger=wandb",
+            "ablation.baseline=null",
+            "${args_no_hyphens}",
+        ],
+        "parameters": {
+            **{factor: {"values": levels} for factor, levels in ablation.factors.items()},
+            "seed": {"values": ablation.seeds},
+        },
+    }
+    yaml.safe_dump(content, sys.stdout, sort_keys=False)
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        main()

@@ -1,0 +1,204 @@
+"""The runs of an ablation, each with its config and its folder."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from ablab.ablation import metrics
+from ablab.ablation.ablation import Ablation, Planned, Words, typed
+from ablab.ablation.results import RECORD, status_of
+from ablab.ablation.words import short
+from ablab.config.errors import CONF, ConfigError
+from ablab.config.schema import check
+from ablab.runs.folder import read_record
+from ablab.runs.identity import identity
+from ablab.runs.provenance import code_hash
+
+Compose = Callable[[Words], DictConfig]
+DONE = ("finished", "diverged")  # run again, they would end the same
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A run that can be started.
+
+    Args:
+        plan: its place in the grid.
+        cfg: its whole config.
+        hydra: what Hydra knows of it, its words among it.
+        metrics: what it is to have logged.
+        folder: where it is, begun or not; named by the plan, and by the config and the code that decide its result.
+    """
+
+    plan: Planned
+    cfg: DictConfig = field(repr=False)
+    hydra: DictConfig = field(repr=False)
+    folder: Path
+    metrics: list[str] = field(repr=False)
+
+    @property
+    def words(self) -> Words:
+        """The command line that makes the same run."""
+        return list(self.hydra.hydra.overrides.task)
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What finds it again."""
+        return {"folder": self.folder.name, "cell": self.plan.cell, "seed": self.plan.seed}
+
+    @property
+    def status(self) -> str:
+        return status_of(self.folder)
+
+    @property
+    def done(self) -> bool:
+        return self.status in DONE
+
+
+class Grid:
+    """Composes each cell once, and gives every run its folder.
+
+    Args:
+        ablation: the grid as data.
+        common: words that all runs have.
+        compose: from words to a config.
+        output_dir: where the ablation's folder is.
+        elsewhere: the runs take place on other machines, which have what this one may lack.
+    """
+
+    def __init__(
+        self, ablation: Ablation, common: Words, compose: Compose, output_dir: Path, *, elsewhere: bool = False
+    ) -> None:
+        self.ablation = ablation
+        self.common = common
+        self.elsewhere = elsewhere
+        self.compose = compose
+        self.folder = (output_dir / ablation.name).absolute()
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+        self.code = code_hash()
+
+    def prepared(self, plan: Planned) -> Prepared:
+        """A run with its config and folder."""
+        cfg = copy.deepcopy(self.config(plan))
+        hydra = OmegaConf.masked_copy(cfg, "hydra")
+        with open_dict(cfg):
+            del cfg["hydra"]
+        cfg.seed = plan.seed
+        cfg.name = self.ablation.name
+        with open_dict(cfg):
+            cfg.cell = dict(plan.cell)
+        added = [
+            f"seed={plan.seed}",
+            f"name={self.ablation.name}",
+            "cell={{{}}}".format(",".join(f"{k}:{typed(v)}" for k, v in plan.cell.items())),
+        ]
+        if cfg.logger.get("wandb") is not None:
+            tags = [*cfg.logger.wandb.tags, *(f"{factor}={level}"[-64:] for factor, level in plan.cell.items())]
+            cfg.logger.wandb.group = cfg.logger.wandb.group or self.ablation.name
+            cfg.logger.wandb.tags = tags
+            added += [f"logger.wandb.group={typed(cfg.logger.wandb.group)}", f"logger.wandb.tags={typed(tags)}"]
+        content: Any = OmegaConf.to_container(cfg, resolve=True)
+        known = identity(content, code=self.code, data="")
+        folder = self.folder / f"{folder_name(plan)}_{known['run'][:8]}"
+        if self.ablation.mix_code and status_of(folder) not in DONE:
+            folder = self.same_config(known["config"]) or folder
+        cfg.folder = str(folder)
+        with read_write(hydra), open_dict(hydra):
+            hydra.hydra.mode = RunMode.MULTIRUN
+            hydra.hydra.overrides.task = [*self.common, *plan.words, *added, f"folder={typed(str(folder))}"]
+        return Prepared(plan, cfg, hydra, folder, self.ablation.metrics)
+
+    def config(self, plan: Planned) -> DictConfig:
+        """The config of a run but for its seed, composed once for all seeds: the longest part of preparing one."""
+        if plan.words not in self.composed:
+            self.composed[plan.words] = self.compose([*self.common, *plan.words])
+        return self.composed[plan.words]
+
+    def same_config(self, config: str) -> Path | None:
+        """The newest finished run of this config, whatever its code was."""
+        found = [folder for folder, record in self.records() if record["identity"]["config"] == config]
+        return max(found, key=lambda folder: (folder / "run.json").stat().st_mtime, default=None)
+
+    def records(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Every run of the folder that is done, with its record."""
+        for file in sorted(self.folder.glob("*/run.json")):
+            record = read_record(file.parent)
+            if record["status"] in DONE:
+                yield file.parent, record
+
+    def prepared_all(self, plans: Iterable[Planned]) -> list[Prepared]:
+        """Runs with their configs, once each of them has been found to be possible."""
+        runs = [self.prepared(plan) for plan in plans]
+        self.check(runs)
+        return runs
+
+    def check(self, runs: Iterable[Prepared]) -> None:
+        """Refuse what cannot be run, for every cell, before any is.
+
+        Raises:
+            ConfigError: with a line or more for each cell.
+        """
+        from ablab.train import tried
+
+        seen: set[tuple[str, ...]] = set()
+        found: dict[str, list[str]] = {}
+        for run in runs:
+            if run.plan.words in seen:
+                continue
+            seen.add(run.plan.words)
+            try:
+                check(run.cfg, CONF / "train.yaml")
+                metrics.check(self.ablation.metrics, run.cfg)
+                if not run.done:
+                    HydraConfig.instance().set_config(run.hydra)
+                    tried(without_accelerator(run.cfg) if self.elsewhere else run.cfg)
+            except ConfigError as error:
+                found.setdefault(str(error), []).append(run.plan.cell_label)
+        if found:
+            lines = [f"{message}\n  in {shown(cells)}" for message, cells in found.items()]
+            raise ConfigError("\n".join([*lines, "nothing has been run; ablation.exclude leaves cells out"]))
+
+    def record(self, command: str, runs: list[Prepared], tuning: dict[str, Any] | None) -> None:
+        """Write, in the ablation's folder, what was asked for, and which folder is which run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "command": command,
+            "ablation": self.ablation.arguments,
+            "runs": [run.entry for run in runs],
+            "tuning": tuning,
+        }
+        temporary = self.folder / f".{RECORD}.{os.getpid()}"
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(temporary, self.folder / RECORD)
+
+
+def without_accelerator(cfg: DictConfig) -> DictConfig:
+    """A config that this machine can try, whatever it lacks; the rest of it stays as it is."""
+    cfg = cfg.copy()
+    if cfg.trainer.accelerator != "cpu":
+        cfg.trainer.accelerator = "cpu"
+        cfg.trainer.precision = "32-true"
+    return cfg
+
+
+def shown(cells: list[str]) -> str:
+    """A few cells, and how many more."""
+    several = f", and {len(cells) - 3} cells more" if len(cells) > 3 else ""
+    return "; ".join(cells[:3]) + several
+
+
+def folder_name(plan: Planned) -> str:
+    """A run's settings as the name of a folder, as far as a file system lets it be one."""
+    words = [f"{short(key)}={value}" for key, value in plan.settings.items()]
+    return re.sub(r"[^\w.,=+-]", "_", ",".join(words))[:150]

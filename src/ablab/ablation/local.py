@@ -1,0 +1,179 @@
+"""Runs of an ablation on this machine: one after another in this process, or several at once.
+
+The folders are the queue: a run that is done is passed over, one that another process has is left to it, one that was
+interrupted goes on. Launches may therefore be repeated, killed, or made several times at once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import time
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from ablab.ablation.grid import Prepared
+from ablab.ablation.progress import Progress
+from ablab.ablation.results import LOG
+from ablab.config.errors import ConfigError
+from ablab.runs import signals
+from ablab.runs.folder import made
+from ablab.runs.outcome import Diverged, RunError, Stopped
+from ablab.runs.resume import resumed
+from ablab.runs.run import Taken
+
+PATIENCE = 1.0  # seconds between two looks at runs that another launch has
+
+
+def launch(runs: list[Prepared], num_processes: int | str, progress: Progress) -> None:
+    """Do every run that is not done.
+
+    Args:
+        runs: in the order in which they are begun.
+        num_processes: how many at once; "gpus" for one on each GPU.
+        progress: told of each run that begins and ends.
+
+    Raises:
+        Stopped: a signal came; the runs that had begun can be gone on with.
+    """
+    devices: list[int | None] = list(range(torch.cuda.device_count())) if num_processes == "gpus" else []
+    devices = devices or [None] * (1 if num_processes == "gpus" else int(num_processes))
+    waiting = [run for run in runs if not run.done]
+    with progress:
+        while waiting:
+            if len(devices) == 1:
+                in_this_process(waiting, progress)
+            else:
+                in_processes(waiting, progress, devices)
+            waiting = [run for run in waiting if progress.status[run] == "taken"]
+            if waiting:
+                time.sleep(PATIENCE)
+
+
+def in_this_process(runs: list[Prepared], progress: Progress) -> None:
+    """Do runs one after another."""
+    for run in runs:
+        if run.done:  # by another launch, since
+            progress.ended(run, run.status)
+            continue
+        progress.began(run)
+        progress.ended(run, status := do(run))
+        if status == "stopped":
+            raise Stopped(signals.requested.name if signals.requested else "a signal")
+
+
+def do(run: Prepared) -> str:
+    """Begin a run or go on with it, in this process; how it ended, as `at_work` says."""
+    HydraConfig.instance().set_config(run.hydra)
+    return at_work(run.cfg.copy())
+
+
+def at_work(cfg: DictConfig) -> str:
+    """Begin a run whose config names its folder, or go on with it; what it prints and how it fails are in its log.txt.
+
+    Returns:
+        how it ended: "finished", "diverged", "failed", "stopped", or "taken" if another process has it.
+    """
+    from ablab.train import train
+
+    with (made(Path(cfg.folder)) / LOG).open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            train(resumed(cfg))
+        except Taken:
+            return "taken"
+        except Stopped:
+            return "stopped"
+        except Diverged as error:
+            print(f"error: {error}", file=log)
+            return "diverged"
+        except (ConfigError, RunError) as error:
+            print(f"error: {error}", file=log)
+            return "failed"
+        except Exception:
+            traceback.print_exc(file=log)
+            return "failed"
+    return "finished"
+
+
+def in_processes(runs: list[Prepared], progress: Progress, devices: list[int | None]) -> None:
+    """Do several runs at once, each process one after another."""
+    context = mp.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // len(devices))
+    pipes: dict[Connection, Prepared | None] = {}
+    processes = []
+    for device in devices[: len(runs)]:
+        ours, theirs = context.Pipe()
+        processes.append(context.Process(target=serve, args=(theirs, device, threads), daemon=True))
+        processes[-1].start()
+        theirs.close()  # the worker's end is the worker's alone: it notices when this process is gone, and we its end
+        pipes[ours] = None
+    signals.begin()  # a signal is passed on, and what the runs then do is waited for
+    todo = list(reversed(runs))
+    passed_on = False
+    try:
+        for pipe in pipes:
+            hand_out(pipe, todo, pipes, progress)
+        while any(pipes.values()):
+            if signals.requested and not passed_on:
+                passed_on = True
+                todo.clear()
+                for process in processes:
+                    os.kill(process.pid or 0, signals.requested)
+            ready = wait([pipe for pipe, run in pipes.items() if run], timeout=0.2)
+            for pipe, run in [(pipe, run) for pipe, run in pipes.items() if pipe in ready and run]:
+                try:
+                    progress.ended(run, pipe.recv())
+                except EOFError:  # killed, or out of memory: the others go on without it
+                    progress.ended(run, "failed")
+                    pipes[pipe] = None
+                    continue
+                hand_out(pipe, todo, pipes, progress)
+        if todo and not signals.requested:
+            raise RunError(f"{len(todo)} runs were not begun: every process that should do them has ended")
+    finally:
+        for pipe in pipes:
+            pipe.close()
+        for process in processes:
+            process.join()
+        signals.end()
+    if signals.requested:
+        raise Stopped(signals.requested.name)
+
+
+def hand_out(
+    pipe: Connection, todo: list[Prepared], pipes: dict[Connection, Prepared | None], progress: Progress
+) -> None:
+    """Give a process its next run, if there is one."""
+    pipes[pipe] = None
+    while todo:
+        run = todo.pop()
+        if run.done:  # by another launch, since
+            progress.ended(run, run.status)
+            continue
+        progress.began(run)
+        pipe.send(run)
+        pipes[pipe] = run
+        return
+
+
+def serve(pipe: Connection, device: int | None, num_threads: int) -> None:
+    """Do the runs that come through a pipe, until there are no more."""
+    signals.install()
+    signals.begin()  # those that the parent passes on are for the run in hand
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
+    torch.set_num_threads(num_threads)
+    while True:
+        try:
+            run = pipe.recv()
+        except EOFError:
+            return
+        status = do(run)
+        signals.begin()
+        pipe.send(status)

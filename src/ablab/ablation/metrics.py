@@ -1,0 +1,99 @@
+"""What a report can be about: a number of a run, from its record and its curves.
+
+| written | what it is |
+|---|---|
+| `test/accuracy` | of the run's final metrics: the test, and the validation metric that chose the weights |
+| `last(train/loss)`, also `min`, `max`, `mean` | of a column of metrics.csv |
+| `steps_until(val/loss <= 0.3)`, also `>=` | the first step at which a column of metrics.csv is there; none if never |
+| `seconds_until(val/loss <= 0.3)` | the same as a time, at the run's mean pace |
+| `seconds` | the time of the training, validation included; none of a run that was interrupted |
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from hydra.utils import get_class
+from omegaconf import DictConfig
+
+from ablab.config.errors import ConfigError, menu
+
+OVER_CURVE = re.compile(r"(last|min|max|mean)\((.+)\)")
+UNTIL = re.compile(r"(steps|seconds)_until\(\s*(\S+)\s*(<=|>=)\s*(\S+)\s*\)")
+
+
+def value(metric: str, record: Mapping[str, Any], curve: pd.DataFrame) -> float:
+    """The value of a metric for one finished run; NaN where it has none.
+
+    Args:
+        metric: as in the table above.
+        record: the run's run.json.
+        curve: the run's metrics.csv.
+
+    Raises:
+        ConfigError: nothing of that name was logged.
+    """
+    if metric == "seconds":
+        return seconds(record)
+    if found := OVER_CURVE.fullmatch(metric):
+        values = column(metric, found[2], curve)
+        return float(values.iloc[-1] if found[1] == "last" else getattr(values, found[1])())
+    if found := UNTIL.fullmatch(metric):
+        values, bound = column(metric, found[2], curve), float(found[4])
+        there = values[values <= bound] if found[3] == "<=" else values[values >= bound]
+        if there.empty:
+            return math.nan
+        step = float(curve.loc[there.index[0], "step"])
+        return step if found[1] == "steps" else seconds(record) * step / float(curve["step"].max())
+    if metric not in record["metrics"]:
+        raise ConfigError(
+            f"ablation.metrics: {metric} is no final metric; {menu(metric, [*record['metrics']], 'a run')}; "
+            f"last({metric}) is the last value of a column of metrics.csv"
+        )
+    final = record["metrics"][metric]
+    return math.nan if final is None else float(final)
+
+
+def seconds(record: Mapping[str, Any]) -> float:
+    return math.nan if record.get("resumed") else float(record["seconds"])
+
+
+def column(metric: str, name: str, curve: pd.DataFrame) -> pd.Series:
+    """What was logged under a name, by row."""
+    if name not in curve:
+        raise ConfigError(
+            f"ablation.metrics: {metric}: {name} was never logged; {menu(name, [*curve.columns[2:]], 'metrics.csv')}"
+        )
+    return curve[name].dropna()
+
+
+def check(metrics: list[str], cfg: DictConfig) -> None:
+    """Refuse what can be no metric of a run, before there is one. What measuring callbacks log is known only later.
+
+    Raises:
+        ConfigError: with the metric.
+    """
+    task: Any = get_class(cfg.task._target_)
+    known = [str(cfg.monitor.metric), *(f"test/{name}" for name in task.monitorable)]
+    for metric in metrics:
+        is_final = re.fullmatch(r"[\w./-]+", metric) is not None
+        if is_final and metric not in ("seconds", *known) and not metric.startswith("test/accuracy/"):
+            raise ConfigError(
+                f"ablation.metrics: {metric} is no final metric; {menu(metric, known, 'a run')}; last({metric}) is the "
+                "last value of a column of metrics.csv"
+            )
+        understood = is_final or OVER_CURVE.fullmatch(metric) is not None
+        if found := UNTIL.fullmatch(metric):
+            try:
+                understood = math.isfinite(float(found[4]))
+            except ValueError:
+                understood = False
+        if not understood:
+            raise ConfigError(
+                f"ablation.metrics: {metric!r} is not understood; test/accuracy, last(train/loss), "
+                "steps_until(val/loss <= 0.3) and seconds are examples"
+            )

@@ -1,0 +1,147 @@
+"""A search by Optuna instead of a grid: its trials are runs like others, and it can be interrupted like them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+from filelock import FileLock, Timeout
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from omegaconf import DictConfig
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState
+
+from ablab.ablation.ablation import Ablation, Planned, Words, typed
+from ablab.ablation.grid import Grid
+from ablab.ablation.local import do
+from ablab.ablation.results import score
+from ablab.config.errors import ConfigError
+from ablab.config.schema import show
+from ablab.runs import signals
+from ablab.runs.folder import short
+from ablab.runs.outcome import RunError, Stopped
+
+STUDY = "study.db"
+
+
+def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, num_trials: int, seed: int) -> None:
+    """Look for the best values of the words that have several, by the metric that the run monitors.
+
+    Each trial is a run. The study is a file of SQLite in the search's folder: the same command goes on with it, a trial
+    that was interrupted first. What is asked next follows from the seed and the trials so far alone, so an interrupted
+    search finds what an uninterrupted one does.
+
+    Args:
+        words: of the command line: norm=batchnorm,groupnorm is a choice, data.batch_size=range(8,64,8) are whole
+            numbers, "optimizer.lr=tag(log,interval(1e-3,1))" is an interval, here a logarithmic one.
+        cfg: what is composed of the words with one value.
+        loader: composes the others.
+        study: the name of the search's folder in output_dir.
+        num_trials: how many there are to be in the end, those of earlier launches included.
+        seed: of the sampler.
+
+    Raises:
+        ConfigError: nothing to search, or something wrong with a run; the study has what was found so far.
+        RunError: no trial found anything.
+        Stopped: a signal came; the same command goes on.
+    """
+    if num_trials < 1:
+        raise ConfigError(f"hydra.sweeper.num_trials={num_trials}: at least 1 is needed")
+    parsed = OverridesParser.create().parse_overrides(words)
+    space = {one.get_key_element().lstrip("+"): distribution(one) for one in parsed if one.is_sweep_override()}
+    common = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
+    if not space:
+        raise ConfigError("nothing to search: give a key several values, norm=batchnorm,groupnorm for example")
+    ablation = Ablation(name=study, factors={}, seeds=[cfg.seed])
+    grid = Grid(ablation, common, lambda words: loader.load_sweep_config(cfg, words), Path(str(cfg.output_dir)))
+    grid.folder.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    found = optuna.create_study(
+        study_name=study,
+        storage=f"sqlite:///{grid.folder / STUDY}",
+        direction="maximize" if cfg.monitor.mode == "max" else "minimize",
+        load_if_exists=True,
+    )
+    print(f"{study}: {num_trials} trials over {', '.join(space)}, in {short(grid.folder)}")
+    try:
+        with FileLock(grid.folder / ".lock").acquire(blocking=False):
+            while len(ended(found)) < num_trials:
+                one_more(found, space, seed, grid, cfg)
+                print(f"  {len(ended(found))} of {num_trials} trials", flush=True)
+    except Timeout as error:
+        raise ConfigError(f"{short(grid.folder)}: another process is at this search; wait, or end it") from error
+    report(found, grid.folder, cfg)
+
+
+def one_more(
+    study: optuna.Study, space: Mapping[str, BaseDistribution], seed: int, grid: Grid, cfg: DictConfig
+) -> None:
+    """One trial: what an earlier launch left, or a new one."""
+    number, params = unfinished(study) or asked(study, space, seed)
+    text = " ".join(f"{key}={show(param)}" for key, param in params.items())
+    print(text, end=": ", flush=True)
+    value = tried(grid, params, cfg)
+    print(f"{cfg.monitor.metric} {value:.4g}")
+    if math.isnan(value):
+        study.tell(number, state=TrialState.FAIL)
+    else:
+        study.tell(number, value)
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """What a word with several values lets Optuna choose from."""
+    value, log = override.value(), "log" in getattr(override.value(), "tags", ())
+    if isinstance(value, IntervalSweep):
+        whole = isinstance(value.start, int) and isinstance(value.end, int)
+        kind: Any = IntDistribution if whole else FloatDistribution
+        return kind(value.start, value.end, log=log)
+    if isinstance(value, RangeSweep) and all(isinstance(end, int) for end in (value.start, value.stop, value.step)):
+        return IntDistribution(int(value.start or 0), int(value.stop or 0) - 1, step=int(value.step))
+    return CategoricalDistribution([show(level) for level in override.sweep_iterator()])
+
+
+def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+
+
+def unfinished(study: optuna.Study) -> tuple[int, dict[str, Any]] | None:
+    """A trial that an earlier launch left."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return (trials[0].number, trials[0].params) if trials else None
+
+
+def asked(study: optuna.Study, space: Mapping[str, BaseDistribution], seed: int) -> tuple[int, dict[str, Any]]:
+    """The next trial; the sampler draws by the seed and the number of trials, whoever asked for the others."""
+    study.sampler = optuna.samplers.TPESampler(seed=seed * 1_000_003 + len(study.get_trials(deepcopy=False)))
+    trial = study.ask(dict(space))
+    return trial.number, trial.params
+
+
+def tried(grid: Grid, params: Mapping[str, Any], cfg: DictConfig) -> float:
+    """The monitored metric of a trial's run, which is begun, gone on with or found; NaN if it diverged or failed."""
+    cell = {key: show(value) for key, value in params.items()}
+    [run] = grid.prepared_all([Planned(cell, cfg.seed, tuple(f"{key}={typed(v)}" for key, v in params.items()))])
+    if not run.done and do(run) == "stopped":
+        raise Stopped(signals.requested.name if signals.requested else "a signal")
+    return score(run.folder, cfg.monitor.metric)
+
+
+def report(study: optuna.Study, folder: Path, cfg: DictConfig) -> None:
+    """Write every trial, and say which was best."""
+    rows = [{**t.params, "value": t.value, "state": t.state.name.lower()} for t in ended(study)]
+    pd.DataFrame(rows).to_csv(folder / "trials.csv", index=False)
+    if all(trial.value is None for trial in ended(study)):
+        raise RunError(f"{study.study_name}: no trial ended well; see the log.txt of its runs in {short(folder)}")
+    words = " ".join(f"{key}={show(value)}" for key, value in study.best_params.items())
+    print(f"best: {words}: {cfg.monitor.metric} {study.best_value:.4g}; all of them: {short(folder / 'trials.csv')}")

@@ -1,0 +1,100 @@
+"""An ablation from its words to its report: `sweep` reads top to bottom."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+
+from ablab.ablation import local, slurm
+from ablab.ablation.ablation import Words
+from ablab.ablation.grid import DONE, Grid, Prepared
+from ablab.ablation.metrics import value
+from ablab.ablation.progress import Progress
+from ablab.ablation.report import show, write
+from ablab.ablation.results import LOG, last_line, read, read_curve
+from ablab.ablation.tuning import outcome
+from ablab.ablation.words import asked_for
+from ablab.runs.folder import read_record, short
+from ablab.runs.outcome import RunError
+from ablab.runs.provenance import command
+from hydra_plugins.ablab_sweep import LocalLauncher, SlurmLauncher
+
+
+def sweep(words: Words, cfg: DictConfig, loader: ConfigLoader, launcher: Launcher) -> Any:
+    """Do what is missing of an ablation, and write its report.
+
+    Args:
+        words: of the command line.
+        cfg: what is composed of those with one value.
+        loader: composes the others.
+        launcher: where the runs take place.
+
+    Raises:
+        ConfigError: something is wrong in some cell; nothing has been run.
+        RunError: some runs failed; the others are done.
+        Stopped: a signal came; the same command goes on.
+    """
+    ablation, common = asked_for(words, cfg)
+    grid = Grid(
+        ablation,
+        common,
+        lambda words: loader.load_sweep_config(cfg, words),
+        Path(str(cfg.output_dir)),
+        elsewhere=not isinstance(launcher, LocalLauncher),
+    )
+    print(f"{ablation.name}: {len(ablation.cells())} cells × {len(ablation.seeds)} seeds, in {short(grid.folder)}")
+    plans, tuning = list(ablation.runs()), None
+    if ablation.tune is not None:
+        tried = list(ablation.tuning_runs())
+        runs = grid.prepared_all(plan for plan, _ in tried)
+        carry_out(runs, launcher, "tuning")
+        tuning = outcome(ablation, runs, [value for _, value in tried])
+        best = {tuple(entry["cell"].values()): entry["value"] for entry in tuning["chosen"]}
+        plans = [ablation.at(plan, best[tuple(plan.cell.values())]) for plan in plans]
+    runs = grid.prepared_all(plans)
+    grid.record(shlex.join(command()), runs, tuning)
+    carry_out(runs, launcher)
+    results = read(grid.folder)
+    if "finished" in set(results.runs["status"]):
+        show(write(results, grid.folder), grid.folder)
+    if failed := [run for run in runs if run.status not in DONE]:
+        raise RunError(report_failed(failed, len(runs)))
+    return results
+
+
+def report_failed(failed: list[Prepared], total: int) -> str:
+    """What did not work, and where to look."""
+    lines = [f"{len(failed)} of {total} runs failed; the same command tries them again, and them alone"]
+    for run in failed:
+        log = run.folder / LOG
+        lines.append(f"  {run.plan.label}: {last_line(log) or run.status}")
+        if log.exists():
+            lines.append(f"    see {short(log)}")
+    return "\n".join(lines)
+
+
+def has_metrics(run: Prepared) -> None:
+    """Refuse a metric that the first run has not logged: the others will not either.
+
+    Raises:
+        ConfigError: with what it has logged. It is not lost: the metrics are no part of a run.
+    """
+    record, curve = read_record(run.folder), read_curve(run.folder)
+    for metric in run.metrics:
+        value(metric, record, curve)
+
+
+def carry_out(runs: list[Prepared], launcher: Launcher, title: str = "") -> None:
+    """Do every run that is not done: on this machine, by Slurm, or where another of Hydra's launchers takes it."""
+    progress = Progress(runs, title, has_metrics)
+    if isinstance(launcher, LocalLauncher):
+        local.launch(runs, launcher.num_processes, progress)
+    elif isinstance(launcher, SlurmLauncher):
+        slurm.launch(runs, slurm.Site(**launcher.site), progress)
+    elif missing := [run.words for run in runs if not run.done]:
+        launcher.launch(missing, initial_job_idx=0)

@@ -1,0 +1,33 @@
+"""Callbacks that go wrong on purpose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+
+
+class Fine(L.Callback):
+    """Does nothing."""
+
+
+class Raises(L.Callback):
+    """Fails in the second step, as a bug would."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        if trainer.global_step == 2:
+            raise RuntimeError("a bug in the second step")
+
+
+class RaisesWith(L.Callback):
+    """Fails in the second step of one process, with batch norm alone."""
+
+    def __init__(self, *, batch_norm: bool, rank: int) -> None:
+        self.batch_norm = batch_norm
+        self.rank = rank
+
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        model: Any = trainer.lightning_module.model
+        has = any(type(module).__name__.startswith("BatchNorm") for module in model.modules())
+        if trainer.global_step == 2 and trainer.global_rank == self.rank and has == self.batch_norm:
+            raise RuntimeError("a bug in the second step")

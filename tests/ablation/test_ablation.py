@@ -1,0 +1,145 @@
+"""The grid as data: what it makes of factors, levels and seeds, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from ablab.ablation.ablation import Ablation, typed
+from ablab.ablation.words import asked_for
+from ablab.config.errors import ConfigError
+
+GRID: dict[str, Any] = {
+    "name": "small",
+    "factors": {
+        "norm": ["batchnorm", "none"],
+        "data.batch_size": {2: ["data.batch_size=2", "optimizer.lr=0.1"], 4: []},
+    },
+    "seeds": [0, 1],
+    "baseline": {"norm": "batchnorm"},
+}
+
+
+def test_every_level_meets_every_other_with_every_seed() -> None:
+    runs = list(Ablation(**GRID).runs())
+    assert [run.label for run in runs[:2]] == [
+        "norm=batchnorm data.batch_size=2 seed=0",
+        "norm=batchnorm data.batch_size=4 seed=0",
+    ]
+    assert runs[0].words == ("norm=batchnorm", "data.batch_size=2", "optimizer.lr=0.1")
+    assert len({run.label for run in runs}) == len(runs) == 8
+
+
+def test_what_is_excluded_is_not_run() -> None:
+    grid = Ablation(**GRID, exclude=[{"norm": "batchnorm", "data.batch_size": 2}])
+    assert len(grid.cells()) == 3
+    assert not [run for run in grid.runs() if run.label.startswith("norm=batchnorm data.batch_size=2")]
+
+
+def test_a_tuned_key_is_tried_in_every_cell() -> None:
+    grid = Ablation(**GRID, tune={"key": "optimizer.lr", "values": [1.0, 0.1, 0.01], "seeds": [7]})
+    tried = list(grid.tuning_runs())
+    assert [value for _, value in tried[:3]] == [0.01, 0.1, 1.0]
+    assert len(tried) == 4 * 3
+    assert tried[0][0].words[-1] == "optimizer.lr=0.01"
+    assert tried[0][0].seed == 7
+
+
+WRONG = [
+    (
+        {"baseline": {"norm": "groupnorm"}},
+        "ablation.baseline.norm=groupnorm: it is no level; norm has: batchnorm, none",
+    ),
+    ({"baseline": {"nrm": "none"}}, "ablation.baseline.nrm: there is no such factor; did you mean norm?"),
+    ({"exclude": [{"data.batch_size": 8}]}, "ablation.exclude.data.batch_size=8: it is no level"),
+    ({"seeds": []}, "ablation.seeds=[]: at least one seed is needed, and each once"),
+    ({"seeds": [1, 1]}, "ablation.seeds=[1, 1]: at least one seed is needed, and each once"),
+    ({"factors": {"norm": []}, "baseline": None}, "ablation.factors.norm: it has no levels; give some"),
+    ({"factors": {"norm": "none"}, "baseline": None}, "ablation.factors.norm=none: a list of values is needed"),
+    ({"factors": {"norm": ["none", "none"]}, "baseline": None}, "ablation.factors.norm=[.*]: a level is there twice"),
+    ({"tune": {"key": "optimizer.lr", "values": [0.1]}}, "ablation.tune.values=[0.1]: at least 2 values are needed"),
+    ({"seeds": list(range(1000))}, "ablation: 4,000 runs (2 of norm × 2 of data.batch_size × 1000 seeds); if they are"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_a_grid_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Ablation(**{**GRID, **change})
+    assert str(refused.value).startswith(message.replace("[.*]", "['none', 'none']"))
+
+
+def test_a_large_grid_can_be_meant() -> None:
+    assert Ablation(**{**GRID, "seeds": list(range(1000)), "max_runs": 4000}).cells()
+
+
+def test_a_million_cells_are_counted_without_making_them() -> None:
+    with pytest.raises(ConfigError, match="1,000,000 runs"):
+        Ablation(name="", factors={name: list(range(10)) for name in "abcdef"}, seeds=[0])
+
+
+def test_values_are_typed_so_that_hydra_reads_them_again(config: Callable[..., DictConfig]) -> None:
+    for value in ("a b", "it's", "x,y", [1, 0.5], True, None, "last(train/loss)"):
+        assert config(f"cell={{value:{typed(value)}}}").cell.value == value
+
+
+def test_words_narrow_and_widen_an_ablation(config: Callable[..., DictConfig]) -> None:
+    words = [
+        "ablation=norm_batch_size",
+        "norm=batchnorm,frn,none",
+        "data.batch_size=4,8",
+        "seed=range(7)",
+        "trainer=gpu",
+    ]
+    ablation, common = asked_for(words, config("ablation=norm_batch_size"))
+    assert ablation.factors == {"norm": ["batchnorm", "frn", "none"], "data.batch_size": ["4", "8"]}
+    assert ablation.seeds == list(range(7))
+    assert ablation.words({"norm": "frn", "data.batch_size": "4"}) == [
+        "norm=frn",
+        "data.batch_size=4",
+        "optimizer.lr=0.0125",
+    ]
+    assert common == ["ablation=norm_batch_size", "trainer=gpu"]
+
+
+def test_another_word_with_several_values_is_one_factor_more(config: Callable[..., DictConfig]) -> None:
+    ablation, _ = asked_for(["norm=batchnorm", "model.depth=8,14"], config("ablation=norm_batch_size"))
+    assert ablation.factors["norm"] == ["batchnorm"]
+    assert ablation.factors["model.depth"] == ["8", "14"]
+
+
+def test_words_alone_make_a_grid_whose_baseline_is_the_first_level(config: Callable[..., DictConfig]) -> None:
+    ablation, common = asked_for(["norm=none,batchnorm", "optimizer.lr=0.1", "seed=3"], config("seed=3"))
+    assert ablation.name == "sweep_norm"
+    assert (ablation.baseline, ablation.seeds, ablation.metrics) == ({"norm": "none"}, [3], ["test/accuracy"])
+    assert common == ["optimizer.lr=0.1", "seed=3"]
+
+
+def test_every_shipped_ablation_is_a_grid_of_runs_that_compose(
+    config: Callable[..., DictConfig], ablation_choice: str
+) -> None:
+    cfg = config(f"ablation={ablation_choice}")
+    if ablation_choice == "none":
+        assert cfg.ablation is None
+        return
+    ablation, common = asked_for([f"ablation={ablation_choice}"], cfg)
+    assert ablation.name == ablation_choice
+    assert ablation.question.endswith("?")
+    assert ablation.claims
+    assert ablation.baseline
+    for cell in ablation.cells():
+        config(*common, *ablation.words(cell))
+
+
+@pytest.mark.parametrize("scale", ["gpu", "imagenet"])
+def test_an_ablation_of_images_has_the_size_of_papers_too(config: Callable[..., DictConfig], scale: str) -> None:
+    small, large = (
+        config("ablation=norm_batch_size"),
+        config("ablation=norm_batch_size", f"scale={scale}", "data.root=x"),
+    )
+    assert (small.trainer.max_epochs, large.trainer.max_epochs) == (5, 100)
+    assert large.model.depth > small.model.depth
+    assert large.ablation == small.ablation

@@ -1,0 +1,283 @@
+"""The report on results that are made up, whole or not: what it says, what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from ablab.ablation.ablation import Ablation
+from ablab.ablation.figures import Drawing, figures, is_numeric, readable
+from ablab.ablation.report import compose, show, write
+from ablab.ablation.results import Results, read
+from ablab.config.errors import ConfigError
+
+NORMS = ["batchnorm", "groupnorm", "none"]
+SIZES = [2, 8, 32]
+BETTER = {"groupnorm": 0.05, "batchnorm": 0.0, "none": 0.0}
+
+
+def results(*, seeds: int = 5, tune: bool = False, **changes: Any) -> Results:
+    """An ablation in which group norm is better than the others by 0.05, and some runs are not what they should be."""
+    rng = np.random.default_rng(0)
+    settings: dict[str, Any] = {
+        "name": "made_up",
+        "question": "Is group norm better?",
+        "factors": {"norm": NORMS, "data.batch_size": SIZES},
+        "seeds": list(range(seeds)),
+        "baseline": {"norm": "batchnorm"},
+        "metrics": ["test/accuracy", "steps_until(val/loss <= 0.3)"],
+        "tune": {"key": "optimizer.lr", "values": [0.01, 0.1, 1.0]} if tune else None,
+    }
+    ablation = Ablation(**{**settings, **changes})
+    rows, curves = [], {}
+    for seed in ablation.seeds:
+        common = rng.normal(0, 0.05)
+        for cell in ablation.cells():
+            accuracy = 0.8 + BETTER[cell.get("norm", "batchnorm")] + common + rng.normal(0, 0.002)
+            row = {**cell, "seed": seed, "status": "finished", "folder": f"{cell}{seed}", "error": ""}
+            rows.append({**row, "test/accuracy": accuracy, "steps_until(val/loss <= 0.3)": 100.0 + seed})
+            steps = np.arange(10, 60, 10)
+            curves[f"{cell}{seed}"] = pd.DataFrame(
+                {
+                    "step": steps,
+                    "epoch": 0,
+                    "val/loss": np.exp(-steps / 30) * (1 + common),
+                    "train/loss": np.exp(-steps / 20),
+                }
+            )
+    found = Results(ablation, pd.DataFrame(rows), curves)
+    if tune:
+        tried = [(cell, value) for cell in ablation.cells() for value in (0.01, 0.1, 1.0)]
+        scores = [{**cell, "value": value, "seed": 0, "status": "finished", "score": value} for cell, value in tried]
+        found.tuning = pd.DataFrame(scores)
+        found.chosen = pd.DataFrame([{**cell, "value": 1.0} for cell in ablation.cells()])
+        found.tuned_key, found.tuning_grid = "optimizer.lr", [0.01, 0.1, 1.0]
+        found.tuning_metric, found.tuning_mode = "val/accuracy", "max"
+    return found
+
+
+def spoiled() -> Results:
+    found = results()
+    at = (found.runs["norm"] == "none") & (found.runs["data.batch_size"] == "2")
+    found.runs.loc[at, ["status", "error", "test/accuracy"]] = ["diverged", "the loss is inf in step 3", math.nan]
+    one = (found.runs["norm"] == "groupnorm") & (found.runs["data.batch_size"] == "8") & (found.runs["seed"] == 1)
+    found.runs.loc[one, ["status", "error", "test/accuracy"]] = ["failed", "a bug", math.nan]
+    return found
+
+
+def test_the_verdict_is_what_the_numbers_are() -> None:
+    report = compose(results())
+    assert report.facts == ["45 of 45 runs finished: 3 of norm × 3 of batch size × 5 seeds."]
+    assert report.verdicts[0] == "test accuracy, 6 comparisons: 3 higher, 3 cannot tell."
+    [first] = [line for line in report.verdicts if line.startswith("groupnorm against batchnorm at batch size 2: ")]
+    assert re.search(r"\+0\.0\d+ \[\+0\.0\d+, \+0\.0\d+\], higher \(Holm p = \S+, n = 5\)", first)
+    [other] = [line for line in report.verdicts if line.startswith("none against batchnorm at batch size 8: ")]
+    assert re.search(r"cannot tell with n = 5; about \d+ seeds would tell a difference like this; 5 seeds tell", other)
+
+
+def test_a_few_seeds_cannot_tell_and_one_says_nothing() -> None:
+    assert "cannot tell with n = 1" in compose(results(seeds=1)).verdicts[1]
+    assert "cannot tell with n = 2; " in compose(results(seeds=2)).verdicts[-1]
+
+
+def test_runs_that_did_not_end_well_are_counted_where_they_are_missing(tmp_path: Path) -> None:
+    report = write(spoiled(), tmp_path)
+    assert report.facts[:3] == [
+        "39 of 45 runs finished: 3 of norm × 3 of batch size × 5 seeds.",
+        "5 diverged: none, batch size 2, seed 0, none, batch size 2, seed 1, none, batch size 2, seed 2, "
+        "none, batch size 2, seed 3, ….",
+        "1 failed: groupnorm, batch size 8, seed 1.",
+    ]
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| 5 diverged |" in text
+    assert "(4, 1 failed)" in text
+    assert "the loss is inf in step 3" in text
+    assert any(line.endswith("seeds without a pair: 1") for line in report.verdicts)
+    assert "none against batchnorm at batch size 2: cannot tell with n = 0; seeds without a pair: 5" in report.verdicts
+
+
+def test_every_form_of_the_report_is_written_and_the_page_needs_nothing_else(tmp_path: Path) -> None:
+    report = write(results(tune=True), tmp_path)
+    place = tmp_path / "report"
+    for name, _ in report.figures:
+        for suffix in ("pdf", "png", "svg"):
+            assert (place / "figures" / f"{name}.{suffix}").stat().st_size > 2000
+    assert {name for name, _ in report.figures} >= {
+        "test_accuracy",
+        "differences",
+        "heat_map",
+        "tuning",
+        "curves_val_loss",
+    }
+    page = (place / "report.html").read_text()
+    assert page.count("<img ") == page.count("data:image/svg+xml;base64,") == len(report.figures)
+    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    for name in ("runs", "cells", "comparisons"):
+        assert len(pd.read_csv(place / f"{name}.csv"))
+    tex = (place / "tables.tex").read_text()
+    assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == len(report.tables)
+    assert not list(place.glob(".*")), "nothing half written"
+
+
+def test_a_rate_at_the_edge_of_its_grid_is_flagged() -> None:
+    notes = compose(results(tune=True)).notes
+    assert notes[0].startswith("Each cell has its own learning rate, the best of 0.01, 0.1, 1 by validation accuracy: ")
+    assert (
+        sum(note.startswith("WARNING: ") and "1, is the largest that was tried; widen" in note for note in notes) == 9
+    )
+
+
+SHAPES = {
+    "one factor": {"factors": {"norm": NORMS}},
+    "one of numbers": {"factors": {"data.batch_size": SIZES}, "baseline": {"data.batch_size": 8}},
+    "three": {"factors": {"norm": NORMS, "data.batch_size": SIZES, "model.depth": [8, 14]}},
+    "no baseline": {"baseline": None},
+    "a single level": {"factors": {"norm": ["batchnorm"], "data.batch_size": [2]}},
+    "many": {"factors": {"norm": NORMS, "data.batch_size": list(range(20))}},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_grid_of_any_shape_has_a_report(tmp_path: Path, shape: str) -> None:
+    report = write(results(seeds=2, **SHAPES[shape]), tmp_path)
+    assert report.tables
+    assert report.figures
+
+
+def test_nothing_finished_is_no_report() -> None:
+    found = results()
+    found.runs["status"] = "missing"
+    with pytest.raises(ConfigError, match=r"made_up: none of its 45 runs has finished \(45 missing\)"):
+        compose(found)
+
+
+def test_a_level_has_one_colour_in_all_figures() -> None:
+    drawing = Drawing(results())
+    assert (drawing.colour, drawing.axis) == ("norm", "data.batch_size")
+    looks = [drawing.style(level)["color"] for level in NORMS]
+    assert len(set(looks)) == 3
+    for name, _, figure in figures(results()):
+        if name in ("test_accuracy", "curves_val_loss"):
+            lines = {line.get_label(): line.get_color() for ax in figure.axes for line in ax.lines}
+            assert [lines[level] for level in NORMS] == looks
+
+
+def test_names_are_those_that_a_person_says() -> None:
+    assert readable("data.batch_size") == "batch size"
+    assert readable("optimizer.lr") == "learning rate"
+    assert readable("last(train/loss)") == "last(training loss)"
+    assert is_numeric(["1", "8", "full"])
+    assert not is_numeric(["1", "none"])
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_colours_are_for_terminals(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    show(compose(results()), Path(), Console(force_terminal=terminal, width=140))
+    assert ("\x1b[" in capsys.readouterr().out) == terminal
+
+
+# From the folder of runs that there really are ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs, of one ablation."""
+    folder = tmp_path_factory.mktemp("ablation")
+    content = {"name": "two", "factors": {"norm": ["batchnorm", "none"]}, "seeds": [0], "baseline": {"norm": "none"}}
+    runs = [{"folder": norm, "cell": {"norm": norm}, "seed": 0} for norm in ("batchnorm", "none")]
+    (folder / "ablation.json").write_text(
+        json.dumps({"command": "", "ablation": content, "runs": runs, "tuning": None})
+    )
+    for i, norm in enumerate(("batchnorm", "none")):
+        (folder / norm).mkdir()
+        record = {"status": "finished", "metrics": {"test/accuracy": 0.9 + i / 100}, "identity": {"code": "a" * 16}}
+        (folder / norm / "run.json").write_text(json.dumps(record))
+        (folder / norm / "metrics.csv").write_text("step,epoch,train/loss,val/loss\n10,0,1.5,\n20,0,1.0,0.9\n")
+    return folder
+
+
+def test_the_folder_alone_makes_the_report(
+    ablation: Path, command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    result = command(str(ablation), script="scripts/report.py")
+    assert result.returncode == 0, result.stderr
+    assert "2 of 2 runs finished" in result.stdout
+    assert "cannot tell" in result.stdout
+    assert (ablation / "report" / "report.html").exists()
+
+
+def test_other_cells_can_be_compared_with(ablation: Path, command: Callable[..., Any]) -> None:
+    words = (str(ablation), "--baseline")
+    result = command(*words, "norm=batchnorm", script="scripts/report.py")
+    assert "test accuracy: differences to batchnorm" in result.stdout, result.stderr
+    result = command(*words, "norm=layernorm", script="scripts/report.py")
+    assert result.returncode == 2
+    assert result.stderr == "error: ablation.baseline.norm=layernorm: it is no level; norm has: batchnorm, none\n"
+
+
+def test_a_half_done_ablation_says_what_is_missing(ablation: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(ablation, tmp_path / "half"))
+    (folder / "none" / "run.json").unlink()
+    report = compose(read(folder))
+    assert report.facts[1] == "1 missing: none, seed 0."
+    (folder / "batchnorm" / "run.json").unlink()
+    with pytest.raises(ConfigError, match="none of its 2 runs has finished"):
+        compose(read(folder))
+
+
+def test_runs_of_different_code_are_not_mixed_unless_told(ablation: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(ablation, tmp_path / "mixed"))
+    record = json.loads((folder / "none" / "run.json").read_text())
+    (folder / "none" / "run.json").write_text(json.dumps({**record, "identity": {"code": "b" * 16}}))
+    with pytest.raises(ConfigError, match=r"its runs were made by different code: 1 by aaaaaaaa .*; 1 by bbbbbbbb"):
+        read(folder)
+    [note] = compose(read(folder, mix_code=True)).notes
+    assert note.startswith("The runs were made by different code: ")
+
+
+def test_what_is_no_ablation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="it is no ablation's folder"):
+        read(tmp_path)
+
+
+def test_metrics_are_read_from_the_record_and_the_curves(ablation: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(ablation, tmp_path / "metrics"))
+    record = json.loads((folder / "ablation.json").read_text())
+    wanted = {
+        "test/accuracy": 0.9,
+        "last(train/loss)": 1.0,
+        "mean(train/loss)": 1.25,
+        "max(train/loss)": 1.5,
+        "min(val/loss)": 0.9,
+        "steps_until(train/loss <= 1.2)": 20,
+        "steps_until(train/loss <= 0.1)": math.nan,
+        "steps_until(train/loss >= 1.5)": 10,
+    }
+    record["ablation"]["metrics"] = list(wanted)
+    (folder / "ablation.json").write_text(json.dumps(record))
+    row = read(folder).runs.iloc[0]
+    for metric, value in wanted.items():
+        assert row[metric] == pytest.approx(value, nan_ok=True), metric
+    record["ablation"]["metrics"] = ["last(train/los)"]
+    (folder / "ablation.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=r"train/los was never logged; did you mean train/loss\?"):
+        read(folder)

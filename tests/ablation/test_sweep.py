@@ -1,0 +1,221 @@
+"""Ablations that really run: every run once, whatever fails, is interrupted or done twice at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+Command = Callable[..., subprocess.CompletedProcess[str]]
+SMALL = (
+    *("logger=csv", "trainer.max_epochs=1", "trainer.limit_train_batches=6", "trainer.limit_test_batches=2"),
+    "trainer.log_every_n_steps=1",
+)
+GRID = ("ablation=norm_batch_size", "norm=batchnorm,groupnorm", "data.batch_size=8,32", "seed=0,1", *SMALL)
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the runs of an ablation have recorded, by their folders."""
+    return {file.parent.name: json.loads(file.read_text()) for file in folder.glob("*/run.json")}
+
+
+def outcomes(folder: Path) -> dict[str, Any]:
+    """What must be equal to the bit."""
+    found = records(folder)
+    return {
+        name: (
+            record["status"],
+            record["metrics"],
+            record["weights_sha256"],
+            (folder / name / "metrics.csv").read_text(),
+        )
+        for name, record in found.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small grid, run in one go."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"}
+    subprocess.run([sys.executable, str(ROOT / "train.py"), *GRID], cwd=place, env=environment, check=True, timeout=300)
+    return place / "runs" / "norm_batch_size"
+
+
+def test_every_run_of_a_grid_is_done_and_found_again(undisturbed: Path) -> None:
+    asked = json.loads((undisturbed / "ablation.json").read_text())
+    found = records(undisturbed)
+    assert sorted(run["folder"] for run in asked["runs"]) == sorted(found)
+    assert len(found) == 8
+    assert {record["status"] for record in found.values()} == {"finished"}
+    assert len({record["weights_sha256"]["last"] for record in found.values()}) == 8
+    for run in asked["runs"]:
+        config = (undisturbed / run["folder"] / "config.yaml").read_text()
+        assert f"norm: {run['cell']['norm']}" in config
+        assert f"batch_size: {run['cell']['data.batch_size']}" in config
+        assert "best checkpoint by" in (undisturbed / run["folder"] / "log.txt").read_text()
+
+
+def test_a_run_of_a_grid_is_the_run_that_its_own_command_makes(
+    command: Command, undisturbed: Path, tmp_path: Path
+) -> None:
+    name = next(name for name in records(undisturbed) if name.startswith("norm=groupnorm,batch_size=8,seed=1"))
+    alone = ("norm=groupnorm", "data.batch_size=8", "optimizer.lr=0.025", "model.width=8", "seed=1", *SMALL)
+    assert command(*alone).returncode == 0
+    [other] = outcomes(tmp_path / "runs").values()
+    assert other == outcomes(undisturbed)[name]
+
+
+def test_the_same_command_again_trains_nothing(command: Command, undisturbed: Path) -> None:
+    before = outcomes(undisturbed), {path: path.stat().st_mtime_ns for path in undisturbed.glob("*/metrics.csv")}
+    result = command(*GRID, f"output_dir={undisturbed.parent}")
+    assert result.returncode == 0, result.stderr
+    assert "finished (" not in result.stdout
+    assert before == (
+        outcomes(undisturbed),
+        {path: path.stat().st_mtime_ns for path in undisturbed.glob("*/metrics.csv")},
+    )
+
+
+def test_several_processes_find_what_one_does(command: Command, undisturbed: Path, tmp_path: Path) -> None:
+    result = command(*GRID, "hydra.launcher.num_processes=2")
+    assert result.returncode == 0, result.stderr
+    assert outcomes(tmp_path / "runs" / "norm_batch_size") == outcomes(undisturbed)
+
+
+def start(place: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *words],
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_two_launches_at_once_do_every_run_once(undisturbed: Path, tmp_path: Path) -> None:
+    launches = [start(tmp_path, *GRID) for _ in range(2)]
+    printed = [launch.communicate(timeout=300)[0] for launch in launches]
+    assert [launch.returncode for launch in launches] == [0, 0], printed
+    assert outcomes(tmp_path / "runs" / "norm_batch_size") == outcomes(undisturbed)
+    assert not [record for record in records(tmp_path / "runs" / "norm_batch_size").values() if "resumed" in record]
+    lines = [line for line in "".join(printed).splitlines() if ": finished (" in line]
+    assert len([line for line in lines if "(in another launch)" not in line]) == 8, lines
+    assert len(lines) == 16
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_signal_stops_an_ablation_and_the_same_command_goes_on(
+    command: Command, undisturbed: Path, tmp_path: Path, num_processes: int
+) -> None:
+    words = (*GRID, f"hydra.launcher.num_processes={num_processes}")
+    launch, folder = start(tmp_path, *words), tmp_path / "runs" / "norm_batch_size"
+    until = time.monotonic() + 120
+    while not [record for record in records(folder).values() if record["status"] == "running"]:
+        assert time.monotonic() < until
+        assert launch.poll() is None, launch.communicate()
+        time.sleep(0.01)
+    launch.send_signal(signal.SIGTERM)
+    printed, _ = launch.communicate(timeout=120)
+    assert launch.returncode == 75, printed
+    assert len(records(folder)) < 8
+    assert "running" not in {record["status"] for record in records(folder).values()}
+    result = command(*words)
+    assert result.returncode == 0, result.stderr
+    assert outcomes(folder) == outcomes(undisturbed)
+
+
+@pytest.mark.slow
+def test_an_ablation_that_is_killed_again_and_again_is_the_same_in_the_end(command: Command) -> None:
+    result = command(
+        "--kills", "2", "--processes", "2", "--ablation", *GRID[0].split("=")[1:], *GRID[1:], script="scripts/faults.py"
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "8 of 8 runs equal to the bit" in result.stdout
+
+
+FAULTY = ("-m", "+callbacks.bug._target_=tests.ablation.faulty.Fine,tests.ablation.faulty.Raises", "seed=0,1", *SMALL)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_run_that_fails_is_reported_in_the_end_and_does_not_stop_the_others(
+    command: Command, tmp_path: Path, num_processes: int
+) -> None:
+    words = (*FAULTY, "name=faulty", f"hydra.launcher.num_processes={num_processes}")
+    result = command(*words, PYTHONPATH=str(ROOT))
+    found = records(tmp_path / "runs" / "faulty")
+    assert sorted(record["status"] for record in found.values()) == ["failed", "failed", "finished", "finished"]
+    assert result.returncode == 1
+    assert "2 of 4 runs failed" in result.stderr
+    assert "RuntimeError: a bug in the second step" in result.stderr
+    assert "log.txt" in result.stderr
+    again = command(*words, PYTHONPATH=str(ROOT))
+    assert again.stdout.count(": failed (") == 2, "what failed is tried again"
+    assert ": finished (" not in again.stdout
+
+
+def test_a_run_that_diverges_is_counted_and_not_tried_again(command: Command, tmp_path: Path) -> None:
+    words = ("-m", "optimizer.lr=0.1,1e30", "norm=none", "seed=0", *SMALL)
+    result = command(*words)
+    assert result.returncode == 0, result.stderr
+    found = records(tmp_path / "runs" / "sweep_lr")
+    assert sorted(record["status"] for record in found.values()) == ["diverged", "finished"]
+    assert "1 diverged" in result.stdout
+    assert "diverged (" not in command(*words).stdout
+
+
+def test_each_cell_is_run_at_the_rate_that_was_best_for_it(command: Command, tmp_path: Path) -> None:
+    tune = "+ablation.tune={key:optimizer.lr,values:[1e-4,0.1]}"
+    result = command("ablation=norm_batch_size", "norm=batchnorm", "data.batch_size=32", "seed=0,1", tune, *SMALL)
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "runs" / "norm_batch_size"
+    asked = json.loads((folder / "ablation.json").read_text())
+    scores: dict[float, float] = {}
+    for run in asked["tuning"]["runs"]:
+        metrics = json.loads((folder / run["folder"] / "run.json").read_text())["metrics"]
+        scores[run["value"]] = scores.get(run["value"], 0.0) + metrics["val/accuracy"]
+    [chosen] = asked["tuning"]["chosen"]
+    assert chosen["value"] == max(scores, key=lambda value: scores[value])
+    assert {run["folder"] for run in asked["runs"]} <= {run["folder"] for run in asked["tuning"]["runs"]}
+    assert len(records(folder)) == 4
+
+
+def test_runs_of_an_ablation_are_a_group_with_their_levels_as_tags(command: Command, tmp_path: Path) -> None:
+    import yaml
+
+    words = [word for word in SMALL if word != "logger=csv"]
+    result = command("-m", "norm=batchnorm", "data.batch_size=8,32", "seed=0", *words)
+    assert result.returncode == 0, result.stderr
+    for file in (tmp_path / "runs").glob("*/*/config.yaml"):
+        config = yaml.safe_load(file.read_text())
+        assert config["logger"]["wandb"]["group"] == "sweep_batch_size"
+        assert config["cell"] == {"data.batch_size": str(config["data"]["batch_size"])}
+        assert config["logger"]["wandb"]["tags"] == [f"data.batch_size={config['data']['batch_size']}"]
+
+
+def test_another_launcher_of_hydra_does_all_runs_although_one_fails(command: Command, tmp_path: Path) -> None:
+    fault = "+callbacks.fault={_target_:tests.ablation.faulty.RaisesWith,batch_norm:true,rank:0}"
+    words = ("-m", "hydra/launcher=basic", "name=sweep", "norm=batchnorm,groupnorm", *SMALL)
+    done = command(*words, fault, PYTHONPATH=str(ROOT))
+    assert done.returncode == 1
+    assert "error: 1 of 2 runs failed" in done.stderr
+    assert {run["status"] for run in records(tmp_path / "runs" / "sweep").values()} == {"finished", "failed"}
+
+
+def test_a_launcher_whose_package_is_missing_says_which(command: Command, tmp_path: Path) -> None:
+    done = command("-m", "hydra/launcher=ray", "norm=batchnorm,groupnorm", *SMALL)
+    assert done.returncode == 2
+    assert done.stderr.rstrip().endswith("pip install hydra-ray-launcher")
+    assert not (tmp_path / "runs").exists()
+    shown = command("hydra/launcher=ray", "--cfg", "hydra", "-p", "hydra.launcher")
+    assert "num_gpus: 1" in shown.stdout
