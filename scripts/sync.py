@@ -1,0 +1,69 @@
+"""Send runs that were offline to Weights & Biases: from the login node of a cluster, or once there is internet again.
+
+    python scripts/sync.py runs/norm_batch_size    all runs of an ablation
+    python scripts/sync.py runs                    all runs that there are
+
+What has been sent is not sent again, and a run that still goes on is left for the next time. Exit code 1: something
+could not be sent; the same command again sends the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from ablab.ablation.results import is_taken
+from ablab.config.errors import ConfigError, readable_errors
+from ablab.runs.folder import short
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+", help="of runs, or above them")
+    parser.add_argument("--patience", type=float, default=600, help="seconds for one run at most, 600")
+    options = parser.parse_args()
+    folders = options.folders
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: there is no such folder")
+    runs = sorted({file.parents[2] for folder in folders for file in folder.rglob("wandb/offline-run-*/*.wandb")})
+    if not runs:
+        raise ConfigError(f"{', '.join(map(str, folders))}: no run is there that Weights & Biases kept offline")
+    sent, there, failed = 0, 0, 0
+    for run in runs:
+        if (run / ".lock").exists() and is_taken(run):
+            print(f"{short(run)}: still going on, left for later")
+        elif is_sent(run):
+            there += 1
+        else:
+            said = upload(run / "wandb", options.patience)
+            if is_sent(run):
+                sent += 1
+                print(f"{short(run)}: sent")
+            else:
+                failed += 1
+                print(f"{short(run)}: could not be sent: {said}", file=sys.stderr)
+    print(f"{sent} sent, {there} had been before, {failed} could not be")
+    return 1 if failed else 0
+
+
+def is_sent(run: Path) -> bool:
+    """Whether W&B has noted beside each of a run's files that it has been sent."""
+    return all(Path(f"{file}.synced").exists() for file in run.glob("wandb/offline-run-*/*.wandb"))
+
+
+def upload(folder: Path, patience: float) -> str:
+    """What W&B's own command says last; its exit code is 0 whatever happens, and it tries for as long as it may."""
+    command = [str(Path(sys.executable).with_name("wandb")), "sync", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patience)
+    except subprocess.TimeoutExpired:
+        return f"no answer within {patience:g} s"
+    return [*(done.stdout + done.stderr).strip().splitlines(), "nothing"][-2:][0]
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        sys.exit(main())

@@ -1,0 +1,79 @@
+"""One more process of a run: `python -m ablab.member`, started by `ablab.runs.processes` and by nobody else.
+
+The config comes through the standard input, so that it cannot be another one; when that closes, the process that has
+started this one is gone, and this one leaves. How it failed goes back through a pipe.
+"""
+
+from __future__ import annotations
+
+from ablab.runs import signals
+
+if __name__ == "__main__":
+    signals.install()
+    signals.begin()  # it belongs to a run from its first moment
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+
+from omegaconf import OmegaConf
+
+from ablab.config.errors import ConfigError
+from ablab.runs.outcome import CRASHED, FINISHED, RunError, Stopped
+from ablab.runs.place import REPORTS
+
+PATIENCE = 10.0  # seconds until a starter that does not end the others is taken to hang
+
+
+def main() -> None:
+    told = json.loads(first_line())
+    sys.path[:] = told["path"]
+    threading.Thread(target=leave_with_the_starter, daemon=True).start()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the first process speaks for all
+    from ablab.train import train
+
+    try:
+        train(OmegaConf.create(told["config"]))
+    except Stopped:
+        os._exit(FINISHED)
+    except BaseException as error:
+        report(error)
+        time.sleep(PATIENCE)  # the starter ends all processes of the run; one that does not answer is ended itself
+        os.kill(os.getppid(), signal.SIGKILL)
+        os._exit(CRASHED)
+
+
+def report(error: BaseException) -> None:
+    """Tell the starter how this process failed."""
+    facts = {
+        "type": type(error).__name__,
+        "text": str(error),
+        "code": error.exit_code if isinstance(error, RunError) else CRASHED,
+        "known": isinstance(error, RunError | ConfigError),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    os.write(int(os.environ[REPORTS]), json.dumps(facts).encode() + b"\n")
+
+
+def first_line() -> bytes:
+    """From the standard input, without a buffer: a thread waits for its end later."""
+    line = b""
+    while not line.endswith(b"\n"):
+        if not (part := os.read(0, 1 << 16)):
+            os._exit(CRASHED)
+        line += part
+    return line
+
+
+def leave_with_the_starter() -> None:
+    while os.read(0, 1 << 16):
+        pass
+    os._exit(CRASHED)
+
+
+if __name__ == "__main__":
+    main()

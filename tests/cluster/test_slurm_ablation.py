@@ -1,0 +1,177 @@
+"""hydra/launcher=slurm on a real Slurm: an ablation is one array, whatever fails, is cancelled or goes back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+SWEEP = (
+    *("-m", "hydra/launcher=slurm", "hydra.launcher.time=10", "name=sweep", "norm=batchnorm,groupnorm", "logger=csv"),
+    *("trainer.limit_train_batches=10", "trainer.limit_test_batches=2", "trainer.log_every_n_steps=1"),
+)
+LONG = (*SWEEP, "seed=0", "trainer.max_epochs=40")
+Slurm = Callable[..., str]
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(slurm_environment: dict[str, str], slurm: Slurm, tmp_path: Path) -> Iterator[Start]:
+    """Start the program where Slurm is; nothing of it is left when the test is over."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(*words: str, **more: str) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, str(ROOT / "train.py"), *words],
+                cwd=tmp_path,
+                env={**slurm_environment, **more},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield begin
+    for array in arrays(tmp_path):
+        slurm("scancel", f"--name={array}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the long sweep finds on this machine, without Slurm."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    words = [word for word in LONG if "launcher" not in word]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, str(ROOT / "train.py"), *words], cwd=place, env=environment, check=True)
+    return outcomes(place)
+
+
+def outcomes(place: Path) -> dict[str, Any]:
+    """What must be equal to the bit, by the folders of the runs."""
+    runs = {file.parent: json.loads(file.read_text()) for file in place.glob("runs/sweep/*/run.json")}
+    return {
+        folder.name: (record["status"], record["weights_sha256"], (folder / "metrics.csv").read_text())
+        for folder, record in runs.items()
+    }
+
+
+def arrays(place: Path) -> list[str]:
+    """The arrays that a sweep has submitted."""
+    return [file.stem for file in place.glob("runs/sweep/slurm/*.tsv")]
+
+
+def until_they_train(place: Path, number: int) -> None:
+    """Wait until some runs have logged a few steps."""
+    deadline = time.monotonic() + 120
+    while sum(len(file.read_text().splitlines()) > 5 for file in place.glob("runs/sweep/*/metrics.csv")) < number:
+        assert time.monotonic() < deadline, "no run of the array trains"
+        time.sleep(0.1)
+
+
+def test_a_cell_of_two_processes_that_fails_disturbs_no_other(
+    start: Start, slurm: Slurm, state: Callable[[str], str], tmp_path: Path
+) -> None:
+    fault = "+callbacks.fault={_target_:tests.ablation.faulty.RaisesWith,batch_norm:true,rank:1}"
+    words = (*SWEEP, "trainer=ddp_cpu", "trainer.max_epochs=1", "seed=0,1", "hydra.launcher.at_once=2", fault)
+    sweep = start(*words, PYTHONPATH=str(ROOT))
+    printed, _ = sweep.communicate(timeout=300)
+    assert sweep.returncode == 1, printed
+    assert "error: 2 of 4 runs failed; the same command tries them again, and them alone" in printed
+    assert printed.count("RuntimeError: a bug in the second step\n    see ") == 2
+    assert "2 of 4 runs finished" in printed
+    [array] = arrays(tmp_path)
+    states = {}
+    shown = slurm("squeue", f"--name={array}", "--states=all", "--noheader", "--array", "--format=%K %T")
+    for line in shown.splitlines():
+        index, found = line.split()
+        states[int(index)] = found
+    commands = (tmp_path / f"runs/sweep/slurm/{array}.tsv").read_text().splitlines()
+    for index, line in enumerate(commands):
+        folder = Path(line.partition("\t")[0])
+        failed = "norm=batchnorm" in folder.name
+        assert states[index] == ("FAILED" if failed else "COMPLETED")
+        record = json.loads((folder / "run.json").read_text())
+        assert (record["status"] == "finished") != failed
+        assert record["batch_sizes"]["forward"] == 16
+
+
+def test_a_cancelled_array_is_completed_by_the_same_command(
+    start: Start, slurm: Slurm, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    sweep = start(*LONG)
+    until_they_train(tmp_path, 1)
+    [array] = arrays(tmp_path)
+    slurm("scancel", f"--name={array}")
+    printed, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 1, printed
+    assert "of 2 runs failed; the same command tries them again" in printed
+    assert "back in the queue" not in "".join(file.read_text() for file in tmp_path.glob("runs/sweep/*/log.txt"))
+    again = start(*LONG)
+    printed, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, printed
+    assert len(arrays(tmp_path)) == 2
+    assert outcomes(tmp_path) == undisturbed
+
+
+def test_a_preempted_cell_goes_on_and_an_ended_watcher_is_replaced(
+    start: Start, slurm: Slurm, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    sweep = start(*LONG)
+    until_they_train(tmp_path, 2)
+    sweep.send_signal(signal.SIGTERM)
+    printed, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 75, printed
+    assert "the jobs go on: the same command follows them" in printed
+    [array] = arrays(tmp_path)
+    shown = slurm("squeue", f"--name={array}", "--noheader", "--array", "--format=%i")
+    jobs = sorted(shown.split())
+    assert len(jobs) == 2
+    slurm("scancel", "--signal=USR1", jobs[0])  # whose number as a job is that of the whole array
+    watcher = start(*LONG)
+    deadline = time.monotonic() + 60
+    log = next(tmp_path.glob("runs/sweep/norm=batchnorm*/log.txt"))
+    while "the job is back in the queue" not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+    assert watcher.stdout is not None
+    follows = next(line for line in watcher.stdout if "in Slurm's queue" in line)
+    assert f"runs ({array})" in follows
+    slurm("scontrol", "update", f"jobid={jobs[0]}", "starttime=now")  # it would wait there for two minutes
+    printed, _ = watcher.communicate(timeout=300)
+    assert watcher.returncode == 0, printed
+    assert arrays(tmp_path) == [array]
+    assert outcomes(tmp_path) == undisturbed
+    records = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("runs/sweep/*/run.json"))]
+    assert ["resumed" in record for record in records] == [True, False]  # the other element was left alone
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["+hydra.launcher.options.partition=nowhere"],
+            "error: hydra.launcher: sbatch refuses the jobs: invalid partition specified: nowhere",
+        ),
+        (["trainer=gpu"], "error: hydra.launcher: sbatch refuses the jobs: Invalid generic resource"),
+        (["trainer=ddp"], "error: trainer.devices=auto: Slurm has to be told how many; give a number (norm=batchnorm)"),
+    ],
+)
+def test_what_slurm_cannot_do_is_said(words: list[str], message: str, start: Start, tmp_path: Path) -> None:
+    sweep = start(*LONG, *words)
+    printed, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 2
+    assert message in printed
+    assert not list(tmp_path.glob("runs/sweep/slurm/*"))

@@ -1,0 +1,259 @@
+"""Several processes of one run, that really run: one folder, one W&B run, one end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.runs import wandb_file
+
+from ablab.config.errors import ConfigError
+from ablab.runs.checkpoints import BEST, read_weights
+from ablab.runs.metrics import read_rows
+
+ROOT = Path(__file__).parents[2]
+Command = Callable[..., subprocess.CompletedProcess[str]]
+SMALL = ("trainer.max_epochs=1", "trainer.limit_train_batches=4", "trainer.log_every_n_steps=1")
+
+
+def torchrun(tmp_path: Path, *words: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc-per-node={processes}",
+            str(ROOT / "train.py"),
+            *words,
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def record(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return found
+
+
+@pytest.mark.slow
+def test_a_sweep_of_runs_of_two_processes_is_one_folder_and_one_wandb_run_a_cell(
+    command: Command, tmp_path: Path
+) -> None:
+    """Also when a cell fails: it ends all its processes, and the next cells are as without it."""
+    fault = "+callbacks.fault={_target_:tests.ablation.faulty.RaisesWith,batch_norm:true,rank:1}"
+    words = ("-m", "trainer=ddp_cpu", "logger=wandb", "norm=batchnorm,groupnorm", "seed=0,1", *SMALL)
+    result = command(*words, fault, PYTHONPATH=str(ROOT))
+    assert result.returncode == 1
+    runs = sorted(tmp_path.glob("runs/sweep_norm/*/run.json"))
+    assert len(runs) == 4
+    for path in runs:
+        [file] = path.parent.glob("wandb/offline-run-*/*.wandb")
+        config, here = wandb_file.config(file), record(path.parent)
+        assert f"norm={config['norm']['_target_'].rpartition('.')[2].lower()},seed={config['seed']}" in path.parent.name
+        if "batchnorm" in path.parent.name:
+            assert here["status"] == "failed"
+            assert "process 1 of this run: RuntimeError: a bug in the second step" in here["error"]
+            assert wandb_file.exit_code(file) == 1
+        else:
+            assert here["status"] == "finished"
+            assert wandb_file.exit_code(file) == 0
+            assert len(wandb_file.history(file)) == len((path.parent / "metrics.csv").read_text().splitlines()) - 1
+    assert "2 of 4 runs finished" in result.stdout
+
+
+@pytest.mark.slow
+def test_torchrun_makes_one_run_with_the_weights_of_the_runs_own_launcher(command: Command, tmp_path: Path) -> None:
+    words = ("trainer=ddp_cpu", "logger=wandb", *SMALL)
+    own = command(*words, "output_dir=own", OMP_NUM_THREADS="1")
+    assert own.returncode == 0, own.stderr
+    outer = torchrun(tmp_path, *words, "output_dir=outer")
+    assert outer.returncode == 0, outer.stderr
+    [first], [second] = (list((tmp_path / name).iterdir()) for name in ("own", "outer"))
+    assert record(first)["weights_sha256"] == record(second)["weights_sha256"]
+    assert (first / "metrics.csv").read_text() == (second / "metrics.csv").read_text()
+    assert len(list(second.glob("wandb/offline-run-*"))) == 1
+    assert outer.stdout.count("best checkpoint by") == 1
+
+
+@pytest.mark.slow
+def test_processes_that_have_composed_different_configs_do_not_train(tmp_path: Path) -> None:
+    result = torchrun(tmp_path, "trainer=ddp_cpu", "logger=csv", 'optimizer.lr="${oc.decode:0.${oc.env:RANK}1}"')
+    assert result.returncode == 1
+    said = "error: the processes of this run have composed different configs:\n  optimizer.lr: 0.01 in process 0, 0.11 "
+    assert result.stderr.count(said) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["-m", "trainer=ddp_cpu", "seed=0,1"],
+            "error: -m under torchrun: each of its processes would do the whole swe",
+        ),
+        (
+            ["trainer=cpu"],
+            "error: trainer.devices, trainer.num_nodes: they make 1 processes, and torchrun has started 2",
+        ),
+        (["trainer=ddp_cpu", "resume=nowhere"], "error: resume=nowhere: it is no run's folder"),
+    ],
+)
+def test_what_cannot_be_under_torchrun_is_said_once(tmp_path: Path, words: list[str], message: str) -> None:
+    result = torchrun(tmp_path, *words, "logger=csv")
+    assert result.returncode == 1  # torchrun's own, whatever its processes say
+    assert result.stderr.count(message) == 1
+    assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.mark.slow
+def test_the_same_training_on_one_two_and_four_processes(command: Command, tmp_path: Path) -> None:
+    """In float64, gradients are equal to rounding; the metrics are over exactly the data set."""
+    steps = ("trainer.precision=64-true", "norm=groupnorm", "logger=csv", *SMALL)
+    weights, metrics = {}, {}
+    for number in (1, 2, 4):
+        several = ("trainer=ddp_cpu", f"trainer.devices={number}") if number > 1 else ("trainer=cpu",)
+        done = command(*steps, *several, f"output_dir=on{number}", OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stderr
+        [folder] = (tmp_path / f"on{number}").iterdir()
+        weights[number] = read_weights(folder / "checkpoints" / BEST)
+        metrics[number] = record(folder)["metrics"]
+    for number in (2, 4):
+        for name, value in metrics[number].items():  # torchmetrics keeps confidences in float32
+            assert value == pytest.approx(metrics[1][name], rel=1e-6 if "calibration" in name else 1e-10), name
+        for name, value in weights[number].items():
+            torch.testing.assert_close(value, weights[1][name], rtol=1e-12, atol=1e-12)
+
+
+def cut_short(folder: Path, copy: Path, last: str) -> Path:
+    """What a run's folder was when it had just written a checkpoint and was killed."""
+    shutil.copytree(folder, copy)
+    for path in copy.glob("checkpoints/*.ckpt"):
+        if path.name > last:
+            path.unlink()
+    (copy / "run.json").write_text(json.dumps({**record(copy), "status": "running"}))
+    return copy
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(command: Command, tmp_path: Path) -> None:
+    """In the middle of an epoch: samples, metrics and weights are those of the run, to rounding."""
+    every_step = ("callbacks.checkpoints.every_n_steps=1", "callbacks.checkpoints.keep=99")
+    words = ("trainer=ddp_cpu", "norm=groupnorm", "trainer.precision=64-true", "logger=csv", "folder=run", *every_step)
+    assert command(*words, *SMALL, OMP_NUM_THREADS="1").returncode == 0
+    weights, rows = read_weights(tmp_path / "run" / "checkpoints" / BEST), read_rows(tmp_path / "run")
+    for number in (1, 4):
+        copy = cut_short(tmp_path / "run", tmp_path / f"on{number}", "00000002-training.ckpt")
+        done = command(f"resume={copy}", f"trainer.devices={number}", OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stderr
+        assert "resumed from 00000002-training.ckpt" in done.stdout
+        assert f"processes: 2 then, {number} now" in done.stderr
+        assert record(copy)["resumed"][0]["processes"] == number
+        for name, value in read_weights(copy / "checkpoints" / BEST).items():
+            torch.testing.assert_close(value, weights[name], rtol=1e-12, atol=1e-12)
+        for row, expected in zip(read_rows(copy), rows, strict=True):  # confidences are kept in float32
+            assert row == pytest.approx(expected, rel=1e-6)
+            assert row.get("train/accuracy") == expected.get("train/accuracy")
+
+
+@pytest.mark.slow
+def test_other_processes_that_would_make_another_run_are_refused(command: Command, tmp_path: Path) -> None:
+    """Batch norm would see other batches; gradients of 16 bits are other gradients."""
+    assert command("trainer=ddp_cpu", "logger=csv", "folder=run", *SMALL).returncode == 0
+    copy = cut_short(tmp_path / "run", tmp_path / "copy", "00000000-training.ckpt")
+    before = (copy / "run.json").read_text()
+    refused = command(f"resume={copy}", "trainer.devices=1")
+    assert refused.returncode == 2
+    assert refused.stderr.count("its norm sees 16 samples at once on 2 processes, and would see 32 on 1") == 1
+    refused = command(f"resume={copy}", "trainer=ddp_cpu", "trainer.strategy.compression=bf16")
+    assert refused.returncode == 2
+    assert "trainer.strategy.compression: None in the run, bf16 now" in refused.stderr
+    assert (copy / "run.json").read_text() == before
+    assert command(f"resume={copy}").returncode == 0
+
+
+FSDP = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.deterministic=true")
+SHARDED = {
+    "resnet": ("norm=syncbatchnorm", "norm/weight=weight_norm", "optimizer=sgd"),
+    "transformer": (
+        *("model=transformer", "data=text", "data.context_length=16", "optimizer=adamw", "trainer.gradient_clip_val=1"),
+        *("data.micro_batch_size=4", "trainer.limit_val_batches=2", "trainer.limit_test_batches=2"),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARDED)
+def test_with_a_part_of_every_weight_training_is_the_same(name: str, command: Command, tmp_path: Path) -> None:
+    """FSDP on two processes against one process with all: equal to rounding. It goes on to the same bits."""
+    every_step = ("callbacks.checkpoints.every_n_steps=1", "callbacks.checkpoints.keep=99")
+    words = (*SHARDED[name], "trainer.precision=64-true", "logger=csv", *SMALL, *every_step)
+    for folder, several in (("one", ("trainer=cpu",)), ("two", FSDP)):
+        done = command(*words, *several, f"folder={folder}", OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stderr
+    weights = {folder: read_weights(tmp_path / folder / "checkpoints" / BEST) for folder in ("one", "two")}
+    for key, value in weights["two"].items():
+        torch.testing.assert_close(value, weights["one"][key], rtol=1e-7, atol=1e-10)
+    copy = cut_short(tmp_path / "two", tmp_path / "copy", "00000002-training.ckpt")
+    assert command(f"resume={copy}", OMP_NUM_THREADS="1").returncode == 0
+    assert record(copy)["weights_sha256"] == record(tmp_path / "two")["weights_sha256"]
+    assert (copy / "metrics.csv").read_text() == (tmp_path / "two" / "metrics.csv").read_text()
+    copy = cut_short(tmp_path / "two", tmp_path / "on4", "00000002-training.ckpt")
+    assert command(f"resume={copy}", "trainer.devices=4", OMP_NUM_THREADS="1").returncode == 0
+    for key, value in read_weights(copy / "checkpoints" / BEST).items():
+        torch.testing.assert_close(value, weights["two"][key], rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["+callbacks/measure=drift"], "callbacks.drift: it works on a copy of the model"),
+        (["callbacks=ema"], "callbacks.ema: it works on a copy of the model"),
+        (["trainer.accelerator=gpu"], "trainer.accelerator=gpu: this machine has none"),
+    ],
+)
+def test_what_needs_the_whole_model_is_refused_where_each_process_has_a_part(
+    words: list[str], message: str, run: Callable[..., Any]
+) -> None:
+    if words == ["trainer.accelerator=gpu"] and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConfigError, match=message):
+        run(*FSDP, *words)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_that_another_has_is_refused_once(command: Command, tmp_path: Path) -> None:
+    words = ("trainer=ddp_cpu", "logger=csv", "folder=mine", *SMALL)
+    assert command(*words).returncode == 0
+    again = command(*words, "optimizer.lr=0.3")
+    assert again.returncode == 2
+    assert again.stderr.count("error: ") == 1
+    assert "it would become another run" in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["raise", "SIGKILL", "SIGSTOP"])
+def test_a_process_that_fails_ends_all_and_the_run_goes_on_to_the_same_bits(how: str, tmp_path: Path) -> None:
+    """The short form of python scripts/faults.py --kills 0 --ranks 20 --processes 2 4."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import faults  # type: ignore[import-not-found, unused-ignore]
+    finally:
+        sys.path.pop(0)
+    harness = faults.Harness(tmp_path, seed=len(how))
+    differs, done = harness.disturbed(faults.words_of("rnn", 0, 2), how, harness.fail(how, 2), 1)
+    assert (differs, len(done)) == ("", 1)
+    assert harness.slowest <= faults.LIMIT
