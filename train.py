@@ -1,5 +1,10 @@
 """Train a model: python train.py norm=groupnorm data.batch_size=8 (python train.py --help shows what there is)."""
 
+from ablab.runs import signals
+
+if __name__ == "__main__":
+    signals.install()  # before all that takes time to import: a signal has a meaning from here on
+
 from pathlib import Path
 
 import hydra
@@ -8,13 +13,18 @@ from omegaconf import DictConfig
 from ablab.config import help
 from ablab.config.errors import readable_errors
 from ablab.config.schema import check
+from ablab.runs.resume import is_finished, resumed
 
 CONF = Path(__file__).parent / "conf"
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@readable_errors()  # within Hydra, which would put a line of its own before the message
 def main(cfg: DictConfig) -> None:
+    cfg = resumed(cfg)
     check(cfg, root=CONF / "train.yaml")
+    if is_finished(cfg):
+        return
     from ablab.train import train  # only now: torch and lightning take seconds to load, a typo should not
 
     train(cfg)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import data, norms
+from benchmarks import data, measures, norms, scaling
 from benchmarks.measuring import Ratio
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +29,9 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 
 SUITES: dict[str, Callable[[int, torch.device, Path | None], Iterator[Ratio]]] = {
     "data": data.data,
+    "measures": lambda rounds, device, root: measures.measures(rounds, device),
     "norms": lambda rounds, device, root: norms.norms(rounds, device),
+    "scaling": lambda rounds, device, root: scaling.scaling(rounds, device),
 }
 
 

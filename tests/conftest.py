@@ -79,20 +79,19 @@ def run(config: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., Simp
         cfg = config(*(word for word in defaults if word.split("=")[0] not in groups), *words)
         printed = io.StringIO()
         with redirect_stdout(printed):
-            metrics = train(cfg)
-        [*_, folder] = sorted(Path(cfg.output_dir).iterdir(), key=lambda path: path.stat().st_mtime)
-        return SimpleNamespace(metrics=metrics, folder=folder, printed=printed.getvalue(), cfg=cfg)
+            done = train(cfg)
+        return SimpleNamespace(metrics=done.metrics, folder=done.folder, printed=printed.getvalue(), cfg=cfg)
 
     return start
 
 
 @pytest.fixture
 def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run train.py as a user does, in another process and another folder."""
+    """Run train.py, or another script, as a user does, in another process and another folder."""
 
-    def start(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def start(*words: str, script: str = "train.py", **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), *words],
+            [sys.executable, str(ROOT / script), *words],
             cwd=tmp_path,
             env={**os.environ, **environment},
             capture_output=True,
@@ -102,6 +101,14 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return start
+
+
+@pytest.fixture
+def last_weights() -> Callable[[Path], dict[str, torch.Tensor]]:
+    """The weights that a run's training ended with, from its folder."""
+    from ablab.runs.checkpoints import in_order, model_weights, read
+
+    return lambda folder: model_weights(read(in_order(folder / "checkpoints")[-1]))
 
 
 @pytest.fixture

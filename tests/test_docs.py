@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from ablab.ablation.ablation import Ablation
+from ablab.config.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "norms.md").read_text()
@@ -54,6 +59,29 @@ def test_every_command_of_the_page_on_norms_runs(line: str, run: Callable[..., A
     assert run(*line.split()[2:]).metrics
 
 
+ABLATIONS = (ROOT / "docs" / "ablations.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line.strip() for code in blocks("bash", ABLATIONS) for line in code.splitlines()])
+def test_every_command_of_the_page_on_ablations_runs(
+    line: str, command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    short = ["trainer=smoke", "trainer.max_epochs=1", "logger=csv"]
+    fewer = ["hydra.sweeper.num_trials=2"] if "optuna" in line else ["seed=0", "norm=batchnorm,groupnorm"]
+    result = command(*shlex.split(line)[2:], *short, *fewer)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_page_on_ablations_shows_a_file_that_is_one() -> None:
+    [code, tune] = blocks("yaml", ABLATIONS)
+    content = yaml.safe_load(code)["ablation"]
+    content.pop("_target_")
+    with pytest.raises(ConfigError, match="it is no level"):
+        Ablation(**{**content, "baseline": {"norm": "nothing"}})
+    assert len(Ablation(**content, **yaml.safe_load(tune)).cells()) == 3
+
+
 def test_the_benchmark_measures_pairs() -> None:
     script = [sys.executable, "scripts/benchmark.py", "norms", "--rounds", "1"]
     result = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -69,3 +97,43 @@ def test_the_benchmark_of_data_measures_against_two_peers() -> None:
     rows = [line.split() for line in result.stdout.splitlines() if line.startswith("CIFAR-10")]
     assert {" ".join(row[1:-3]) for row in rows} >= {"crop, flip, standardize PIL decode", "mixup not augmented"}
     assert all(float(row[-3]) > 0 for row in rows)
+
+
+CLUSTER = (ROOT / "docs" / "cluster.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "line", [line.split("#")[0].strip() for c in blocks("bash", CLUSTER) for line in c.splitlines()]
+)
+def test_every_command_of_the_page_on_clusters_runs(
+    line: str, command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    short = ["trainer.max_steps=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "logger=csv"]
+    result = command(*shlex.split(line)[2:], *short, *(["seed=0"] if "-m" in line else []), OMP_NUM_THREADS="1")
+    assert result.returncode == 0, result.stderr
+
+
+CLAIMS = (ROOT / "docs" / "claims.md").read_text()
+SHIPPED = sorted(path.stem for path in (ROOT / "conf" / "ablation").glob("*.yaml") if path.stem != "none")
+
+
+def test_every_claim_has_a_verdict_and_a_section() -> None:
+    wanted = [f"{kind}{number}" for kind, last in (("M", 5), ("S", 5), ("N", 7)) for number in range(1, last + 1)]
+    assert re.findall(r"^\| ([MSN]\d) \|", CLAIMS, re.MULTILINE) == wanted
+    assert set(re.findall(r"^\*\*([MSN]\d)", CLAIMS, re.MULTILINE)) | {"N7"} == set(wanted)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_ablation_settles_a_claim(name: str) -> None:
+    assert f"`python train.py ablation={name}`" in CLAIMS
+    content = yaml.safe_load((ROOT / "conf" / "ablation" / f"{name}.yaml").read_text())
+    for claim in content["ablation"]["claims"]:
+        assert f"\n| {claim} |" in CLAIMS
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_what_a_page_shows_and_links_to_is_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target

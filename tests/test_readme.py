@@ -14,16 +14,26 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
-TRAINING = [command for command in COMMANDS if command.startswith("python train.py")]
+PROGRAMS = [command for command in COMMANDS if command.startswith("python ")]
+FOLDER = "runs/2026-11-23_14-03-22_run"  # stands for a run's
 # A test takes a step of each: what is tried is that the command composes, starts and ends well.
-SHORT = ["trainer.max_steps=1", *(f"trainer.limit_{part}_batches=1" for part in ("train", "val", "test"))]
+SHORT = [
+    "trainer.max_steps=1",
+    "trainer.log_every_n_steps=1",
+    *(f"trainer.limit_{part}_batches=1" for part in ("train", "val", "test")),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", TRAINING)
-def test_every_command_runs(command: Callable[..., Any], line: str) -> None:
-    words = shlex.split(line)[2:]
-    result = command(*words, *([] if "--help" in words else SHORT))
+@pytest.mark.parametrize("line", PROGRAMS)
+def test_every_command_runs(command: Callable[..., Any], tmp_path: Path, line: str) -> None:
+    _, script, *words = shlex.split(line)
+    if FOLDER in line:
+        command("trainer=smoke", "logger=csv", "output_dir=made")
+        [run] = (tmp_path / "made").iterdir()
+        words = [word.replace(FOLDER, str(run)) for word in words]
+    alone = script != "train.py" or FOLDER in line or "--help" in words
+    result = command(*words, *([] if alone else SHORT), script=script)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
 

@@ -11,7 +11,7 @@ import torch
 
 WARMUP = 3  # rounds that do not count
 
-Step = Callable[[], None]
+Step = Callable[[], float | None]  # gives its own time in seconds, or none
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,20 @@ class Ratio:
     milliseconds: float
 
 
-def measure(place: str, what: str, step: Step, peer: str, peers_step: Step, rounds: int) -> Ratio:
+def measure(
+    place: str, what: str, step: Step, peer: str, peers_step: Step, rounds: int, *, warmup: int = WARMUP
+) -> Ratio:
     """Take the two steps in turns, each first in every other round."""
     times: dict[Step, list[float]] = {step: [], peers_step: []}
-    warmup = min(WARMUP, rounds)
+    warmup = min(warmup, rounds)
     for round_number in range(warmup + rounds):
         for one in (step, peers_step) if round_number % 2 else (peers_step, step):
             synchronize()
             start = time.perf_counter()
-            one()
+            own_time = one()
             synchronize()
             if round_number >= warmup:
-                times[one].append(time.perf_counter() - start)
+                times[one].append(time.perf_counter() - start if own_time is None else own_time)
     ratios = [ours / theirs for ours, theirs in zip(times[step], times[peers_step], strict=True)]
     first, median, third = statistics.quantiles(ratios, n=4) if rounds > 1 else ratios * 3
     milliseconds = 1000 * statistics.median(times[step])

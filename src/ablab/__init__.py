@@ -5,3 +5,8 @@ so that a typo on the command line is answered before they are.
 """
 
 __version__ = "0.1.0"
+
+import os
+
+# Read when torch is imported. Its C++ warns each process of what `fixed_buckets` costs; errors are still printed.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

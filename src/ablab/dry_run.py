@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import inspect
+import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import get_class
+from hydra.utils import get_class, get_object
 from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from ablab.callbacks.measures.measure import Measure
 from ablab.config.build import blame, build
-from ablab.config.errors import ConfigError, menu
+from ablab.config.errors import CONF, ConfigError, menu
+from ablab.config.schema import show
 from ablab.data.datamodule import DataModule
 from ablab.norms import Norm, collecting, problems
 from ablab.optim.optimizer import make_optimizer
+from ablab.runs.place import launcher
+from ablab.runs.strategies import Sharded
 
 SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
-CONF = Path(__file__).parents[2] / "conf"
+NEEDED = (
+    *("accelerator", "strategy", "devices", "max_epochs", "max_steps", "gradient_clip_val", "log_every_n_steps"),
+    *("val_check_interval", "check_val_every_n_epoch"),
+    *("limit_train_batches", "limit_val_batches", "limit_test_batches"),
+)
 
 
 def dry_run(cfg: DictConfig, data: DataModule, norm: Norm, world_size: int) -> None:
@@ -32,13 +46,15 @@ def dry_run(cfg: DictConfig, data: DataModule, norm: Norm, world_size: int) -> N
     Raises:
         ConfigError: what does not go together, with its place and the remedy.
     """
-    check_sweep(world_size)
     check_kind(cfg, data)
     check_task(cfg, data)
+    check_callbacks(cfg)
+    check_loggers(cfg)
     with blame("data"):
         batch = data.example(world_size)
-        num_batches = len(data.train_dataloader())
-    check_validation(cfg, num_batches)
+        num_batches = {part: len(getattr(data, f"{part}_dataloader")()) for part in ("train", "val", "test")}
+    check_amounts(cfg, num_batches)
+    check_validation(cfg, num_batches["train"])
     with torch.device("meta"), collecting():
         inputs = [part.to("meta") for part in (batch.inputs, batch.valid) if part is not None]
         model = build(cfg.model, norm=norm, **data.model_sizes)
@@ -93,14 +109,17 @@ def settings(file: Path) -> DictConfig:
 def check_trainer(cfg: DictConfig) -> None:
     """Refuse what Lightning would take and stumble over later, and an accelerator that this machine does not have."""
     trainer = cfg.trainer
-    if trainer.max_epochs == -1 and trainer.max_steps == -1:
-        raise ConfigError("trainer.max_epochs=-1, trainer.max_steps=-1: a schedule needs an end; set one of them")
+    for name in NEEDED:
+        if name not in trainer:
+            raise ConfigError(f"trainer.{name}: it is missing; a run needs one, so leave the ~trainer.{name} out")
+    check_length(trainer)
+    check_intervals(trainer)
     if trainer.get("accumulate_grad_batches", 1) != 1:
         raise ConfigError(
             f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: data.batch_size is the batch of a "
             "step; where it does not fit, data.micro_batch_size takes it in parts"
         )
-    if trainer.gradient_clip_val is not None and trainer.gradient_clip_val <= 0:
+    if trainer.gradient_clip_val is not None and not 0 < trainer.gradient_clip_val < math.inf:
         raise ConfigError(
             f"trainer.gradient_clip_val={trainer.gradient_clip_val}: a norm above 0 is needed, or null for no limit"
         )
@@ -109,41 +128,125 @@ def check_trainer(cfg: DictConfig) -> None:
             "trainer.sync_batchnorm=true: it converts torch's own layers and would leave this project's as they are; "
             "choose norm=syncbatchnorm, or norm.sync=true"
         )
+    if trainer.get("fast_dev_run"):
+        raise ConfigError(f"trainer.fast_dev_run={show(trainer.fast_dev_run)}: nothing is recorded; use trainer=smoke")
+    if trainer.get("overfit_batches"):
+        raise ConfigError(
+            f"trainer.overfit_batches={trainer.overfit_batches}: it would validate on training batches; "
+            "use trainer.limit_train_batches"
+        )
+    check_accelerator(trainer)
+    check_processes(trainer)
+
+
+def check_length(trainer: DictConfig) -> None:
+    """Refuse a training without steps, and one without an end."""
     if trainer.max_epochs is None:
         raise ConfigError("trainer.max_epochs=null: say how many, or -1 for no limit beside trainer.max_steps")
+    for name in ("max_epochs", "max_steps"):
+        if trainer[name] < 1 and trainer[name] != -1:
+            raise ConfigError(f"trainer.{name}={trainer[name]}: at least 1 is needed, or -1 for no limit")
+    if trainer.max_epochs == -1 and trainer.max_steps == -1:
+        raise ConfigError("trainer.max_epochs=-1, trainer.max_steps=-1: a schedule needs an end; set one of them")
+
+
+def check_intervals(trainer: DictConfig) -> None:
+    """Refuse intervals and amounts that are not above 0, and shares above 1."""
     for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"):
-        if trainer[name] is not None and trainer[name] <= 0:
-            raise ConfigError(f"trainer.{name}={trainer[name]}: more than 0 is needed")
-    if trainer.check_val_every_n_epoch is not None and trainer.check_val_every_n_epoch < 1:
-        raise ConfigError(f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}: at least 1 is needed")
-    if trainer.strategy in SPAWNING:
+        value = trainer[name]
+        if isinstance(value, str):
+            raise ConfigError(f"trainer.{name}={value}: a number of batches is needed, or a share of them")
+        if value is not None and value <= 0:
+            raise ConfigError(f"trainer.{name}={value}: more than 0 is needed")
+        if isinstance(value, float) and value > 1:
+            raise ConfigError(f"trainer.{name}={value}: a share is at most 1.0; a whole number counts batches")
+    for name in ("check_val_every_n_epoch", "log_every_n_steps"):
+        if trainer[name] is not None and trainer[name] < 1:
+            raise ConfigError(f"trainer.{name}={trainer[name]}: at least 1 is needed")
+    if (trainer.get("num_sanity_val_steps") or 0) < -1:
+        raise ConfigError(f"trainer.num_sanity_val_steps={trainer.num_sanity_val_steps}: 0 or more, or -1 for all")
+    if trainer.check_val_every_n_epoch is None and not isinstance(trainer.val_check_interval, int):
+        raise ConfigError(
+            f"trainer.check_val_every_n_epoch=null: trainer.val_check_interval={show(trainer.val_check_interval)} then "
+            "counts steps; give a whole number"
+        )
+
+
+def check_processes(trainer: DictConfig) -> None:
+    """Refuse a strategy that there is not, and numbers of processes and machines that make none."""
+    if isinstance(trainer.strategy, str) and trainer.strategy in SPAWNING:
         raise ConfigError(
             f"trainer.strategy={trainer.strategy}: what its processes find, the best checkpoint too, stays with them; "
             "choose trainer.strategy=ddp"
         )
+    known = ["auto", *StrategyRegistry.available_strategies()]
+    if not isinstance(trainer.strategy, DictConfig) and trainer.strategy not in known:
+        raise ConfigError(
+            f"trainer.strategy={show(trainer.strategy)}: there is no such strategy; "
+            f"{menu(str(trainer.strategy), known, 'lightning')}"
+        )
+    devices, num_nodes = trainer.devices, trainer.get("num_nodes", 1)
+    if trainer.accelerator == "cpu" and not (devices == "auto" or (str(devices).isdigit() and int(devices) > 0)):
+        raise ConfigError(f"trainer.devices={show(devices)}: a number of processes is needed, at least 1")
+    if str(devices) in ("0", "[]", ""):
+        raise ConfigError(f"trainer.devices={show(devices)}: at least one is needed; auto is all that there are")
+    if num_nodes < 1:
+        raise ConfigError(f"trainer.num_nodes={num_nodes}: at least 1 machine is needed")
+
+
+def check_accelerator(trainer: DictConfig) -> None:
+    """Refuse an accelerator that this machine does not have, and a precision that it would be given another for."""
     name = str(trainer.accelerator)
     if name == "auto":
         return
-    known = sorted(AcceleratorRegistry.available_accelerators())
+    known = sorted({"gpu", *AcceleratorRegistry.available_accelerators()})
     if name == "gpu":
         available = any(AcceleratorRegistry[gpu]["accelerator"].is_available() for gpu in ("cuda", "mps"))
     elif name in known:
         available = AcceleratorRegistry[name]["accelerator"].is_available()
     else:
-        raise ConfigError(f"trainer.accelerator={name}: there is no such accelerator; {menu(name, known, 'lightning')}")
+        raise ConfigError(
+            f"trainer.accelerator={show(trainer.accelerator)}: there is no such accelerator; "
+            f"{menu(name, known, 'lightning')}"
+        )
     if not available:
         raise ConfigError(
             f"trainer.accelerator={name}: this machine has none, or torch cannot see it; choose trainer=cpu"
         )
+    if name == "cpu" and trainer.get("precision") in ("16-mixed", "16", 16):
+        raise ConfigError(f"trainer.precision={trainer.precision}: it is for GPUs; choose bf16-mixed or 32-true")
 
 
-def check_sweep(world_size: int) -> None:
-    """Refuse runs of several processes in a sweep: what the launcher of one leaves behind would reach into the next."""
-    if world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+def check_launcher(trainer: L.Trainer) -> None:
+    """Refuse a sweep whose processes are not its own, and processes that have been started for another number."""
+    wanted = trainer.num_devices * trainer.num_nodes
+    outside = launcher()
+    if outside and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigError(
-            f"trainer: {world_size} processes for each run of a sweep (-m) are not supported yet; "
-            "start one command a run"
+            f"-m under {outside}: each of its processes would do the whole sweep; a sweep starts the processes of each "
+            "run itself, so leave it out: python train.py -m trainer=ddp"
         )
+    started = int(os.environ.get("SLURM_STEP_NUM_TASKS" if outside == "srun" else "WORLD_SIZE", "1"))
+    if outside and started != wanted:
+        raise ConfigError(
+            f"trainer.devices, trainer.num_nodes: they make {wanted} processes, and {outside} has started "
+            f"{started}; give the processes of a machine and the machines"
+        )
+
+
+def check_sharding(cfg: DictConfig, trainer: L.Trainer) -> None:
+    """Refuse what needs a whole model, or gradients as they are, where each process has a part."""
+    if not isinstance(trainer.strategy, Sharded):
+        return
+    for name, callback in cfg.callbacks.items():
+        made_by = None if callback is None else get_object(callback._target_)
+        if isinstance(made_by, type) and issubclass(made_by, Measure | WeightAveraging):
+            raise ConfigError(
+                f"callbacks.{name}: it works on a copy of the model, and under trainer=fsdp each process has a part of "
+                "it; choose trainer=ddp, or leave it out"
+            )
+    if isinstance(trainer.precision_plugin, MixedPrecision) and trainer.precision_plugin.scaler is not None:
+        raise ConfigError(f"trainer.precision={cfg.trainer.precision}: with trainer=fsdp, choose bf16-mixed")
 
 
 @contextmanager
@@ -201,9 +304,57 @@ def check_task(cfg: DictConfig, data: DataModule) -> None:
         )
 
 
+def check_callbacks(cfg: DictConfig) -> None:
+    """Refuse a callback that watches a metric which is not logged, or the wrong way round; and one that never acts."""
+    task: Any = get_class(cfg.task._target_)
+    for name, callback in cfg.callbacks.items():
+        if callback is None:
+            continue
+        if callback.get("update_every_n_steps", 1) < 1:
+            raise ConfigError(
+                f"callbacks.{name}.update_every_n_steps={callback.update_every_n_steps}: at least 1 is needed"
+            )
+        if str(callback.get("_target_")).endswith(".GradientAccumulationScheduler"):
+            raise ConfigError(
+                f"callbacks.{name}: data.batch_size is the batch of a step, and its gradients begin anew in each; "
+                "data.micro_batch_size takes a batch in parts"
+            )
+        metric = callback.get("monitor")
+        if metric is None:
+            continue
+        metrics = [f"val/{name}" for name in task.monitorable]
+        trained = [f"train/{name}" for name in (*task.monitorable, "lr", "gradient_norm", "skipped_steps")]
+        if metric in trained:
+            continue
+        if metric not in metrics:
+            raise ConfigError(f"callbacks.{name}.monitor={metric}: {menu(str(metric), metrics, task.__name__)}")
+        better = task.monitorable[metric.removeprefix("val/")]
+        if callback.get("mode", "min") != better:  # min is Lightning's default
+            raise ConfigError(f"callbacks.{name}.mode: of {metric} it is {better}; set callbacks.{name}.mode={better}")
+
+
+def check_loggers(cfg: DictConfig) -> None:
+    """Refuse a logger's settings before there is a folder to log to."""
+    for logger in cfg.logger.values():
+        if logger is not None:
+            build(logger, save_dir=Path(cfg.output_dir))
+
+
+def check_amounts(cfg: DictConfig, num_batches: dict[str, int]) -> None:
+    """Refuse a share of the batches that is less than one."""
+    for part, number in num_batches.items():
+        share = cfg.trainer[f"limit_{part}_batches"]
+        if isinstance(share, float) and int(share * number) == 0:
+            raise ConfigError(
+                f"trainer.limit_{part}_batches={share}: that is less than one of {number} batches; give a larger "
+                "share, or how many batches as a whole number"
+            )
+
+
 def check_validation(cfg: DictConfig, num_batches: int) -> None:
     """Refuse a validation that would come after more batches than an epoch has."""
     every, limit = cfg.trainer.val_check_interval, cfg.trainer.limit_train_batches
+    limit = 1.0 if limit is None else limit
     in_epoch = min(limit, num_batches) if isinstance(limit, int) else int(limit * num_batches)
     if isinstance(every, int) and cfg.trainer.check_val_every_n_epoch is not None and every > in_epoch > 0:
         raise ConfigError(

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from ablab.data.datamodule import DataModule
 from ablab.norms import Norm, NormLayer
-from ablab.runs.run import short
+from ablab.runs.folder import short
 
 # Hints of libraries that ask for nothing this project wants changed; every other warning is shown.
 NAGS = (
@@ -20,6 +20,7 @@ NAGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"It is recommended to use `self.log\('.*', \.\.\., sync_dist=True\)`",  # torchmetrics has reduced it already
     r"The number of training batches \(\d+\) is smaller than the logging interval",
+    r"The `srun` command is available on your system but is not used",  # on a cluster's login node, on purpose
 )
 
 

@@ -2,47 +2,109 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
+from typing import Literal
+
 import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from ablab import terminal
+from ablab.callbacks.checkpoints import Checkpoints, Unsaved
 from ablab.config.build import blame, build
 from ablab.data.datamodule import DataModule
-from ablab.dry_run import check_trainer, dry_run
+from ablab.digest import weights_digest
+from ablab.dry_run import check_launcher, check_sharding, check_trainer, dry_run
 from ablab.norms import Norm
-from ablab.runs.run import Run, short
+from ablab.runs.checkpoints import BEST, VerifiedFiles, read_weights
+from ablab.runs.folder import short
+from ablab.runs.outcome import Stopped
+from ablab.runs.processes import first_failure, together
+from ablab.runs.run import Run
+from ablab.runs.strategies import load_weights, whole_weights
+from ablab.tasks.task import Task
 
 say = rank_zero_only(print)
 
 
-def train(cfg: DictConfig) -> dict[str, float]:
-    """Train a model, test its best checkpoint, and record everything in the run's folder.
+def train(cfg: DictConfig) -> Run:
+    """Train a model, test its best weights, and record everything in the run's folder.
 
     Args:
         cfg: the composed config, see conf/train.yaml.
 
     Returns:
-        The validation metric that chose the checkpoint, and the checkpoint's test metrics; without any validation,
-        those of the last weights.
+        The run: its folder, and its metrics, which are the validation metric that chose the weights and their test
+        metrics; without any validation, the test metrics of the last weights.
 
     Raises:
         ConfigError: something in the config is wrong; nothing has been written.
+        RunError: training went wrong in a way that a person can mend; the run's folder is in order.
+        Stopped: the run was asked to stop, and can be resumed.
     """
-    terminal.quiet()
-    with blame("seed"):
-        L.seed_everything(cfg.seed, workers=True, verbose=False)
+    parts = assemble(cfg)
+    data, trainer, task = parts.data, parts.trainer, parts.task
+    batch_sizes = seen_by(data, parts.norm, trainer)
 
-    check_trainer(cfg)
-    data = build(cfg.data)
-    with blame("data"):
-        data.setup("fit")
-    norm = build(cfg.norm)
-    callbacks = [build(callback) for callback in cfg.callbacks.values() if callback is not None]
-    # the data's own order knows the processes, see ablab.data.datamodule.BatchOrder
-    trainer = build(cfg.trainer, callbacks=callbacks, logger=False, use_distributed_sampler=False)
-    dry_run(cfg, data, norm, trainer.world_size)
+    with (
+        together(trainer, cfg) as members,
+        Run.open(
+            cfg, rank=trainer.global_rank, world_size=trainer.world_size, batch_sizes=batch_sizes, data=data.record()
+        ) as run,
+        first_failure(members),
+    ):
+        say(f"run: {short(run.folder)}")
+        if cfg.resume is not None:
+            say(
+                f"resumed from {run.checkpoint.name if run.checkpoint else 'its beginning: there is no checkpoint yet'}"
+            )
+        trainer.loggers = run.start(
+            build(node, save_dir=run.folder) for node in cfg.logger.values() if node is not None
+        )
+        say(terminal.describe(data, task.model, parts.norm, batch_sizes))
+        try:
+            began = time.perf_counter()
+            trainer.fit(task, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
+            run.seconds = time.perf_counter() - began
+            run.weights = {"last": weights_digest(whole_weights(task.model))}
+            chosen: dict[str, float] = {}
+            if parts.checkpoints is not None and parts.checkpoints.best_score is not None:
+                chosen = {cfg.monitor.metric: parts.checkpoints.best_score}
+                load_weights(task.model, read_weights(run.folder / "checkpoints" / BEST))
+                run.weights["best"] = weights_digest(whole_weights(task.model))
+            [tested] = trainer.test(task, datamodule=data, verbose=False)
+        except Stopped as stopped:
+            say(f"stopped by {stopped}; go on with: python train.py resume={short(run.folder)}")
+            raise
+        run.metrics = {**chosen, **tested}
+        say(terminal.results(chosen, tested, run.folder))
+    return run
 
+
+@dataclass
+class Parts:
+    """What a config describes, built and checked."""
+
+    data: DataModule
+    norm: Norm
+    trainer: L.Trainer
+    task: Task
+    checkpoints: Checkpoints | None
+
+
+def assemble(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") -> Parts:
+    """Build everything that a config describes, and try what can be wrong before it is used.
+
+    Args:
+        cfg: the composed config.
+        scored: the split that a test is of.
+
+    Raises:
+        ConfigError: something in the config is wrong.
+    """
+    data, norm, trainer = tried(cfg, scored=scored)
     model = build(cfg.model, norm=norm, **data.model_sizes)
     optimizer, scheduler = build(cfg.optimizer), build(cfg.scheduler)
     task = build(
@@ -51,25 +113,47 @@ def train(cfg: DictConfig) -> dict[str, float]:
         optimizer=optimizer,
         scheduler=scheduler,
         micro_batch_size=data.micro_batch_size,
+        seed=cfg.seed,
         **data.task_sizes,
     )
+    trainer.precision_plugin.convert_module(task)  # Lightning does after it has read a checkpoint, into float32
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    checkpoints = next((callback for callback in callbacks if isinstance(callback, Checkpoints)), None)
+    return Parts(data, norm, trainer, task, checkpoints)
 
-    batch_sizes = seen_by(data, norm, trainer)
-    with Run.create(cfg, batch_sizes=batch_sizes, data=data.record()) as run:
-        say(f"run: {short(run.folder)}")
-        trainer.loggers = run.start(
-            build(node, save_dir=run.folder) for node in cfg.logger.values() if node is not None
-        )
-        say(terminal.describe(data, model, norm, batch_sizes))
 
-        trainer.fit(task, datamodule=data)
-        best = trainer.checkpoint_callback.best_model_score  # None if the run ended before its first validation
-        chosen = {} if best is None else {cfg.monitor.metric: float(best)}
-        weights = None if best is None else "best"
-        [tested] = trainer.test(task, datamodule=data, ckpt_path=weights, weights_only=True, verbose=False)
-        run.metrics = {**chosen, **tested}
-        say(terminal.results(chosen, tested, run.folder))
-    return run.metrics
+def tried(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") -> tuple[DataModule, Norm, L.Trainer]:
+    """Data, norm and trainer of a config, once everything has been tried on the meta device.
+
+    Raises:
+        ConfigError: something in the config is wrong.
+    """
+    terminal.quiet()
+    with blame("seed"):
+        L.seed_everything(cfg.seed, workers=True, verbose=False)
+
+    check_trainer(cfg)
+    data = build(cfg.data)
+    data.scored = scored
+    with blame("data"):
+        data.setup("fit")
+    norm = build(cfg.norm)
+    callbacks = [build(callback) for callback in cfg.callbacks.values() if callback is not None]
+    callbacks.sort(key=lambda callback: not isinstance(callback, Checkpoints))  # the state before others' hooks
+    if not any(isinstance(callback, Checkpoints) for callback in callbacks):
+        callbacks.insert(0, Unsaved())
+    trainer: L.Trainer = build(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=False,
+        use_distributed_sampler=False,  # the data's own order knows the processes, see ablab.data.order
+        plugins=[VerifiedFiles()],
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+    )
+    check_launcher(trainer)
+    check_sharding(cfg, trainer)
+    dry_run(cfg, data, norm, trainer.world_size)
+    return data, norm, trainer
 
 
 def seen_by(data: DataModule, norm: Norm, trainer: L.Trainer) -> dict[str, int]:

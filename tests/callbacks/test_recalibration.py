@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ablab.callbacks.recalibration import Recalibration
+from ablab.runs.checkpoints import BEST, read_weights
 
 WORDS = ("trainer.limit_train_batches=4", "trainer.max_steps=4", "trainer.limit_test_batches=1.0", "optimizer.lr=0.3")
 
@@ -18,9 +19,7 @@ def test_the_test_is_done_with_statistics_of_training_data(run: Callable[..., Si
     assert plain.metrics["val/accuracy"] == precise.metrics["val/accuracy"]
     # after four steps the moving averages are still mostly what they began with
     assert precise.metrics["test/loss"] < plain.metrics["test/loss"]
-    weights = [
-        torch.load(r.folder / "checkpoints/best.ckpt", weights_only=True)["state_dict"] for r in (plain, precise)
-    ]
+    weights = [read_weights(r.folder / "checkpoints" / BEST) for r in (plain, precise)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 

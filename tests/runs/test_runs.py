@@ -15,8 +15,8 @@ import torch
 import yaml
 from tests.runs import wandb_file
 
+from ablab.runs.folder import new_folder
 from ablab.runs.metrics import MetricsCSV
-from ablab.runs.run import new_folder
 from ablab.runs.wandb import logged_in
 
 Start = Callable[..., SimpleNamespace]
@@ -35,21 +35,21 @@ def only(paths: Any) -> Path:
 def test_a_runs_folder_holds_all_that_made_it(run: Start) -> None:
     done = run("name=mine", "norm=groupnorm")
     assert done.folder.name.endswith("_mine")
-    assert {path.name for path in done.folder.iterdir()} == {"config.yaml", "run.json", "metrics.csv", "checkpoints"}
-    assert {path.name for path in (done.folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    names = {path.name for path in done.folder.iterdir()} - {"changes.patch", ".lock"}
+    assert names == {"config.yaml", "run.json", "environment.json", "metrics.csv", "checkpoints"}
+    assert {path.name for path in (done.folder / "checkpoints").iterdir()} == {
+        "00000001-end.ckpt",
+        "best.safetensors",
+    }
     config = yaml.safe_load((done.folder / "config.yaml").read_text())
     assert config["norm"]["_target_"] == "ablab.norms.GroupNorm"
     assert config["data"]["seed"] == 0, "interpolations are resolved"
     record = json.loads((done.folder / "run.json").read_text())
     assert record["status"] == "finished"
     assert record["metrics"] == done.metrics
-    assert record["packages"]["torch"] == torch.__version__
-
-
-def test_a_checkpoint_holds_tensors_and_plain_data_only(run: Start) -> None:
-    done = run()
-    content = torch.load(done.folder / "checkpoints" / "best.ckpt", weights_only=True)
-    assert "state_dict" in content
+    environment = json.loads((done.folder / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["threads"]["torch"] == torch.get_num_threads()
 
 
 def test_every_metric_of_the_csv_is_in_the_offline_wandb_run_with_the_same_value(run: Start) -> None:

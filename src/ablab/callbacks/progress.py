@@ -22,16 +22,17 @@ class Bar(TQDMProgressBar):
     def __init__(self) -> None:
         super().__init__(refresh_rate=10, leave=False)
         self.started = 0.0
+        self.first = 0  # step of this process: a resumed run has some behind it
 
-    def on_train_start(self, *arguments: Any) -> None:
-        super().on_train_start(*arguments)
-        self.started = time.monotonic()
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.started, self.first = time.monotonic(), trainer.global_step
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         if trainer.training:
-            metrics["run"] = time_left(trainer, time.monotonic() - self.started)
+            metrics["run"] = time_left(trainer, time.monotonic() - self.started, self.first)
         return metrics
 
 
@@ -46,6 +47,7 @@ class Lines(ProgressBar):
         super().__init__()
         self.seconds = seconds
         self.started = self.printed = 0.0
+        self.first = 0
         self.enabled = True
 
     def enable(self) -> None:
@@ -57,6 +59,7 @@ class Lines(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started = self.printed = time.monotonic()
+        self.first = trainer.global_step
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         now = time.monotonic()
@@ -67,15 +70,18 @@ class Lines(ProgressBar):
         self.printed = now
         values = ", ".join(f"{name} {float(value):.4g}" for name, value in shown(trainer.callback_metrics).items())
         epoch = f"epoch {trainer.current_epoch + 1}"
-        print(f"{epoch}, step {done}/{total:.0f}: {values}; {spent:.0f} s, {time_left(trainer, spent)}", flush=True)
+        print(
+            f"{epoch}, step {done}/{total:.0f}: {values}; {spent:.0f} s, {time_left(trainer, spent, self.first)}",
+            flush=True,
+        )
 
 
-def time_left(trainer: L.Trainer, spent: float) -> str:
-    """How long the rest of the training takes at the pace so far, in words; validation and all."""
+def time_left(trainer: L.Trainer, spent: float, first: int) -> str:
+    """How long the rest of the training takes at the pace since the first step, in words; validation and all."""
     done, total = trainer.global_step, float(trainer.estimated_stepping_batches)
-    if done == 0 or total == float("inf"):
+    if done == first or total == float("inf"):
         return "time left unknown"
-    return "done" if done >= total else f"{spent * (total / done - 1):.0f} s left"
+    return "done" if done >= total else f"{spent * (total - done) / (done - first):.0f} s left"
 
 
 def shown(metrics: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -29,10 +31,16 @@ class TextSamples(L.Callback):
             )
         self.num_tokens = num_tokens
         self.temperature = temperature
+        self.size = 0  # of the file, as far as a checkpoint knows it
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        file = Path(trainer.loggers[0].save_dir or ".") / "samples.txt"
+        if trainer.is_global_zero and file.exists():
+            os.truncate(file, self.size)  # a resumed run writes the later ones again
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, TokenStream):
+        if trainer.sanity_checking or not isinstance(data, TokenStream):
             return
         assert isinstance(pl_module.model, nn.Module)
         assert data.splits is not None
@@ -49,9 +57,16 @@ class TextSamples(L.Callback):
         text = data.tokens.decode(written)
         with (Path(trainer.loggers[0].save_dir or ".") / "samples.txt").open("a") as file:
             file.write(f"--- step {trainer.global_step}\n{text}\n\n")
+            self.size = file.tell()
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_text("val/sample", columns=["step", "text"], data=[[trainer.global_step, text]])  # type: ignore[list-item]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"size": self.size}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.size = state_dict["size"]
 
 
 @torch.no_grad()

@@ -48,3 +48,9 @@ def blame(place: str) -> Iterator[None]:
             place = inside[1]  # a node below, data.shift of data
         separator = "." if re.match(r"[\w.]+=", message) else ": "
         raise ConfigError(f"{place}{separator}{message}") from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{place}: it needs a package that is not installed ({error}); choose another") from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise ConfigError(f"{place}: it takes more memory than there is; choose smaller sizes") from error

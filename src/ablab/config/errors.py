@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from traceback import walk_tb
+from types import FrameType
+from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-BAD_INPUT = 2  # the exit code; 1 is a crash
+from ablab.runs.outcome import BAD_INPUT, RunError
+from ablab.runs.place import first_here
+
+CONF = Path(__file__).parents[3] / "conf"
+MEANWHILE = 5.0  # seconds in which the first process of a run can say what is wrong
+
+# What Hydra says of a word, and what a person can do about it.
+IN_OUR_WORDS = {
+    r"Ambiguous value for argument '(.+)'": r"\1: several values are a sweep; add -m to run each, or give one",
+    r"Could not override '.*/(.+)'\.(?:\n|.)*use \+(.+)": r"\2: nothing that is chosen has a \1; leave it out",
+    r"Could not override '(.*)'\.(?:\n|.)*use \+(.+)": r"\2: there is no group \1 to choose from",
+    r"Multiple values for .*'override (.+): (.+)'": r"+\1=\2: one is chosen already; leave the + out, \1=\2",
+    r"force-add of config groups is not supported: '\+\+(.+)'": r"++\1: a choice needs no ++; leave it out, \1",
+    r"Could not append to config\. .*\n.*prefix: '(.+)'": r"+\1: there is one already; leave the + out, \1",
+    r"Could not delete '(.+)'\. No match.*": r"~\1: it is not what is chosen; leave it out",
+    r"Could not delete from config\. '(.+)' does not.*": r"~\1: it is not set; leave it out",
+    r"In '(.+)': Could not load '(.+)'\.(?:.|\n)*": r"\1: it builds upon \2, which is not there; choose another",
+    r"(.+) appears more than once in the final.*": r"\1: a group has been given two choices; give one",
+}
 
 
 class ConfigError(ValueError):
@@ -20,43 +46,118 @@ class ConfigError(ValueError):
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Print bad input as one message and leave with exit code 2; HYDRA_FULL_ERROR=1 asks for the traceback."""
-    wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    """Print bad input as one message and leave with exit code 2; HYDRA_FULL_ERROR=1 asks for the traceback.
+
+    A `RunError` is printed too, and leaves with its own exit code. One inside another is as good as one.
+    """
+    wanted = first_here() and traceback_wanted()
+    before = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors on instead of printing them itself
     try:
         yield
     except (ValueError, HydraException, OmegaConfBaseException) as error:
-        bare = not isinstance(error, ConfigError | HydraException | OmegaConfBaseException)
-        if wanted or (bare and not str(error).startswith("Config group override")):  # Hydra's answer to model=null
+        known = isinstance(error, ConfigError | HydraException | OmegaConfBaseException)
+        if wanted or not (known or from_hydra(error)):
             raise
-        print(f"error: {describe(error)}", file=sys.stderr)
+        speak(describe(error))
         sys.exit(BAD_INPUT)
+    except SystemExit as stop:
+        if stop.code == BAD_INPUT and origin(stop).f_globals["__name__"] == "argparse":
+            print("error: what is set takes no dashes: norm=groupnorm data.batch_size=8", file=sys.stderr)
+        raise
+    except RunError as error:
+        if wanted:
+            raise
+        speak(str(error))
+        sys.exit(error.exit_code)
     finally:
-        os.environ["HYDRA_FULL_ERROR"] = "1" if wanted else "0"
+        os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def speak(message: str) -> None:
+    """Print an error once for the processes of a run on this machine: the first one does."""
+    if first_here():
+        print(f"error: {message}", file=sys.stderr)
+    else:
+        time.sleep(MEANWHILE)  # torchrun ends the first process as soon as another has left
+
+
+@cache
+def traceback_wanted() -> bool:
+    """What the user set; it is asked before the variable is set for Hydra, and remembered."""
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def origin(error: BaseException) -> FrameType:
+    """Where an error was raised."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return frame
+
+
+def from_hydra(error: Exception) -> bool:
+    """Whether Hydra itself refuses something; of some words it does with a bare ValueError."""
+    return str(origin(error).f_globals["__name__"]).startswith("hydra.")
 
 
 def describe(error: Exception) -> str:
     """What to tell the user."""
+    if isinstance(error, ConfigError):
+        return str(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={choice}: there is no such choice; {menu(choice, error.options, group)}"
     if isinstance(error, OverrideParseException):
+        if "=" not in error.override:
+            return f"{error.override}: not of the form key=value; leave no space around the ="
         return (
-            f"{error.override}: not of the form key=value ({error.message.splitlines()[0]}); quote what the shell takes"
+            f"{error.override}: not of the form key=value ({error.message.splitlines()[0]}); "
+            "quote what has signs in it, 'key=\"value\"'"
         )
+    if isinstance(error, InterpolationResolutionError):
+        reason = str(error.msg).splitlines()[0].rpartition("resolving interpolation: ")[2]
+        return f"{error.full_key}: what its ${{…}} stands for is not there ({reason}); give the value itself"
+    if str(error).startswith("Config group override"):  # Hydra's answer to model=null does not say of which group
+        word = origin(error).f_locals["override"].input_line
+        return f"{word}: a group takes the name of a choice; python train.py --help shows them"
     cause = error.__cause__
     node = getattr(cause, "parent_node", None)
     if isinstance(cause, OmegaConfBaseException) and cause.key is not None and node is not None:
-        place = cause.full_key or cause.key
-        parent = place.rpartition(".")[0]
-        keys = [str(key) for key in node if not str(key).startswith("_")]
-        if str(cause.key) not in keys:
-            return f"{place}: there is no such key; {menu(str(cause.key), keys, parent or 'the top level')}"
+        if (problem := strange_key(cause, node)) is not None:
+            return problem
+        return (
+            f"{cause.full_key or cause.key}: {str(cause.msg).splitlines()[0]}; give a value of the kind that is there"
+        )
+    for theirs, ours in IN_OUR_WORDS.items():
+        if found := re.match(theirs, str(error)):
+            return found.expand(ours)
     return str(error).strip()
+
+
+def strange_key(error: OmegaConfBaseException, node: Any) -> str | None:
+    """What to tell the user of a key that its node does not have; None if it has it."""
+    key, place = str(error.key), error.full_key or str(error.key)
+    parent = place.rpartition(".")[0]
+    keys = [str(name) for name in node if not str(name).startswith("_")]
+    if key in keys:
+        return None
+    if parent:
+        return f"{place}: there is no such key; {menu(key, keys, parent)}"
+    homes = [f"{name}.{key}" for name in keys if isinstance(node._get_node(name), DictConfig) and key in node[name]]
+    meant = f"did you mean {' or '.join(homes)}? " if homes else ""
+    keys = sorted({*keys, *groups()} - {"hydra"})
+    return f"{place}: there is no such key; {meant}{menu(key, keys, 'the top level')}"
+
+
+def groups() -> list[str]:
+    """The folders of conf that hold choices, norm/weight among them."""
+    folders = {file.parent.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml")}
+    return sorted(folder for folder in folders if folder != "." and not folder.rpartition("/")[2].startswith("_"))
 
 
 def menu(word: str, choices: Sequence[str], place: str) -> str:
     """What there is instead of `word`, the likeliest first."""
-    close = get_close_matches(word, choices, n=1)
+    if not choices:
+        return f"{place} has none"
+    close = get_close_matches(word, choices, n=1) or get_close_matches(word.lower(), choices, n=1)
     meant = f"did you mean {close[0]}? " if close else ""
     return f"{meant}{place} has: {', '.join(sorted(choices))}"

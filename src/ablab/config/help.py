@@ -16,14 +16,14 @@ def register(conf: Path) -> None:
 def menu(conf: Path) -> str:
     groups: dict[str, list[str]] = {}
     for file in sorted(conf.rglob("*.yaml")):
-        if not file.parent.name.startswith("_"):  # what YAMLs build upon is no choice
+        if not file.parent.name.startswith("_") and file.parent.parent.name != "hydra":  # neither is a choice of a run
             groups.setdefault(file.parent.relative_to(conf).as_posix(), []).append(file.stem)
     groups.pop(".")
     width = max(map(len, groups))
     return "\n".join(
         textwrap.fill(
             ", ".join(choices),
-            width=112,
+            width=120,
             initial_indent=f"  {group:<{width}}  ",
             subsequent_indent=" " * (width + 4),
             break_on_hyphens=False,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from ablab.config.errors import ConfigError, menu
 
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+SEVERAL = ("callbacks", "logger")  # the groups whose choices are several things, each with a name
 
 
 @dataclass
@@ -40,29 +42,73 @@ def check(cfg: DictConfig, root: Path) -> None:
     Raises:
         ConfigError: with a line for each problem.
     """
+    as_written: Any = OmegaConf.to_container(cfg)  # what others refer to may be missing
+    if problems := list(missing_problems(as_written, root)):
+        raise ConfigError("\n".join(problems))
     content = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(content, dict)
-    problems = [*top_level_problems(content, root), *node_problems(content, "")]
+    problems = [*top_level_problems(content, root), *choice_problems(content, root), *node_problems(content, "")]
     missing = [name for name in OmegaConf.missing_keys(cfg) if name.partition(".")[0] in content]
     problems += [f"{name}: it has no default; give one, {name}=…" for name in sorted(missing)]
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def top_level_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
-    declared = OmegaConf.to_container(OmegaConf.load(root))
-    assert isinstance(declared, dict)
+@cache
+def top_level(root: Path) -> tuple[dict[str, Any], list[str]]:
+    """The root config's own keys, and its groups."""
+    declared: Any = OmegaConf.to_container(OmegaConf.load(root))
     entries = [str(key) for entry in declared.pop("defaults", []) if isinstance(entry, dict) for key in entry]
-    # neither `override …` nor experiment, which has no node of its own and sets others'
-    keys = [*declared, *(entry for entry in entries if " " not in entry and entry != "experiment")]
-    for key in keys:
+    # neither `override …`, nor those that set others' nodes
+    return declared, [
+        entry for entry in entries if " " not in entry and entry not in ("experiment", "ablation", "scale")
+    ]
+
+
+def missing_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
+    declared, groups = top_level(root)
+    for key in [*declared, *groups]:
         if key not in content and key != "hydra":
             yield f"{key}: it is missing; a run needs one, so leave the ~{key} out"
+    for key, default in declared.items():
+        if isinstance(default, dict) and key in content and not isinstance(content[key], dict):
+            yield f"{key}={show(content[key])}: it has the keys {', '.join(default)}; set them, {key}.{min(default)}=…"
+
+
+def choice_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
+    """The problems of places that should hold a choice of a group, and hold something else."""
+    for group in top_level(root)[1]:
+        node = content[group]
+        if not isinstance(node, dict) or (group not in SEVERAL and "_target_" not in node):
+            yield f"{group}: it names no class to build; choose another, {choices_of(root.parent / group)}"
+        elif group in SEVERAL:
+            for name, entry in node.items():
+                if entry is not None and not isinstance(entry, dict):
+                    yield f"{group}.{name}={show(entry)}: an entry with a _target_ is needed, or null to leave it out"
+    for folder in sorted(path for path in root.parent.glob("*/[!_]*") if path.is_dir()):
+        group, name = folder.parent.name, folder.name
+        value = content[group].get(name) if isinstance(content.get(group), dict) else None
+        if value is not None and not isinstance(value, dict):
+            meant = choices_of(folder, str(value))
+            yield f"{group}.{name}={show(value)}: a choice is made with a slash, {group}/{name}=…; {meant}"
+
+
+def choices_of(folder: Path, word: str = "") -> str:
+    """The menu of a group, from its folder."""
+    return menu(word, [file.stem for file in folder.glob("*.yaml")], folder.name)
+
+
+def top_level_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
+    declared, groups = top_level(root)
+    keys = [*declared, *groups]
     for key, value in content.items():
         if key not in keys:
             yield f"{key}: there is no such key; {menu(str(key), keys, 'the top level')}"
             continue
         default = declared.get(key)
+        if isinstance(default, dict) and isinstance(value, dict):
+            for name in value.keys() - default.keys():
+                yield f"{key}.{name}: there is no such key; {menu(name, [*default], key)}"
         if isinstance(default, bool | int | float | str) and not accepts(ast.Name(type(default).__name__), value):
             yield f"{key}={show(value)}: {readable(ast.Name(type(default).__name__))} is needed"
 
@@ -78,7 +124,7 @@ def node_problems(node: Any, place: str) -> Iterator[str]:
         yield from call_problems(node, place)
     for key, child in node.items():
         where = f"{place}.{key}" if place else str(key)
-        if place in ("callbacks", "logger") and isinstance(child, dict) and "_target_" not in child:
+        if place in SEVERAL and isinstance(child, dict) and "_target_" not in child:
             yield f"{where}: there is no such entry to change; {menu(str(key), [k for k in node if k != key], place)}"
         yield from node_problems(child, where)
 
@@ -86,6 +132,9 @@ def node_problems(node: Any, place: str) -> Iterator[str]:
 def call_problems(node: dict[Any, Any], place: str) -> Iterator[str]:
     """The problems of a node that names a class or a function."""
     target = node["_target_"]
+    if not isinstance(target, str):
+        yield f"{place}._target_={show(target)}: a class or function is needed, package.module.Name"
+        return
     try:
         signature = read_signature(target)
     except LookupError as error:
@@ -151,11 +200,22 @@ def read_arguments(arguments: ast.arguments, module: str, signature: Signature) 
 
 def spelled_out(annotation: ast.expr | None, module: str) -> ast.expr | None:
     """The annotation, with the choices instead of a name that a module gives to them (`Scope = Literal[…]`)."""
-    if isinstance(annotation, ast.Name):
-        found = find(module, annotation.id)
+    return None if annotation is None else Aliases(module).visit(deepcopy(annotation))
+
+
+class Aliases(ast.NodeTransformer):
+    """Puts what a module's names of types stand for in their place."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        found = None if node.id in WORDS else find(self.module, node.id)
         if found is not None and isinstance(found[0], ast.Assign):
-            return found[0].value
-    return annotation
+            value = found[0].value
+            if isinstance(value, ast.Subscript | ast.BinOp):
+                return spelled_out(value, found[1]) or value
+        return node
 
 
 @cache
@@ -200,10 +260,13 @@ def source_file(module: str) -> Path | None:
     """The file of a module, found without importing it or its packages."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top) if top else None
-    if spec is None or spec.origin is None:
+    if spec is None:
         return None
-    base = Path(spec.origin).parent.joinpath(*rest)
-    candidates = (base.with_suffix(".py"), base / "__init__.py") if rest else (Path(spec.origin),)
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []]  # none has a package in one file
+    bases = [folder.joinpath(*rest) for folder in folders]
+    candidates = [file for base in bases for file in (base.with_suffix(".py"), base / "__init__.py")]
+    if not rest:
+        candidates = [Path(spec.origin)] if spec.origin else []
     return next((file for file in candidates if file.is_file()), None)
 
 
@@ -218,23 +281,23 @@ def accepts(annotation: ast.expr | None, value: Any) -> bool:
         case ast.Constant(value=str(text)):
             return accepts(ast.parse(text, mode="eval").body, value)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            sides = [left, right]
-            if isinstance(value, str | None) and any(ast.unparse(side) in ("int", "float") for side in sides):
-                sides = [side for side in sides if ast.unparse(side) in WORDS or "Literal" in ast.unparse(side)]
-            return any(accepts(side, value) for side in sides)
+            return any(accepts(side, value) for side in typed([left, right]))
         case ast.Subscript(value=ast.Name(id=name), slice=inner):
             parts = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
             if name == "Literal":
                 return value in [part.value for part in parts if isinstance(part, ast.Constant)]
             if name in ("Optional", "Union"):
-                return (name == "Optional" and value is None) or any(accepts(part, value) for part in parts)
+                return (name == "Optional" and value is None) or any(accepts(part, value) for part in typed(parts))
             if name in ("list", "List", "Sequence"):
                 return isinstance(value, list) and all(accepts(parts[0], item) for item in value)
+            if name in ("tuple", "Tuple") and not any(isinstance(part, ast.Constant) for part in parts):
+                fits = isinstance(value, list) and len(value) == len(parts)
+                return fits and all(map(accepts, parts, value))
             return accepts(ast.Name(name), value)
         case ast.Name(id="int"):
             return isinstance(value, int) and not isinstance(value, bool)
         case ast.Name(id="float"):
-            return isinstance(value, int | float) and not isinstance(value, bool)
+            return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # not nan
         case ast.Name(id="bool"):
             return isinstance(value, bool)
         case ast.Name(id="str"):
@@ -245,6 +308,13 @@ def accepts(annotation: ast.expr | None, value: Any) -> bool:
             return isinstance(value, list)
         case _:
             return True
+
+
+def typed(sides: list[ast.expr]) -> list[ast.expr]:
+    """What of several types can be typed; where a number can, no object is: float | Tensor is a float here."""
+    if not any(ast.unparse(side) in ("int", "float") for side in sides):
+        return sides
+    return [side for side in sides if not isinstance(side, ast.Name | ast.Attribute) or ast.unparse(side) in WORDS]
 
 
 WORDS = {
@@ -262,16 +332,18 @@ def readable(annotation: ast.expr | None) -> str:
         case ast.Constant(value=str(text)):
             return readable(ast.parse(text, mode="eval").body)
         case ast.BinOp(left=left, right=right):
-            return f"{readable(left)} or {readable(right)}"
+            return " or ".join(map(readable, typed([left, right])))
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
             parts = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
             return " or ".join(str(part.value) for part in parts if isinstance(part, ast.Constant))
         case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
             return f"{readable(inner)} or null"
         case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=parts)):
-            return " or ".join(map(readable, parts))
+            return " or ".join(map(readable, typed(parts)))
         case ast.Subscript(value=ast.Name(id="list" | "List" | "Sequence"), slice=inner):
             return f"a list, each item {readable(inner)}"
+        case ast.Subscript(value=ast.Name(id="tuple" | "Tuple"), slice=ast.Tuple(elts=parts)):
+            return f"a list of {len(parts)} ({', '.join(map(readable, parts))})"
         case None:
             return "another value"
         case _:

@@ -95,6 +95,8 @@ class Augment:
         seeds = in_epoch(*batch.seeds.unbind(1))
         if self.cutout:
             height, width = batch.inputs.shape[2:]
+            if self.cutout >= min(height, width):
+                raise ValueError(f"augment.cutout={self.cutout}: images of {height}x{width} are no larger; choose less")
             rows, columns = (uniform(seeds, HOLE_ROW) * height).long(), (uniform(seeds, HOLE_COLUMN) * width).long()
             top, left = rows - self.cutout // 2, columns - self.cutout // 2
             hole = box(batch.inputs, top, left, top + self.cutout, left + self.cutout)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from ablab.digest import digest
 
 Kind = Literal["images", "sequences", "text"]
 
@@ -122,15 +123,3 @@ class Samples(Dataset[Batch]):
 
     def digest(self) -> str:
         return digest(self.digest_of_tensors(), *([] if self.members is None else [self.members]))
-
-
-def digest(*parts: Any) -> str:
-    """A hash of tensors (values, shapes, types) and of plain values."""
-    found = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            found.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            found.update(part.contiguous().numpy().data)
-        else:
-            found.update(repr(part).encode())
-    return found.hexdigest()

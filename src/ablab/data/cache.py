@@ -26,7 +26,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from ablab.data.batch import digest
+from ablab.digest import digest
 
 LAYOUT = 1  # of an entry: one of another layout has another key
 # sets no memory aside for writing into a mapping: without it Linux refuses files larger than memory; 3.11 has no name

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from ablab.data.batch import Batch, Kind, Samples, Split, Splits, digest
+from ablab.data.batch import Batch, Kind, Samples, Split, Splits
 from ablab.data.loader import Loader, Seeded
 from ablab.data.order import BatchOrder
+from ablab.digest import digest
 
 RESIDENT_SHARE = 0.2  # of an accelerator's free memory that a data set may take
 
@@ -37,6 +39,7 @@ class DataModule(L.LightningDataModule, ABC):
     """
 
     kind: ClassVar[Kind]
+    scored: Literal["train", "val", "test"] = "test"  # the split that a test is of; ablab.evaluate chooses another
 
     def __init__(
         self,
@@ -57,8 +60,9 @@ class DataModule(L.LightningDataModule, ABC):
             raise ValueError(f"micro_batch_size={micro_batch_size}: a forward pass has at least one sample")
         if num_workers < 0:
             raise ValueError(f"num_workers={num_workers}: use 0 to fetch batches in the main process, or more")
-        if split_seed < 0:
-            raise ValueError(f"split_seed={split_seed}: a seed is 0 or more")
+        for name, value in (("split_seed", split_seed), ("seed", seed)):
+            if not 0 <= value < 2**32:
+                raise ValueError(f"{name}={value}: a seed is 0 or more, and below {2**32}")
         if folds is None and fold != 0:
             raise ValueError(f"fold={fold}: say of how many, for example data.folds=5")
         if folds is not None and folds < 2:
@@ -104,7 +108,7 @@ class DataModule(L.LightningDataModule, ABC):
             return
         splits = self.read()
         self.fingerprint = digest(splits.train.digest(), splits.val.digest(), splits.test.digest(), self.names())
-        self.splits = self.changed(splits)
+        self.splits = self.changed(replace(splits, test=getattr(splits, self.scored)))
         if len(splits.train) < self.batch_size:
             raise ValueError(
                 f"batch_size={self.batch_size} is more than the {len(splits.train)} training samples; "

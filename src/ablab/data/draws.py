@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +32,14 @@ def own_seeds(seed: int, indices: Tensor) -> Tensor:
 def in_epoch(seeds: Tensor, epoch: Tensor) -> Tensor:
     """The samples' seeds of one epoch."""
     return scramble(seeds + epoch * 1_000_000_007)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Begin the global random numbers of torch, NumPy and Python anew, for a step of training in a process."""
+    drawn = int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:8])
+    torch.manual_seed(drawn)
+    np.random.seed(drawn % 2**32)  # noqa: NPY002 (others' code draws from it)
+    random.seed(drawn)
 
 
 def uniform(seeds: Tensor, stream: int) -> Tensor:

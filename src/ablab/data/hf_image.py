@@ -51,7 +51,7 @@ class HFImage(EncodedImages):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        if name is None and root is None:
+        if not name and not root:
             raise ValueError("name=null, root=null: say which data set of the Hub, or give a folder with parquet files")
         if shuffle_block < 1:
             raise ValueError(f"shuffle_block={shuffle_block}: at least 1 row is needed")

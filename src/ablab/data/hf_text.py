@@ -38,7 +38,7 @@ class HFText(TokenStream):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        if name is None and root is None:
+        if not name and not root:
             raise ValueError("name=null, root=null: say which data set of the Hub, or give a folder with parquet files")
         if (val_split is None) != (test_split is None):
             raise ValueError(f"val_split={val_split}, test_split={test_split}: name both parts, or none of them")

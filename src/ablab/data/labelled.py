@@ -75,6 +75,8 @@ class LabelledData(DataModule):
 
     def read(self) -> Splits:
         official = self.load()
+        if len(self.class_names) < 2:
+            raise ValueError(f"the data have one class, {self.class_names[0]}; at least two are needed to tell apart")
         for name, samples in vars(official).items():
             if isinstance(samples, Samples):
                 self.check_labels(name, samples.targets)
@@ -110,7 +112,8 @@ class LabelledData(DataModule):
         counts = targets.bincount(minlength=len(self.class_names))
         if part == "train" and (counts == 0).any():
             empty = [name for name, count in zip(self.class_names, counts.tolist(), strict=True) if not count]
-            raise ValueError(f"no training sample has the class {', '.join(empty)}; give some, or leave the class out")
+            shown = ", ".join(empty if len(empty) <= 6 else [*empty[:5], f"{len(empty) - 5} more"])
+            raise ValueError(f"no training sample has the class {shown}; give some, or leave the class out")
 
     def changed(self, splits: Splits) -> Splits:
         if self.shift is None:

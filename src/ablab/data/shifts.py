@@ -44,6 +44,8 @@ class Shift(ABC):
     def __init__(self, *, severity: int, seed: int = 0) -> None:
         if severity not in range(1, 6):
             raise ValueError(f"severity={severity}: a whole number from 1 to 5 is needed")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed={seed}: a whole number from 0 to {2**32 - 1} is needed")
         self.severity = severity
         self.seed = seed
 

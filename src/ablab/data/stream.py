@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ablab.data.batch import Batch, Samples, digest
+from ablab.data.batch import Batch, Samples
 from ablab.data.draws import generator, own_seeds
 from ablab.data.loader import Resumable
+from ablab.digest import digest
 
 AHEAD = 2  # batches that are decoded while one is learned from
 HEAD = 4096  # training images that the standardization is taken from

@@ -86,7 +86,9 @@ class SyntheticSequences(LabelledData):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        at_least_one(num_samples=num_samples, context_length=context_length, num_classes=num_classes)
+        at_least_one(
+            num_samples=num_samples, context_length=context_length, in_features=in_features, num_classes=num_classes
+        )
         self.num_samples = num_samples
         self.context_length = context_length
         self.in_features = in_features

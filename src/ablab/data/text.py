@@ -25,6 +25,8 @@ class Text(TokenStream):
 
     def __init__(self, *, path: str | None = None, **settings: Any) -> None:
         super().__init__(**settings)
+        if path == "":
+            raise ValueError("path=: it is empty; give a file or a folder, or null for Python's own documentation")
         self.path = path
 
     @property

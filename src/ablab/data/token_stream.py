@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ablab.data.batch import Batch, Kind, Splits, digest
+from ablab.data.batch import Batch, Kind, Splits
 from ablab.data.datamodule import DataModule
 from ablab.data.tokens import BytePairs, Bytes, Characters, Tokens
+from ablab.digest import digest
 
 IGNORED = -100  # the target that torch's cross entropy leaves out
 

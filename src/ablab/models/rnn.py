@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ablab.models.interface import NormFactory
 from ablab.models.sequences import num_outputs, without_padding
-from ablab.models.sizes import at_least_one
+from ablab.models.sizes import at_least_one, probabilities
 
 
 class RNN(nn.Module):
@@ -63,6 +63,7 @@ class RNN(nn.Module):
     ) -> None:
         super().__init__()
         at_least_one(hidden_size=hidden_size, num_layers=num_layers)
+        probabilities(dropout=dropout)
         outputs = num_outputs(in_features, vocab_size, num_classes)
         if num_classes is None and bidirectional:
             raise ValueError(

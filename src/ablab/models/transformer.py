@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ablab.models.interface import NormFactory
 from ablab.models.sequences import num_outputs, without_padding
-from ablab.models.sizes import at_least_one
+from ablab.models.sizes import at_least_one, probabilities
 
 
 class Transformer(nn.Module):
@@ -70,7 +70,8 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         at_least_one(embed_dim=embed_dim, num_heads=num_heads, num_layers=num_layers)
-        if int(mlp_ratio * embed_dim) < 1:
+        probabilities(dropout=dropout)
+        if not 1 <= mlp_ratio * embed_dim < math.inf:
             raise ValueError(f"mlp_ratio={mlp_ratio}: the perceptron of a block needs at least one hidden feature")
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}")

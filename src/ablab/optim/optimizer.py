@@ -26,4 +26,9 @@ def make_optimizer(factory: Callable[..., Optimizer], model: nn.Module) -> Optim
     for name, value in settings.items():
         if isinstance(value, int | float) and not 0 <= value < math.inf:
             raise ValueError(f"{name}={value}: a number is needed that is finite and not negative")
+        shares = {"momentum": [value], "alpha": [value], "betas": value}.get(name, [])
+        if any(not 0 <= share < 1 for share in shares):
+            raise ValueError(f"{name}={value}: a share of the past is kept, at least 0 and below 1")
+    if settings.get("nesterov") and settings.get("momentum", 0) == 0:
+        raise ValueError("momentum=0, nesterov=true: Nesterov's is a momentum; set optimizer.nesterov=false")
     return factory(parameter_groups(model, settings.get("weight_decay", 0.0)))

@@ -56,7 +56,7 @@ def multistep(
     """
     if any(not 0 < share < 1 for share in milestones):
         raise ValueError(f"milestones={list(milestones)}: they are shares of the run, between 0 and 1")
-    if gamma <= 0:
+    if not 0 < gamma < math.inf:
         raise ValueError(f"gamma={gamma}: a factor above 0 is needed, for example 0.1")
     steps = [round(share * total_steps) for share in milestones]
     return LambdaLR(optimizer, lambda step: gamma ** sum(step >= milestone for milestone in steps))
@@ -93,6 +93,8 @@ def one_cycle(
             f"base_momentum={base_momentum}: it is reached from the optimizer's own momentum, {momentum}, and is at "
             "most that; null leaves the momentum as it is"
         )
+    if warmup_ratio * total_steps == 1:  # a climb without length, by which torch divides
+        warmup_ratio *= 0.999
     return OneCycleLR(
         optimizer,
         max_lr=[group["lr"] for group in optimizer.param_groups],

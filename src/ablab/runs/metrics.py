@@ -12,6 +12,9 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+FILE = "metrics.csv"
+FIRST_COLUMNS = ["step", "epoch"]
+
 
 class MetricsCSV(Logger):
     """`metrics.csv` in the run's folder: a row for each logged step, a column for each metric, empty where not logged.
@@ -21,15 +24,17 @@ class MetricsCSV(Logger):
 
     Args:
         folder: the run's folder.
+        rows: what a resumed run has logged up to its checkpoint, see `read_rows`; later rows of the file are dropped,
+            the run logs them again.
         flush_every: rows that may wait in memory before they are written.
     """
 
-    def __init__(self, folder: Path, *, flush_every: int = 100) -> None:
+    def __init__(self, folder: Path, *, rows: list[dict[str, Any]] | None = None, flush_every: int = 100) -> None:
         super().__init__()
-        self.path = folder / "metrics.csv"
+        self.path = folder / FILE
         self.flush_every = flush_every
-        self.columns = ["step", "epoch"]
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = rows or []
+        self.columns: list[str] = []  # of the file as it is
         self.num_written = 0
 
     # Lightning asks these three to find the folder of checkpoints.
@@ -60,9 +65,10 @@ class MetricsCSV(Logger):
         new = self.rows[self.num_written :]
         if not new:
             return
-        names = sorted({name for row in new for name in row} - set(self.columns))
-        if names or not self.path.exists():
-            self.columns += names
+        names = {name for row in new for name in row} - {*FIRST_COLUMNS, *self.columns}
+        if names or not self.columns:
+            # sorted: the file is the same however often it was written
+            self.columns = [*FIRST_COLUMNS, *sorted({name for row in self.rows for name in row} - set(FIRST_COLUMNS))]
             temporary = self.path.with_suffix(".csv.tmp")
             temporary.write_text(self.table(self.rows, header=True))
             os.replace(temporary, self.path)
@@ -79,5 +85,37 @@ class MetricsCSV(Logger):
         writer.writerows(rows)
         return text.getvalue()
 
+    def sync(self) -> int:
+        """Have every row on the disk.
+
+        Returns:
+            how many there are.
+        """
+        self.save()
+        for path in (self.path, self.path.parent):  # its content, and its name
+            if path.exists():
+                file = os.open(path, os.O_RDONLY)
+                os.fsync(file)
+                os.close(file)
+        return len(self.rows)
+
     def finalize(self, status: str) -> None:
         self.save()
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.csv, each with what was logged in it; a last row that was cut off is left out."""
+    path = folder / FILE
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    complete = [line for line in lines if line.endswith("\n")]
+    return [
+        {name: number(text) for name, text in row.items() if text}
+        for row in csv.DictReader(complete)
+        if None not in row
+    ]
+
+
+def number(text: str) -> int | float:
+    return int(text) if text.lstrip("-").isdigit() else float(text)

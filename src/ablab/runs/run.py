@@ -5,33 +5,40 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
+import secrets
 import shlex
-import subprocess
+import socket
+import string
 import sys
-import time
-from collections.abc import Iterable
-from importlib import metadata
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
+import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from ablab.config.errors import ConfigError
-from ablab.runs.metrics import MetricsCSV
+from ablab.runs import checkpoints, provenance, signals
+from ablab.runs.folder import made, new_folder, now, own_overrides, read_environment, read_record
+from ablab.runs.identity import identity, plain
+from ablab.runs.metrics import MetricsCSV, read_rows
+from ablab.runs.outcome import CRASHED, FINISHED, STOPPED, Diverged, RunError, Stopped
+from ablab.runs.processes import shared
 
-PASSED_ON = "ABLAB_RUN_FOLDER"  # how the processes that rank 0 starts learn the run's folder
-RECORDED_PACKAGES = ("torch", "lightning", "hydra-core", "torchmetrics", "numpy", "scikit-learn")
+
+class Taken(ConfigError):
+    """Another process has the run."""
 
 
 class Run:
     """One run and its folder; as a context manager it records how the run ended, crashes included.
 
-    The folder holds `config.yaml` (resolved), `run.json` (command, code, versions, how it ended and with which
-    metrics), `metrics.csv`, `checkpoints/`, and what callbacks and loggers add.
+    The folder holds `config.yaml` (resolved), `run.json` (command, code, how it ended and with which metrics),
+    `environment.json` (versions, devices, threads), `changes.patch` (what the commit lacks), `metrics.csv`,
+    `checkpoints/`, and what callbacks and loggers add. Nothing in it is secret.
 
     Args:
         folder: the run's folder, which exists.
@@ -46,38 +53,173 @@ class Run:
         self.record: dict[str, Any] = {}
         self.facts: dict[str, Any] = {}
         self.metrics: dict[str, float] = {}
+        self.weights: dict[str, str] = {}
+        self.seconds: float | None = None  # of the training, validation included
         self.loggers: list[Logger] = []
+        self.checkpoint: Path | None = None
+        self.rows: list[dict[str, Any]] = []
+        self.lock = FileLock(folder / ".lock")
 
     @classmethod
-    def create(cls, cfg: DictConfig, **facts: Any) -> Run:
-        """Make the folder of a new run, `<output_dir>/<date>_<time>_<name>`, or join the one that rank 0 made.
+    def open(cls, cfg: DictConfig, *, data: dict[str, Any], rank: int = 0, world_size: int = 1, **facts: Any) -> Run:
+        """Make the folder of a new run, or go on with the one that `cfg.resume` names.
+
+        `cfg.folder` is the new run's folder, if it names one. The first process does it, the others join.
 
         Args:
             cfg: the composed config.
+            rank, world_size: this process, of how many.
+            data: what is to be recorded of the data, their fingerprint among it.
             facts: what else is to be recorded, beside the config, in run.json and by every logger.
 
         Raises:
-            ConfigError: there can be no such folder.
+            ConfigError: there can be no such folder, or it cannot be gone on with.
         """
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
-        if int(os.environ.get("LOCAL_RANK", "0")) > 0 and PASSED_ON in os.environ:
-            return cls(Path(os.environ[PASSED_ON]), config, owner=False)
-        run = cls(new_folder(Path(cfg.output_dir), cfg.name), config, owner=True)
-        os.environ[PASSED_ON] = str(run.folder)
-        (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-        run.record = {
-            "status": "running",
-            "command": shlex.join([sys.executable, *sys.argv]),
-            "overrides": list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [],
-            "started": now(),
-            "git_commit": git_commit(),
-            "python": platform.python_version(),
-            "packages": {name: metadata.version(name) for name in RECORDED_PACKAGES},
-            **facts,
-        }
-        run.facts = facts
-        run.write()
+        facts = {"processes": world_size, "data": data, **facts}
+        if cfg.resume is not None:  # another number of threads rounds otherwise
+            torch.set_num_threads(read_environment(Path(str(cfg.resume)))["threads"]["torch"])
+        if rank > 0:
+            problem, folder, checkpoint = shared(None, world_size)
+            if problem:
+                raise ConfigError(problem)
+            run = cls(folder, plain(cfg), owner=False)
+            run.facts = facts
+            run.checkpoint = checkpoint
+            return run
+        try:
+            run = cls.begun(cfg, facts)
+        except ConfigError as error:
+            shared((str(error), None, None), world_size)
+            raise
+        shared((None, run.folder, run.checkpoint), world_size)
         return run
+
+    @classmethod
+    def begun(cls, cfg: DictConfig, facts: dict[str, Any]) -> Run:
+        """A new run, or one to go on with, from the process that writes its record."""
+        if cfg.resume is not None:
+            folder = Path(str(cfg.resume)).absolute()
+        else:
+            folder = new_folder(Path(cfg.output_dir), cfg.name) if cfg.folder is None else made(Path(str(cfg.folder)))
+        run = cls(folder, plain(cfg), owner=True)
+        run.facts = facts
+        run.take(new=cfg.resume is None)
+        if cfg.resume is None:
+            run.describe(cfg)
+        else:
+            run.go_on()
+            run.find_checkpoint()
+        return run
+
+    def take(self, *, new: bool) -> None:
+        """Keep the folder to this process for as long as it lives.
+
+        Args:
+            new: the run is to be begun.
+
+        Raises:
+            Taken: another one has it, or has begun it a moment ago.
+        """
+        try:
+            self.lock.acquire(blocking=False)
+        except Timeout as error:
+            owner = read_record(self.folder) if (self.folder / "run.json").exists() else {}
+            raise Taken(
+                f"resume={self.folder}: this run is going on, in process {owner.get('pid')} on {owner.get('host')}; "
+                "end it first, or wait"
+            ) from error
+        except OSError as error:
+            raise ConfigError(f"{self.folder}: nothing can be written there ({error.strerror})") from error
+        if new and (self.folder / "run.json").exists():
+            self.lock.release()
+            raise Taken(
+                f"folder={self.folder}: another process has begun this run a moment ago; give the command again"
+            )
+
+    def describe(self, cfg: DictConfig) -> None:
+        """Write all that makes a new run."""
+        config = provenance.without_secrets(self.config)
+        (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+        (self.folder / "environment.json").write_text(json.dumps(provenance.environment(), indent=2) + "\n")
+        if patch := provenance.uncommitted():
+            (self.folder / "changes.patch").write_text(provenance.redacted(patch))
+        alphabet = string.ascii_lowercase + string.digits
+        self.record = {
+            "id": agents_id() or "".join(secrets.choice(alphabet) for _ in range(8)),
+            "status": "running",
+            **self.start_of_process(),
+            "identity": identity(self.config, code=provenance.code_hash(), data=self.facts["data"]["fingerprint"]),
+            **self.facts,
+        }
+        self.write()
+
+    def go_on(self) -> None:
+        """Write that an earlier run is gone on with."""
+        self.record = read_record(self.folder)
+        if self.record["status"] == "finished" and self.config["folder"] is not None:  # since it was looked at
+            self.lock.release()
+            raise Taken(f"resume={self.folder}: another process has just finished this run; nothing is left to do")
+        then, here = self.record, self.facts
+        if then["processes"] != here["processes"] and then["batch_sizes"]["norm"] != here["batch_sizes"]["norm"]:
+            raise ConfigError(
+                f"resume={self.folder}: it would become another run: its norm sees {then['batch_sizes']['norm']} "
+                f"samples at once on {then['processes']} processes, and would see {here['batch_sizes']['norm']} on "
+                f"{here['processes']}; give it as many processes as it had, or begin a new run"
+            )
+        new = identity(self.config, code=provenance.code_hash(), data=self.facts["data"]["fingerprint"])
+        old = self.record["identity"]
+        if old["data"] != new["data"]:
+            raise ConfigError(
+                f"resume={self.folder}: the data are not those of the run (fingerprint "
+                f"{self.facts['data']['fingerprint'][:12]}, {self.record['data']['fingerprint'][:12]} then); "
+                "give the same files"
+            )
+        changes = provenance.environment_changes(read_environment(self.folder))
+        if old["code"] != new["code"]:
+            changes.insert(0, f"the code: {self.record['git_commit']} then, {provenance.git_commit()} now")
+        if then["processes"] != here["processes"]:
+            changes.insert(
+                0,
+                f"processes: {then['processes']} then, {here['processes']} now; sums are rounded otherwise, and what a "
+                "step draws at random (dropout, partners in mixing) comes out otherwise",
+            )
+        if changes:
+            lines = ["warning: what follows may differ from what an uninterrupted run finds; not as it was:", *changes]
+            print(*lines, sep="\n  ", file=sys.stderr)
+        self.record.setdefault("resumed", []).append(self.start_of_process())
+        self.record |= {"status": "running", "pid": os.getpid(), "host": socket.gethostname()}
+        for name in ("error", "ended"):
+            self.record.pop(name, None)
+        self.write()
+
+    def start_of_process(self) -> dict[str, Any]:
+        """What is recorded of the process that trains."""
+        return {
+            "command": shlex.join(provenance.without_secrets(provenance.command())),
+            "overrides": own_overrides(),
+            "started": now(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "git_commit": provenance.git_commit(),
+            "processes": self.facts["processes"],
+        }
+
+    def find_checkpoint(self) -> None:
+        """The newest sound checkpoint, and the rows of metrics.csv up to it."""
+        found = checkpoints.newest_sound(
+            self.folder / "checkpoints",
+            lambda text: print(f"warning: {text}", file=sys.stderr),
+            run=read_record(self.folder)["id"],
+        )
+        if found is None:
+            return
+        self.checkpoint, state = found
+        self.rows = read_rows(self.folder)[: state["num_rows"]]
+        if len(self.rows) < state["num_rows"]:
+            raise ConfigError(
+                f"resume={self.folder}: metrics.csv has {len(self.rows)} rows, and {state['num_rows']} had been "
+                f"written when {self.checkpoint.name} was; bring the file back, or begin a new run"
+            )
 
     def start(self, loggers: Iterable[Logger]) -> list[Logger]:
         """Tell every logger what this run is.
@@ -85,81 +227,64 @@ class Run:
         Returns:
             The loggers of the run: metrics.csv, which is always written, and those given.
         """
-        self.loggers = [MetricsCSV(self.folder), *loggers]
+        self.loggers = [MetricsCSV(self.folder, rows=list(self.rows)), *loggers]
         facts = {"run": {"folder": str(self.folder), "git_commit": self.record.get("git_commit"), **self.facts}}
         for logger in self.loggers:
+            if hasattr(logger, "begin"):
+                logger.begin(self.record.get("id", ""), self.rows)
             logger.log_hyperparams({**self.config, **facts})
-            if hasattr(logger, "announce"):
-                logger.announce()
         return self.loggers
 
     def __enter__(self) -> Run:
+        signals.begin()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        status = "finished"
-        if kind is not None:
-            status = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
-            self.record["error"] = f"{kind.__name__}: {error}"
+        status, exit_code = how_it_ended(error)
+        if error is not None:
+            self.record["error"] = f"{type(error).__name__}: {error}"
         # JSON has no NaN and no infinity: what diverged is null
         metrics = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
-        self.record |= {"status": status, "ended": now(), "metrics": metrics}
-        self.write()
+        self.record |= {"status": status, "ended": now(), "seconds": self.seconds}
+        self.record |= {"metrics": metrics, "weights_sha256": self.weights}
+        self.attempt(self.write)
         for logger in self.loggers:
-            logger.save()
+            self.attempt(logger.save)
             if hasattr(logger, "close"):
-                logger.close(exit_code=0 if kind is None else 1)
-        if self.owner:
-            os.environ.pop(PASSED_ON, None)
+                self.attempt(logger.close, exit_code)
+        self.lock.release()
+        signals.end()
+
+    def attempt(self, step: Callable[..., Any], *arguments: Any) -> None:
+        """Do one thing of the end; a full disk must not keep the others from being done."""
+        try:
+            step(*arguments)
+        except OSError as problem:
+            print(f"warning: {self.folder}: {problem}", file=sys.stderr)
 
     def write(self) -> None:
         """Write run.json, whole or not at all."""
         if self.owner:
             temporary = self.folder / "run.json.tmp"
-            temporary.write_text(json.dumps(self.record, indent=2) + "\n")
+            temporary.write_text(json.dumps(provenance.without_secrets(self.record), indent=2) + "\n")
             temporary.replace(self.folder / "run.json")
 
 
-def new_folder(parent: Path, name: str) -> Path:
-    """A folder that did not exist a moment ago; launches in the same second get numbers."""
-    if Path(name).name != name:
-        raise ConfigError(
-            f"name={name}: it ends the name of the run's folder and is a word, not a path; see output_dir"
-        )
-    stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
-    number = 1
-    while True:
-        folder = parent / (stem if number == 1 else f"{stem}_{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise ConfigError(f"output_dir={parent}: no folder can be made there ({error.strerror})") from error
-        else:
-            return folder.absolute()
+def agents_id() -> str | None:
+    """The id that an agent of a W&B sweep has given to the one run that it starts."""
+    return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
 
 
-def short(path: Path) -> str:
-    """A path as it is shortest to type from here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
-
-
-def now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def git_commit() -> str | None:
-    """The commit of the code, with "+changes" where the working tree differs; None outside a repository."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def how_it_ended(error: BaseException | None) -> tuple[str, int]:
+    """The status of run.json and the exit code."""
+    if error is None:
+        return "finished", FINISHED
+    if isinstance(error, Stopped):
+        return "stopped", STOPPED
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):  # Lightning exits
+        return "interrupted", CRASHED
+    if isinstance(error, RunError):
+        return ("diverged" if isinstance(error, Diverged) else "failed"), error.exit_code
+    return "failed", CRASHED

@@ -1,28 +1,43 @@
-"""Weights & Biases: online where someone is logged in, offline where not, and never a question."""
+"""Weights & Biases: online where someone is logged in, offline where not, and never in the way of training."""
 
 from __future__ import annotations
 
 import netrc
 import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from html import escape
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from ablab.runs.run import short
+from ablab.runs.folder import short
+from ablab.runs.outcome import STOPPED
+from ablab.runs.provenance import redacted, without_secrets
+
+DEFAULT_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # `wandb login` has written one, later the other
 
 
 class WandB(WandbLogger):
-    """A W&B run for one run of ours, closed with the exit code that the run had.
+    """A W&B run for one run of ours: the same id, the same rows in the same order, the same exit code.
+
+    Row i of metrics.csv is W&B's step i, however often the run is interrupted and wherever its parts were uploaded
+    from. A resumed run sends what the server lacks; offline it writes a folder that is complete by itself, and those
+    of before go into `wandb/earlier`. No failure of W&B reaches training: what cannot be uploaded stays in the
+    run's folder, and what to do about it is printed.
 
     Args:
         project, entity, group, tags, notes: as W&B has them.
         save_dir: the run's folder; W&B's files go into `wandb` there.
         mode: "auto" is online with a login (WANDB_API_KEY, or `wandb login`) and offline without; the environment
             variable WANDB_MODE overrides "auto".
+        init_timeout: seconds that a server has to answer in the beginning; after that the run is an offline one.
+        finish_timeout: seconds that it has in the end to take what is left.
     """
 
     def __init__(
@@ -35,11 +50,16 @@ class WandB(WandbLogger):
         group: str | None = None,
         tags: list[str] | None = None,
         notes: str | None = None,
+        init_timeout: float = 15.0,
+        finish_timeout: float = 30.0,
     ) -> None:
         if os.environ.get("WANDB_MODE") in ("disabled", "dryrun"):
             raise ValueError(
                 f"WANDB_MODE={os.environ['WANDB_MODE']}: online and offline are understood; logger=csv leaves W&B out"
             )
+        for name, value in {"init_timeout": init_timeout, "finish_timeout": finish_timeout}.items():
+            if not value > 0:
+                raise ValueError(f"{name}={value}: it is a number of seconds, and greater than 0")
         if mode == "auto":
             mode = "online" if os.environ.get("WANDB_MODE", "online") == "online" and logged_in() else "offline"
         if mode == "online" and not logged_in():
@@ -47,44 +67,236 @@ class WandB(WandbLogger):
                 "mode=online: no login was found; run `wandb login`, set WANDB_API_KEY, or take mode=offline"
             )
         self.mode = mode
+        self.init_timeout = init_timeout
+        self.finish_timeout = finish_timeout
+        self.num_rows = 0  # that the run has logged
+        self.num_there = 0  # that the server had when this process began
+        self.texts: dict[str, Any] = {}  # to be logged with the next row
         super().__init__(
-            project=project,
             save_dir=str(save_dir),
             name=Path(save_dir).name,
-            entity=entity,
-            group=group,
-            tags=tags,
-            notes=notes,
-            mode=mode,  # not WandbLogger's `offline`, which sets an environment variable for all runs to come
-            settings=wandb.Settings(silent=True),  # `announce` says what matters
+            **without_secrets({"project": project, "entity": entity, "group": group, "tags": tags, "notes": notes}),
         )
         self._wandb_init.pop("anonymous")  # W&B warns of the setting, even when it is None
 
     @rank_zero_only
-    def announce(self) -> None:
-        """Start the W&B run and say where it is; offline, say how to look at it and how to upload it."""
-        run = self.experiment
+    def begin(self, run_id: str, rows: Sequence[Mapping[str, float]] = ()) -> None:
+        """Start the W&B run, say where it is, and give it what was logged before.
+
+        Args:
+            run_id: W&B's id of the run, too.
+            rows: of metrics.csv, as far as a resumed run keeps them; whatever follows is logged again.
+        """
+        # W&B reads both when it starts. `begin` says what matters; and its telemetry waits, as the program ends, 20 s
+        # for a server that does not answer.
+        os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        self._id = run_id
+        reason = "" if logged_in() else "no login found"
         if self.mode == "online":
-            print(f"W&B: online, {run.url}")
+            try:
+                self.start(resume="allow")
+            except Exception as error:
+                self.mode, reason = "offline", f"the server cannot be used: {first_line(error)}"
+                leave_wandb()  # it would not start another run with the same id
+        if self.mode == "offline":
+            try:
+                self.start(resume=None)
+            except Exception as error:
+                self.give_up(error)
+                return
+        self.announce(reason)
+        for row in rows:
+            self.log_metrics({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
+
+    def start(self, *, resume: Literal["allow"] | None) -> None:
+        """Start W&B's own run; a run that is resumed takes up the server's count of rows."""
+        self.set_earlier_aside()
+        settings = wandb.Settings(
+            silent=True,
+            init_timeout=self.init_timeout,
+            finish_timeout=self.finish_timeout,
+            finish_timeout_raises=True,
+            x_transaction_log_flush_interval=1.0,  # seconds of points that a kill may cost; W&B's default is 15
+        )
+        choices = {**self._wandb_init, "id": self._id, "mode": self.mode, "resume": resume, "settings": settings}
+        with redacted_command():
+            run = wandb.init(**choices)
+        self._experiment = run
+        self.num_there = run.starting_step
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+
+    def set_earlier_aside(self) -> None:
+        """Move W&B's folders of before to where `wandb sync` does not look: what they hold is written again."""
+        parent = Path(str(self.save_dir)) / "wandb"
+        folders = sorted(path for path in parent.glob(f"*run-*-{self._id}*") if path.is_dir())
+        for folder in folders:
+            (parent / "earlier").mkdir(exist_ok=True)
+            number = len(list((parent / "earlier").iterdir())) + 1
+            folder.rename(parent / "earlier" / f"{number}_{folder.name}")
+
+    def announce(self, reason: str) -> None:
+        """Say where the run is; offline, say why, how to look at it and how to upload it."""
+        if self.mode == "online":
+            print(f"W&B: online, {self.experiment.url}")
             return
-        folder = short(Path(run.dir).parent)
-        reason = "" if logged_in() else " (no login found)"
-        print(f"W&B: offline{reason}\n  look at it:   wandb leet {folder}\n  upload later: wandb sync {folder}")
+        why = f" ({reason})" if reason else ""
+        print(f"W&B: offline{why}\n  look at it:   wandb leet {self.folder}\n  upload later: {self.sync_command}")
+
+    @property
+    def folder(self) -> str:
+        """W&B's own folder of this run."""
+        return short(Path(self.experiment.dir).parent)
+
+    @property
+    def sync_command(self) -> str:
+        """What uploads the run; W&B passes over a run that was begun online unless told otherwise."""
+        return f"wandb sync {'--include-online ' if self.mode == 'online' else ''}{self.folder}"
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        self.attempt(lambda: WandbLogger.log_hyperparams(self, without_secrets(params)))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        self.num_rows += 1
+        if self.num_rows > self.num_there:
+            row = {**self.texts, **metrics}
+            self.attempt(lambda: WandbLogger.log_metrics(self, row, step))
+        self.texts = {}
+
+    @rank_zero_only
+    def log_text(
+        self,
+        key: str,
+        columns: list[str] | None = None,
+        data: Sequence[Sequence[Any]] | None = None,
+        dataframe: None = None,
+        step: int | None = None,
+    ) -> None:
+        """Log a table of texts, with the next row: a row of its own would not be one of metrics.csv.
+
+        As HTML: for a `wandb.Table` the training process itself asks the server, and waits.
+        """
+        lines = [f"<tr><td><pre>{'</pre></td><td><pre>'.join(escape(str(cell)) for cell in row)}" for row in data or []]
+        head = "".join(f"<th>{escape(name)}</th>" for name in columns or [])
+
+        def keep() -> None:
+            self.texts[key] = wandb.Html(f"<table><tr>{head}</tr>{''.join(lines)}</table>", inject=False)
+
+        self.attempt(keep)
+
+    def attempt(self, step: Callable[[], None]) -> None:
+        """Do something with W&B; where that fails, the rest of the run does without."""
+        if self._experiment is None:
+            return
+        try:
+            step()
+        except Exception as error:
+            self.give_up(error)
+
+    def give_up(self, error: Exception) -> None:
+        """Go on without W&B."""
+        print(f"W&B: given up ({type(error).__name__}: {first_line(error)}); metrics.csv has everything")
+        run, self._experiment = self._experiment, None
+        if run is not None:
+            with suppress(Exception):  # it stops W&B's threads before it can fail
+                run.finish(exit_code=1)
+        leave_wandb()
 
     @rank_zero_only
     def close(self, exit_code: int) -> None:
-        """Finish the W&B run: the next run of this process must not join it, and a crash must not look finished."""
-        if self._experiment is not None:
-            self._experiment.finish(exit_code=exit_code)
-            self._experiment = None
+        """Finish the W&B run: the next run of this process must not join it, and a crash must not look finished.
+
+        Args:
+            exit_code: of the run; that of a run which was stopped on request tells W&B that it will be resumed.
+        """
+        run = self._experiment
+        if run is None:
+            return
+        problem = None
+        sync_command, log = self.sync_command, Path(run.settings.log_internal)
+        try:
+            if exit_code == STOPPED:
+                run.mark_preempting()
+            run.finish(exit_code=exit_code)
+            if self.mode == "online" and "fatal error" in log.read_text(errors="replace"):
+                problem = "the server refused it"  # W&B says so nowhere else
+        except TimeoutError:
+            problem = f"the server did not take it within finish_timeout={self.finish_timeout:g} s"
+        except Exception as error:
+            problem = first_line(error)
+            leave_wandb()
+        self._experiment = None
+        if problem:
+            print(f"W&B: not everything was uploaded ({problem})\n  upload it: {sync_command}")
+
+
+def log_report(folder: Path, name: str, *, project: str, tables: Mapping[str, Any]) -> str:
+    """Log an ablation's report: a W&B run of the ablation's group, with tables and the whole folder as an artifact.
+
+    Args:
+        folder: of the report.
+        name: the ablation's, which is the group of its runs.
+        project: W&B's.
+        tables: data frames of pandas, by their names.
+
+    Returns:
+        where it is.
+    """
+    os.environ.setdefault("WANDB_SILENT", "true")
+    mode: Any = "online" if os.environ.get("WANDB_MODE", "online") == "online" and logged_in() else "offline"
+    settings = wandb.Settings(silent=True, finish_timeout=60, finish_timeout_raises=True)
+    with redacted_command():
+        run = wandb.init(
+            project=project,
+            group=name,
+            job_type="report",
+            name=f"{name} report",
+            dir=str(folder),
+            mode=mode,
+            settings=settings,
+        )
+    for title, table in tables.items():
+        run.log({title: wandb.Table(dataframe=table)})
+    artifact = wandb.Artifact(f"{name}-report", type="report")
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and "wandb" not in path.parts):
+        artifact.add_file(str(file), name=file.relative_to(folder).as_posix())
+    run.log_artifact(artifact)
+    place = str(run.url) if mode == "online" else f"wandb sync {short(Path(run.dir).parent)}"
+    run.finish()
+    return place
+
+
+def leave_wandb() -> None:
+    """End W&B's own process, with whatever runs it has."""
+    with suppress(Exception):  # where it has gone already
+        wandb.teardown(exit_code=1)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def redacted_command() -> Iterator[None]:
+    """W&B records the command that it finds."""
+    command = sys.argv
+    sys.argv = [redacted(word) for word in command]
+    try:
+        yield
+    finally:
+        sys.argv = command
 
 
 def logged_in() -> bool:
     """Whether W&B would find an API key without asking for one."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    server = urlparse(os.environ.get("WANDB_BASE_URL", "")).netloc
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+        known = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
         return False
+    return any(known.authenticators(host) for host in ([server] if server else DEFAULT_HOSTS))

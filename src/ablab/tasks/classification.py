@@ -22,7 +22,7 @@ class Classification(Task):
     accuracy of each class as `accuracy/<class>`.
 
     Args:
-        model, optimizer, scheduler, micro_batch_size: see `Task`.
+        model, optimizer, scheduler, micro_batch_size, seed: see `Task`.
         class_names: the classes, in the order of their numbers.
         label_smoothing: the share of the target that is spread over all classes, in training only.
         per_class: log each class's accuracy in validation and test.
@@ -43,8 +43,11 @@ class Classification(Task):
         label_smoothing: float = 0.0,
         per_class: bool = False,
         micro_batch_size: int | None = None,
+        seed: int = 0,
     ) -> None:
-        super().__init__(model=model, optimizer=optimizer, scheduler=scheduler, micro_batch_size=micro_batch_size)
+        super().__init__(
+            model=model, optimizer=optimizer, scheduler=scheduler, micro_batch_size=micro_batch_size, seed=seed
+        )
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing}: a share of the target is needed, at least 0, below 1")
         self.class_names = class_names

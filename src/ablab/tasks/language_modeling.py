@@ -22,7 +22,7 @@ class LanguageModeling(Task):
     characters that a token stands for).
 
     Args:
-        model, optimizer, scheduler, micro_batch_size: see `Task`.
+        model, optimizer, scheduler, micro_batch_size, seed: see `Task`.
         characters_per_token: characters of the text over its tokens.
     """
 
@@ -36,8 +36,11 @@ class LanguageModeling(Task):
         scheduler: Callable[..., Any],
         characters_per_token: float = 1.0,
         micro_batch_size: int | None = None,
+        seed: int = 0,
     ) -> None:
-        super().__init__(model=model, optimizer=optimizer, scheduler=scheduler, micro_batch_size=micro_batch_size)
+        super().__init__(
+            model=model, optimizer=optimizer, scheduler=scheduler, micro_batch_size=micro_batch_size, seed=seed
+        )
         self.characters_per_token = characters_per_token
         self.train_metrics = collection({})
         self.val_metrics = collection({"loss": MeanMetric()})

@@ -15,7 +15,10 @@ from torch.optim import Optimizer
 from torchmetrics import Metric, MetricCollection
 
 from ablab.data.batch import Batch
+from ablab.data.draws import seed_step
 from ablab.optim.optimizer import make_optimizer
+from ablab.tasks.counts import counts, gathered, restore
+from ablab.tasks.exchange import Exchange
 
 Stage = Literal["train", "val", "test"]
 
@@ -32,6 +35,7 @@ class Task(L.LightningModule, ABC):
         scheduler: makes the schedule from the optimizer and the number of its steps.
         micro_batch_size: most samples of a forward pass; larger batches are taken in parts, whose gradients add up to
             the whole batch's. None takes every batch whole.
+        seed: of the random numbers that a step draws, dropout's for example.
     """
 
     # the validation metrics that may choose the best checkpoint, and whether more of them is better
@@ -44,9 +48,14 @@ class Task(L.LightningModule, ABC):
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., Any],
         micro_batch_size: int | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
+        self.seed = seed
+        self.step_loss = torch.zeros(())  # of the batch in hand, on all processes once its gradients are
+        self.exchange = Exchange()
+        self.earlier_counts: list[dict[str, Any]] | None = None
         self.micro_batch_size = micro_batch_size
         # Plain attributes, not hyperparameters: a checkpoint then holds tensors and plain data only.
         self.optimizer_factory = optimizer
@@ -68,9 +77,22 @@ class Task(L.LightningModule, ABC):
         inputs = batch.inputs.to(self.dtype) if batch.inputs.is_floating_point() else batch.inputs
         return self.model(inputs) if batch.valid is None else self.model(inputs, batch.valid)
 
-    def on_fit_start(self) -> None:
-        # Each process draws its own dropout, and the same whatever was drawn to initialize the weights.
-        torch.manual_seed(torch.initial_seed() + 1_000_003 * (self.global_rank + 1))
+    def derive_random_numbers(self) -> None:
+        """What is drawn from here on depends on the seed, the step and the process, not on what was drawn before.
+
+        A resumed run then draws what it would have drawn, and a callback that draws changes nothing.
+        """
+        seed_step(self.seed, self.trainer.global_step, self.global_rank)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.derive_random_numbers()
+
+    def on_validation_epoch_start(self) -> None:
+        self.derive_random_numbers()
+        self.metrics("val").reset()  # a validation that was broken off is done anew
+
+    def on_test_epoch_start(self) -> None:
+        self.derive_random_numbers()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.trainer.optimizers[0].zero_grad()
@@ -82,9 +104,14 @@ class Task(L.LightningModule, ABC):
                 self.trainer.strategy.backward(loss, None)
             total += loss.detach()
         loss = self.part_of_loss(last, batch)
-        self.log("train/loss", total + loss.detach(), prog_bar=True)
+        self.step_loss = total + loss.detach()
+        self.exchange.begin(self.step_loss)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
+
+    def on_after_backward(self) -> None:
+        self.step_loss = self.exchange.end(self.step_loss)
+        self.log("train/loss", self.step_loss, prog_bar=True)
 
     def optimizer_zero_grad(self, *arguments: Any) -> None:
         """Nothing: Lightning calls it between a step's forward and backward pass, when parts have left gradients."""
@@ -126,6 +153,21 @@ class Task(L.LightningModule, ABC):
     def scalars(self, name: str, value: Tensor) -> list[tuple[str, Tensor]]:
         """What is logged of a metric's value, each under its name."""
         return [(name, value)]
+
+    # The metrics of an epoch that a checkpoint interrupts go on from what each process had counted.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["train_metrics"] = gathered(counts(self.metrics("train")))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.earlier_counts = checkpoint.get("train_metrics")
+
+    def on_train_start(self) -> None:
+        if self.earlier_counts is not None:
+            restore(
+                self.metrics("train"), self.earlier_counts, rank=self.global_rank, world_size=self.trainer.world_size
+            )
+            self.earlier_counts = None
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.optimizer_factory, self.model)

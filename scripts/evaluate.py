@@ -1,0 +1,54 @@
+"""Score a run's weights again, on any split or shift, from the run's folder alone; nothing in it changes.
+
+python scripts/evaluate.py RUN                                      the test split: what the run's table says
+python scripts/evaluate.py RUN --shift contrast --severity 5        with the inputs shifted (conf/data/shift)
+python scripts/evaluate.py RUN --split val --weights last           validation data, the newest weights
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from ablab.config.errors import readable_errors
+from ablab.evaluate import evaluate, scoring, shift_of
+
+
+@rank_zero_only
+def show(rows: dict[str, str]) -> None:
+    width = max(map(len, rows))
+    print(*(f"{name:<{width}}  {text}" for name, text in rows.items()), sep="\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="test")
+    parser.add_argument("--shift", help="a choice of conf/data/shift; none undoes the run's own")
+    parser.add_argument("--severity", type=int, help="of the shift, from 1 to 5")
+    parser.add_argument("--weights", choices=("best", "last"), default="best")
+    options = parser.parse_args()
+    found = evaluate(
+        options.run,
+        split=options.split,
+        shift=options.shift,
+        severity=options.severity,
+        weights=options.weights,
+    )
+    cfg = scoring(options.run, shift=options.shift, severity=options.severity)
+    limit = cfg.trainer.limit_test_batches
+    whole = options.split != "test" or limit is None or (isinstance(limit, float) and limit == 1)  # 1 is one batch
+    show(
+        {
+            "split": options.split if whole else f"{options.split}, as in the run (trainer.limit_test_batches={limit})",
+            "shift": shift_of(cfg),
+            **{name.removeprefix("test/"): f"{value:.4f}" for name, value in found.items()},
+        }
+    )
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        main()

@@ -1,0 +1,413 @@
+"""Kill runs at random, resume them until they are done, and compare: equal to the bit, or it says what is not.
+
+    python scripts/faults.py                                 100 kills (SIGKILL) over models, workers and processes
+    python scripts/faults.py --kills 0 --signals 30          30 of each signal that stops a run in order
+    python scripts/faults.py --kills 0 --ranks 20 --processes 2 4
+                                                             one process of a run fails: 20 errors, kills and hangs each
+    python scripts/faults.py --kills 6 --models rnn --workers 0 --processes 1
+    python scripts/faults.py --kills 10 --ablation norm_batch_size trainer.max_epochs=1
+                                                             a whole ablation, killed and started again
+
+A kill takes all processes of a run at once, as a machine that fails does: in a training step, in validation, in the
+test, in each part of writing a checkpoint, while the metrics are written, or at any moment. A run is killed several
+times, then left alone. A process that fails alone (--ranks) has to end all others and leave an exit code.
+Its metrics.csv, its final metrics and the hashes of its weights are then compared with those of
+a run that nobody disturbed. Exit code 1: some run differed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import random
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+FAULT = "ABLAB_FAULT"  # EVENT:COUNT, for a process that is to kill itself
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+STOPPED = 75
+TRAINING_SECONDS = 1.5  # about what a short run takes, without its imports
+
+SHORT = [
+    *("logger=csv", "trainer.max_epochs=3", "trainer.limit_train_batches=6", "trainer.val_check_interval=2"),
+    *("trainer.limit_val_batches=3", "trainer.limit_test_batches=2", "trainer.log_every_n_steps=1"),
+]
+# Each model with what has a state or draws random numbers: augmentation, dropout, averages, schedules, parts.
+MODELS = {
+    "resnet": ["data/augment=crop_flip", "data.augment.mixup=0.2", "callbacks=ema", "callbacks.ema.decay=0.9"],
+    "transformer": [
+        *("model=transformer", "data=text", "data.context_length=16", "model.dropout=0.1", "data.micro_batch_size=10"),
+        *("callbacks.samples.num_tokens=10", "scheduler.warmup_steps=4", "callbacks.checkpoints.every_n_steps=1"),
+    ],
+    "rnn": ["model=rnn", "model.num_layers=2", "model.dropout=0.2", "scheduler=one_cycle", "data.classes_per_batch=4"],
+}
+FAILURES = ("raise", "SIGKILL", "SIGSTOP")
+ANSWER = 20  # seconds that a process waits for the others
+LIMIT = ANSWER + 60  # seconds from a failure to the end of all processes
+
+# Where a kill can be aimed, and how many times the place is passed in a short run.
+EVENTS = {"training": 18, "validation": 20, "writing": 11, "before the rename": 11, "after the rename": 11}
+EVENTS |= {"metrics": 11, "test": 2, "any moment": 100}
+
+
+# The victim -----------------------------------------------------------------------------------------------------------
+
+
+def be_killed(event: str, count: int) -> None:
+    """Have this process and its group killed when it comes to a place for the count-th time."""
+    import torch
+
+    from ablab.runs.metrics import MetricsCSV
+    from ablab.tasks.task import Task
+
+    def kill() -> None:
+        os.killpg(0, signal.SIGKILL)
+        time.sleep(60)  # the signal is on its way
+
+    def killing(owner: Any, name: str, *, after: bool = False) -> None:
+        original, passed = getattr(owner, name), Counter[str]()
+
+        def replacement(*arguments: Any, **keywords: Any) -> Any:
+            passed["times"] += 1
+            if passed["times"] < count or after:
+                result = original(*arguments, **keywords)
+            if passed["times"] >= count:
+                kill()
+            return result
+
+        setattr(owner, name, replacement)
+
+    def write_half(state: Any, file: Any, **keywords: Any) -> None:
+        save(state, file, **keywords)
+        if isinstance(file, io.BytesIO):  # no file: tensors on their way to another process
+            return
+        written["times"] += 1
+        if written["times"] >= count:
+            file.flush()
+            os.truncate(file.fileno(), file.tell() // 2)
+            kill()
+
+    save, written = torch.save, Counter[str]()
+    match event:
+        case "training":
+            killing(Task, "part_of_loss", after=count % 2 == 0)
+        case "validation":
+            killing(Task, "validation_step")
+        case "test":
+            killing(Task, "test_step")
+        case "metrics":
+            killing(MetricsCSV, "save", after=count % 2 == 0)
+        case "writing":
+            torch.save = write_half
+        case "before the rename":
+            killing(os, "replace")
+        case "after the rename":
+            killing(os, "replace", after=True)
+        case "any moment":  # of three seconds from where training begins
+            original = Task.on_train_start
+
+            def start(self: Task) -> None:
+                original(self)
+                threading.Timer(0.03 * count, kill).start()
+
+            Task.on_train_start = start  # type: ignore[method-assign]
+
+
+# The harness ----------------------------------------------------------------------------------------------------------
+
+
+class Harness:
+    """Starts runs in a folder, disturbs them, and compares what they end with.
+
+    Args:
+        folder: where the runs go.
+        seed: of what is killed when.
+        tell: gets a line for each run.
+    """
+
+    def __init__(self, folder: Path, *, seed: int = 0, tell: Any = print) -> None:
+        self.folder = folder
+        self.random = random.Random(seed)
+        self.tell = tell
+        self.seconds: dict[tuple[str, ...], float] = {}  # that a run takes if left alone
+        self.span = 0.0  # of those, the run in hand
+        self.slowest = 0.0  # seconds from a process's failure to the end of all
+        self.references: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def start(self, *words: str, fault: str | None = None) -> subprocess.Popen[str]:
+        script = ROOT / "train.py" if fault is None else Path(__file__)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **({} if fault is None else {FAULT: fault})}
+        here, known = str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")  # here is rank_fault
+        environment["PYTHONPATH"] = os.pathsep.join([here, *known.split(os.pathsep)])
+        return subprocess.Popen(
+            [sys.executable, str(script), *words],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self, *words: str) -> None:
+        """Run to the end, undisturbed.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        process = self.start(*words)
+        printed, _ = process.communicate(timeout=600)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(words)}: exit code {process.returncode}\n{printed}")
+
+    def reference(self, words: tuple[str, ...]) -> dict[str, Any]:
+        """What a run ends with that nobody disturbs."""
+        if words not in self.references:
+            place, begun = self.folder / f"reference{len(self.references)}", time.monotonic()
+            self.finish(*words, f"output_dir={place}")
+            self.seconds[words] = time.monotonic() - begun
+            self.references[words] = outcome(only_run(place))
+        return self.references[words]
+
+    def disturbed(self, words: tuple[str, ...], name: str, disturb: Any, times: int) -> tuple[str, list[str]]:
+        """A run that is disturbed so many times and then left alone.
+
+        Returns:
+            what differs from the reference ("" if nothing does), and what was done to it.
+        """
+        expected = self.reference(words)
+        self.span = self.seconds[words]
+        place, done = self.folder / name, []
+        again = [*words, f"output_dir={place}"]
+        while len(done) < times:
+            event = disturb(again)
+            if run := only_run(place):
+                again = [f"resume={run}"]
+            if event is None:  # it was over before
+                break
+            done.append(event)
+        self.finish(*again)
+        found = outcome(only_run(place))
+        return ", ".join(key for key in expected if found.get(key) != expected[key]), done
+
+    def kill(self, words: list[str]) -> str | None:
+        """Have a run die at some place; None if it is over before it comes there."""
+        event = self.random.choice(list(EVENTS))
+        count = self.random.randint(1, EVENTS[event])
+        process = self.start(*words, fault=f"{event}:{count}")
+        printed, _ = process.communicate(timeout=600)
+        if process.returncode not in (0, -signal.SIGKILL):
+            raise RuntimeError(f"killed in {event} ({count}), {words}: exit code {process.returncode}\n{printed}")
+        return event if process.returncode else None
+
+    def signal(self, name: str) -> Any:
+        """Have a run be asked to stop at a random moment of its life, its imports included."""
+
+        def send(words: list[str]) -> str:
+            process = self.start(*words)
+            if self.random.random() < 0.25:
+                time.sleep(self.random.uniform(0, self.span))
+            else:  # most of a short run's life is its imports
+                wait_until_it_trains(process, Path(words[-1].partition("=")[2]))
+                time.sleep(self.random.uniform(0, TRAINING_SECONDS))
+            process.send_signal(signal.Signals[name])
+            printed, _ = process.communicate(timeout=600)
+            if process.returncode == 0:
+                return None
+            if process.returncode == -signal.Signals[name] and "run  " in printed:
+                return None  # it had ended, and Python was cleaning up
+            if process.returncode == -signal.Signals[name] and not printed:
+                return "before Python was up"
+            if process.returncode != STOPPED:
+                raise RuntimeError(f"{name}, {words}: exit code {process.returncode}\n{printed}")
+            return "in the run" if "run: " in printed else "before the run"
+
+        return send
+
+    def fail(self, how: str, processes: int) -> Any:
+        """Have one process of a run fail, and see that all end within the limit, not well, and leave none behind."""
+
+        def make(words: list[str]) -> str | None:
+            rank, step = self.random.randrange(processes), self.random.randrange(18)
+            once = self.folder / f"failed{len(list(self.folder.glob('failed*')))}"
+            fault = {"_target_": "rank_fault.RankFault", "rank": rank, "step": step, "how": how, "once": str(once)}
+            values = [f"+callbacks.fault.{key}={value}" for key, value in fault.items()]
+            process = self.start(*words, f"trainer.strategy.timeout={ANSWER}", *values)
+            while process.poll() is None and not once.exists():
+                time.sleep(0.05)
+            failed_at = time.monotonic()
+            try:
+                printed, _ = process.communicate(timeout=LIMIT)
+            except subprocess.TimeoutExpired as error:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise RuntimeError(f"process {rank} of {processes}, {how}: not over after {LIMIT} s") from error
+            self.slowest = max(self.slowest, time.monotonic() - failed_at)
+            if process.returncode == 0 or not once.exists():
+                raise RuntimeError(f"process {rank} of {processes}, {how}: exit code {process.returncode}\n{printed}")
+            if how == "raise" and printed.count(f"RuntimeError: a bug in process {rank}\n") not in (1, 2):
+                raise RuntimeError(f"process {rank} of {processes}: its error is not said, or too often\n{printed}")
+            time.sleep(0.5)
+            if any(group_of(int(entry.name)) == process.pid for entry in Path("/proc").iterdir() if is_alive(entry)):
+                raise RuntimeError(f"process {rank} of {processes}, {how}: processes are left behind")
+            return f"process {rank} of {processes} before step {step}"
+
+        return make
+
+    def ablation(self, words: list[str], kills: int, processes: int) -> tuple[int, list[str]]:
+        """An ablation that is killed again and again, at any moment between its first run and its end.
+
+        Returns:
+            how many runs it has, and those that differ from the undisturbed ones.
+        """
+        words = [*words, f"hydra.launcher.num_processes={processes}"]
+        self.finish(*words, f"output_dir={self.folder / 'reference'}")
+        ended = [path.stat().st_mtime for path in self.folder.glob("reference/*/*/run.json")]
+        place, span = self.folder / "killed", max(ended) - min(ended)
+        for number in range(kills):
+            process = self.start(*words, f"output_dir={place}")
+            wait_until_it_trains(process, place, same_group=True)
+            time.sleep(self.random.uniform(0, span / kills))
+            if process.poll() is not None:
+                raise RuntimeError(f"the ablation had ended before kill {number + 1}; it is too short for so many")
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            records = [json.loads(path.read_text()) for path in place.glob("*/*/run.json")]
+            self.tell(f"kill {number + 1}: {sum(r['status'] == 'finished' for r in records)} runs had finished")
+        self.finish(*words, f"output_dir={place}")
+        expected, found = (
+            {run.parent.name: outcome(run.parent) for run in self.folder.glob(f"{name}/*/*/run.json")}
+            for name in ("reference", "killed")
+        )
+        differ = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+        return len(expected), differ
+
+
+def wait_until_it_trains(process: subprocess.Popen[str], folder: Path, *, same_group: bool = False) -> None:
+    """Wait until a process, or one that it has started, has a run's folder, below this one or this one itself."""
+    while process.poll() is None:
+        for record in (*folder.glob("run.json"), *folder.glob("*/run.json"), *folder.glob("*/*/run.json")):
+            pid = json.loads(record.read_text()).get("pid", 0)
+            if pid == process.pid or (same_group and group_of(pid) == process.pid):
+                return
+        time.sleep(0.02)
+
+
+def is_alive(entry: Path) -> bool:
+    """Whether an entry of /proc is a process that has not ended."""
+    try:
+        return entry.name.isdigit() and (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def group_of(pid: int) -> int | None:
+    """The process group of a process; None where it has gone."""
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def only_run(place: Path) -> Path | None:
+    """The run's folder of an output_dir that has seen one run; None if it came not so far."""
+    found = [path.parent for path in place.glob("*/run.json")] if place.exists() else []
+    assert len(found) <= 1, f"one run became {len(found)}"
+    return found[0] if found else None
+
+
+def outcome(run: Path | None) -> dict[str, Any]:
+    """What must be equal to the bit."""
+    assert run is not None
+    record = json.loads((run / "run.json").read_text())
+    files = {name: (run / name).read_text() for name in ("metrics.csv", "samples.txt") if (run / name).exists()}
+    left = [path.name for path in (run / "checkpoints").iterdir() if path.suffix in (".tmp", ".broken")]
+    return {**{key: record[key] for key in ("status", "metrics", "weights_sha256")}, **files, "left behind": left}
+
+
+def words_of(model: str, workers: int, processes: int) -> tuple[str, ...]:
+    return (*SHORT, *MODELS[model], f"data.num_workers={workers}", *several(processes))
+
+
+def several(processes: int) -> list[str]:
+    return ["trainer=ddp_cpu", f"trainer.devices={processes}"] if processes > 1 else []
+
+
+def ablation(options: argparse.Namespace) -> int:
+    """Kill an ablation, and say what came of it."""
+    different = 0
+    for processes in options.processes:
+        with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+            harness = Harness(Path(folder), seed=options.seed)
+            words = [f"ablation={options.ablation[0]}", *options.ablation[1:]]
+            number, differ = harness.ablation(words, options.kills, processes)
+        different += len(differ)
+        print(f"{processes} at once, {options.kills} kills: {number - len(differ)} of {number} runs equal to the bit")
+        print(*(f"  DIFFERENT: {name}" for name in differ), sep="\n" if differ else "", end="")
+    return 1 if different else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100, help="how many, over all combinations (default: 100)")
+    parser.add_argument("--signals", type=int, default=0, help="how many of each signal (default: 0)")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--workers", nargs="+", type=int, default=[0, 2])
+    parser.add_argument("--processes", nargs="+", type=int, choices=(1, 2, 4), default=[1, 2])
+    parser.add_argument("--ranks", type=int, default=0, help="failures of one process, of each kind (default: 0)")
+    parser.add_argument("--times", type=int, default=4, help="disturbances a run (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is done when")
+    parser.add_argument("--ablation", nargs="+", metavar="WORD", help="its name, and words that narrow it")
+    options = parser.parse_args()
+    if options.ablation:
+        return ablation(options)
+
+    combinations = list(product(options.models, options.workers, options.processes))
+    wanted = [("kill", options.kills), *((name, options.signals) for name in SIGNALS)]
+    wanted += [(how, options.ranks) for how in FAILURES]
+    tally, different, number = Counter[str](), 0, 0
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        harness = Harness(Path(folder), seed=options.seed)
+        for what, left in wanted:
+            while left > 0:
+                model, workers, processes = combinations[number % len(combinations)]
+                fails = what in FAILURES
+                if what == "kill":
+                    disturb = harness.kill
+                else:
+                    disturb = harness.fail(what, processes) if fails else harness.signal(what)
+                times = 1 if fails else min(left, options.times)
+                harness.reference(words_of(model, workers, processes))
+                differs, done = harness.disturbed(words_of(model, workers, processes), f"run{number}", disturb, times)
+                left, number = left - len(done), number + 1
+                tally.update(f"{what}: {event}" for event in done)
+                different += bool(differs)
+                verdict = f"DIFFERENT: {differs}" if differs else "equal"
+                print(
+                    f"{model}, {workers} workers, {processes} processes; {what}: {', '.join(done)}; {verdict}",
+                    flush=True,
+                )
+    print(*(f"{count:4} {event}" for event, count in sorted(tally.items())), sep="\n")
+    print(f"{tally.total()} disturbances in {number} runs: {number - different} of {number} runs equal to the bit")
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    if fault := os.environ.get(FAULT):
+        place, _, times = fault.rpartition(":")
+        be_killed(place, int(times))
+        sys.argv[0] = __file__
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    else:
+        sys.exit(main())

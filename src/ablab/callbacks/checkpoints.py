@@ -1,0 +1,225 @@
+"""When a run is saved: such that it can go on from there to the same bits."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+
+from ablab.runs import checkpoints, signals
+from ablab.runs.checkpoints import BEST
+from ablab.runs.folder import read_record
+from ablab.runs.outcome import Stopped
+from ablab.tasks.exchange import in_any
+from ablab.tasks.task import Task
+
+
+class Checkpoints(L.Callback):
+    """Saves the state of the training, and the weights of the best model.
+
+    The state is saved before each validation, every so many minutes, when the run is asked to stop, and at the end;
+    always between two steps, where a resumed run goes on to the same bits. The best model's weights are saved after the
+    validation that finds them.
+
+    It is the first of a run's callbacks: what others do at the start of a step is done after a resume too.
+
+    Args:
+        monitor: the validation metric that chooses the best model.
+        mode: whether more of it is better.
+        keep: how many of the newest states stay.
+        every_n_minutes: time between two states, where validations are further apart.
+        every_n_steps: steps between two states; None is by the other reasons only.
+
+    Raises:
+        ValueError: a value that makes no sense.
+    """
+
+    def __init__(
+        self,
+        *,
+        monitor: str,
+        mode: Literal["min", "max"],
+        keep: int = 2,
+        every_n_minutes: float = 10.0,
+        every_n_steps: int | None = None,
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"keep={keep}: a run that is to be resumed needs at least one")
+        if every_n_minutes <= 0:
+            raise ValueError(f"every_n_minutes={every_n_minutes}: more than 0 is needed")
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps={every_n_steps}: at least 1 is needed, or null")
+        self.monitor = monitor
+        self.mode = mode
+        self.keep = keep
+        self.every_n_minutes = every_n_minutes
+        self.every_n_steps = every_n_steps
+        self.best_score: float | None = None
+        self.saved: tuple[int, str] | None = None
+        self.saved_at = 0.0
+        self.phase = ""
+        self.common_batches = math.inf
+        self.folder = Path()
+
+    # When ---------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.folder = Path(trainer.loggers[0].save_dir or ".") / "checkpoints"
+        self.saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        pl_module.exchange.wishes = {"stop": is_asked, "save": self.is_time}
+        signals.restore()  # after Lightning's own
+        if trainer.is_global_zero:
+            self.clear()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
+        assert isinstance(pl_module, Task)
+        total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+        total.ready = total.started + 1  # Lightning counts the batch at which a run resumes twice
+        step = trainer.global_step
+        granted = pl_module.exchange.granted()
+        due = granted["save"]
+        due |= self.every_n_steps is not None and step % self.every_n_steps == 0
+        # Lightning does not validate after the last of max_steps when it resumes there
+        due |= step == trainer.max_steps - 1
+        if granted["stop"] or (due and step > 0):
+            self.save(trainer, "training")
+        if granted["stop"]:
+            stop(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.common_batches = self.fewest(trainer, trainer.num_val_batches)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
+            progress.ready = progress.started = progress.processed = progress.completed  # type: ignore[attr-defined]
+            if trainer.global_step != trainer.max_steps:
+                self.save(trainer, "validation")
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        self.stop_if_asked(trainer, batch_idx=arguments[3])
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        score = float(trainer.callback_metrics[self.monitor])
+        if math.isnan(score):
+            return
+        if self.best_score is None or (score > self.best_score if self.mode == "max" else score < self.best_score):
+            self.best_score = score
+            trainer.save_checkpoint(self.folder / BEST)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.save(trainer, "end")
+        self.stop_if_asked(trainer)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.common_batches = self.fewest(trainer, trainer.num_test_batches)
+        signals.restore()
+
+    def on_test_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        self.stop_if_asked(trainer, batch_idx=arguments[3])
+
+    # How ----------------------------------------------------------------------------------------------------------
+
+    def fewest(self, trainer: L.Trainer, num_batches: Sequence[float]) -> float:
+        """The batches that every process has; in evaluation, some may have one more."""
+        here = torch.tensor(sum(num_batches), device=trainer.strategy.root_device)
+        return float(trainer.strategy.reduce(here, reduce_op="min")) if trainer.world_size > 1 else float(here)
+
+    def is_time(self) -> bool:
+        return time.monotonic() - self.saved_at > 60 * self.every_n_minutes
+
+    def stop_if_asked(self, trainer: L.Trainer, batch_idx: int = 0) -> None:
+        """Leave an evaluation, which is done anew after a resume."""
+        if batch_idx >= self.common_batches:
+            return
+        if in_any(is_asked(), trainer.strategy.root_device):
+            stop(trainer)
+
+    def save(self, trainer: L.Trainer, phase: str) -> None:
+        """Save the state of the training, unless it has just been saved or was read from there."""
+        here = (trainer.global_step, phase)
+        if self.saved == here:
+            return
+        self.phase = phase
+        trainer.save_checkpoint(self.folder / checkpoints.name_of(*here))
+        self.saved, self.saved_at = here, time.monotonic()
+        if trainer.is_global_zero:
+            for old in checkpoints.in_order(self.folder)[: -self.keep]:
+                old.unlink()
+
+    def clear(self) -> None:
+        """Remove what a kill left half written, and rename what was broken and is not resumed from.
+
+        The run writes those steps again.
+        """
+        for path in self.folder.glob("*.tmp"):
+            path.unlink()
+        here = None if self.saved is None else checkpoints.place(Path(checkpoints.name_of(*self.saved)))
+        for path in checkpoints.in_order(self.folder):
+            if here is None or checkpoints.place(path) > here:
+                path.rename(path.with_suffix(".broken"))
+
+    # What ---------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score, "phase": self.phase}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score = state_dict["best_score"]
+        self.phase = state_dict["phase"]
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        logger: Any = trainer.loggers[0]
+        checkpoint["num_rows"] = logger.sync()  # rows that a resumed run keeps of metrics.csv
+        if (self.folder.parent / "run.json").exists():
+            checkpoint["run"] = read_record(self.folder.parent)["id"]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Have Lightning begin where the state was saved.
+
+        It takes a restart for one from its own checkpoints, which are saved at other moments.
+        """
+        phase = checkpoint["callbacks"][self.state_key]["phase"]
+        self.saved = (checkpoint["global_step"], phase)
+        loops = checkpoint["loops"]["fit_loop"]
+        if phase == "validation":  # it would pass the validation over, unless it had begun it
+            total = loops["epoch_loop.val_loop.batch_progress"]["total"]
+            total["ready"] += 1
+            total["started"] += 1
+        if phase == "training":  # it would count the last step for the loggers once more
+            loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+        if phase == "end":  # whatever ended it
+            trainer.should_stop = True
+
+
+class Unsaved(L.Callback):
+    """What a run without checkpoints has instead: asked to stop, it stops between two steps, and nothing is kept."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        pl_module.exchange.wishes = {"stop": is_asked}
+        signals.restore()  # after Lightning's own
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
+        assert isinstance(pl_module, Task)
+        if pl_module.exchange.granted()["stop"]:
+            stop(trainer)
+
+
+def is_asked() -> bool:
+    """Whether this process has been asked to stop."""
+    return signals.requested is not None
+
+
+def stop(trainer: L.Trainer) -> None:
+    """Leave, as was asked for."""
+    name = signals.requested.name if signals.requested else "a signal to another process"
+    raise Stopped(f"{name} after step {trainer.global_step}")

@@ -1,0 +1,109 @@
+"""A run's weights scored again, on any split or shift, from the run's folder alone."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from ablab.config.errors import ConfigError, menu
+from ablab.config.schema import check
+from ablab.dry_run import CONF
+from ablab.runs.checkpoints import BEST, BrokenFile, model_weights, newest_sound, read_weights
+from ablab.runs.folder import config_of, short
+from ablab.train import assemble, say
+
+NOT_FOR_SCORING = ("checkpoints", "nonfinite", "samples")  # callbacks that write, or watch a training
+
+
+def evaluate(
+    folder: Path,
+    *,
+    split: Literal["train", "val", "test"] = "test",
+    shift: str | None = None,
+    severity: int | None = None,
+    weights: Literal["best", "last"] = "best",
+) -> dict[str, float]:
+    """Score a run's weights; nothing in its folder changes.
+
+    Args:
+        folder: the run's.
+        split: what to score on, every sample once, without augmentation; of the test split, what the run tested on
+            (trainer.limit_test_batches).
+        shift: what is done to the inputs, a choice of conf/data/shift; None is what the run's test had.
+        severity: of the shift, from 1 to 5.
+        weights: those that validation chose, or those of the newest checkpoint.
+
+    Returns:
+        the metrics of a test, by their names there.
+
+    Raises:
+        ConfigError: the folder is no run's, has no such weights, or its data have no such shift.
+    """
+    cfg = scoring(folder, split=split, shift=shift, severity=severity)
+    check(cfg, root=CONF / "train.yaml")
+    file, chosen = weights_of(folder, weights)
+    parts = assemble(cfg, scored=split)
+    try:
+        parts.task.model.load_state_dict(chosen)
+    except RuntimeError as error:
+        raise ConfigError(f"{file}: these weights are not of the model that the code now makes ({error})") from error
+    say(f"{weights} weights: {short(file)}")
+    [found] = parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
+    return dict(found)
+
+
+def scoring(folder: Path, *, split: str = "test", shift: str | None = None, severity: int | None = None) -> DictConfig:
+    """A run's config, for scoring: without what writes, with another shift, and the whole of another split."""
+    cfg = config_of(folder)
+    cfg.logger = {}
+    cfg.callbacks = {name: node for name, node in cfg.callbacks.items() if name not in NOT_FOR_SCORING}
+    if split != "test":
+        cfg.trainer.limit_test_batches = 1.0
+    change_shift(cfg, shift, severity)
+    return cfg
+
+
+def change_shift(cfg: DictConfig, shift: str | None, severity: int | None) -> None:
+    """Put another shift into a run's config."""
+    if shift is not None:
+        known = sorted(file.stem for file in (CONF / "data" / "shift").glob("*.yaml"))
+        if shift not in known:
+            raise ConfigError(f"shift={shift}: there is no such choice; {menu(shift, known, 'data/shift')}")
+        OmegaConf.update(cfg, "data.shift", OmegaConf.load(CONF / "data" / "shift" / f"{shift}.yaml"), merge=False)
+    if severity is not None:
+        if "severity" not in (cfg.data.get("shift") or {}):
+            raise ConfigError(f"severity={severity}: of which shift? give one, --shift contrast for example")
+        cfg.data.shift.severity = severity
+
+
+def shift_of(cfg: DictConfig) -> str:
+    """The shift of a config and its severity, in the words of the command line."""
+    node = cfg.data.get("shift")
+    if node is None:
+        return "none"
+    name = node._target_
+    for file in (CONF / "data" / "shift").glob("*.yaml"):
+        choice: Any = OmegaConf.load(file)
+        if choice._target_ == node._target_:
+            name = file.stem
+    return f"{name}, severity {node.severity}" if "severity" in node else name
+
+
+def weights_of(folder: Path, which: str) -> tuple[Path, dict[str, Tensor]]:
+    """The weights that a run has kept, and the file that holds them."""
+    if which == "last":
+        found = newest_sound(folder / "checkpoints", lambda text: say(f"warning: {text}", file=sys.stderr))
+        if found is None:
+            raise ConfigError(f"{folder}: there is no sound checkpoint in it")
+        return found[0], model_weights(found[1])
+    path = folder / "checkpoints" / BEST
+    if not path.exists():
+        raise ConfigError(f"{path}: there is none, the run has not validated; the last weights may do (--weights last)")
+    try:
+        return path, read_weights(path)
+    except BrokenFile as error:
+        raise ConfigError(f"{error}; the last weights may do (--weights last)") from error

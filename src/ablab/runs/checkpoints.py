@@ -1,0 +1,206 @@
+"""Files that a run can go on from, and the weights that it found: written whole or not at all, verified when read.
+
+`checkpoints/00000120-training.ckpt` is the state of a training after 120 steps, in torch's own format; the file's hash
+is its ZIP comment. `checkpoints/best.safetensors` holds a model's weights and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ablab.digest import weights_digest
+from ablab.runs.outcome import RunError
+
+MARK = b"sha256:"
+COMMENT = len(MARK) + 64
+# Where a training stands after a number of steps, in the order in which it comes there.
+PHASES = ("validation", "training", "end")  # about to validate, about to take the next step, done
+BEST = "best.safetensors"
+
+
+class BrokenFile(RunError):
+    """A file that is not what was written: cut off, changed, or not a checkpoint at all."""
+
+
+# Writing and reading --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when it is complete and on the disk.
+
+    Raises:
+        RunError: there is no room for it; what was there before is as it was.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch wraps what the disk answered
+        raise RunError(
+            f"{path}: it could not be written ({error}); the run ends here, the checkpoints before it are intact. "
+            "With room on the disk, resume the run"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # the new name, too
+    finally:
+        os.close(directory)
+
+
+def write(state: dict[str, Any], path: Path) -> None:
+    """Write a training's state with its hash."""
+    with whole(path) as temporary:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+        with temporary.open("rb+") as file:
+            comment = MARK + hashlib.file_digest(file, "sha256").hexdigest().encode()
+            file.seek(-2, os.SEEK_END)  # the length of the archive's comment, so far 0
+            file.write(len(comment).to_bytes(2, "little") + comment)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A training's state, verified.
+
+    Only tensors and plain data are read: nothing in the file can run.
+
+    Raises:
+        BrokenFile: its content is not what its hash says, or not that of a checkpoint.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size < COMMENT + 22:
+            raise BrokenFile(f"{path}: it is cut off, after {size} bytes")
+        file.seek(-COMMENT, os.SEEK_END)
+        comment = file.read()
+        if not comment.startswith(MARK):
+            raise BrokenFile(f"{path}: it is cut off, or no checkpoint of this project: its hash is missing")
+        if MARK + content_hash(file, size - COMMENT) != comment:
+            raise BrokenFile(f"{path}: its content is not what was written; its hash differs")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a forged file makes torch's reader say
+        reason = str(error).strip().splitlines()[0]
+        raise BrokenFile(f"{path}: it holds more than tensors and plain data, and is not read ({reason})") from error
+
+
+def content_hash(file: IO[bytes], size: int) -> bytes:
+    """The hash of a file before its comment was added."""
+    file.seek(0)
+    found, left = hashlib.sha256(), size - 2
+    while left:
+        block = file.read(min(left, 1 << 20))
+        found.update(block)
+        left -= len(block)
+    found.update(b"\0\0")
+    return found.hexdigest().encode()
+
+
+def write_weights(weights: dict[str, Tensor], path: Path, **facts: Any) -> None:
+    """Write a model's weights, with their hash and some facts for a person.
+
+    Tensors that share memory are written once under each name.
+    """
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    about = {"sha256": weights_digest(copies), **{name: json.dumps(fact) for name, fact in facts.items()}}
+    with whole(path) as temporary:
+        temporary.write_bytes(save(copies, about))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A model's weights, verified.
+
+    Raises:
+        BrokenFile: they are not what their hash says, or the file holds none.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            written = (file.metadata() or {}).get("sha256")
+    except SafetensorError as error:
+        raise BrokenFile(f"{path}: it is cut off, or holds no weights ({error})") from error
+    if weights_digest(weights) != written:
+        raise BrokenFile(f"{path}: its weights are not those that were written; their hash differs")
+    return weights
+
+
+# A run's folder of checkpoints ----------------------------------------------------------------------------------------
+
+
+def name_of(step: int, phase: str) -> str:
+    return f"{step:08d}-{phase}.ckpt"
+
+
+def place(path: Path) -> tuple[int, int]:
+    """Where in a training a checkpoint was taken: its step and its phase, to be compared."""
+    step, _, phase = path.stem.partition("-")
+    return int(step), PHASES.index(phase)
+
+
+def in_order(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first."""
+    names = [path for phase in PHASES for path in folder.glob(f"[0-9]*-{phase}.ckpt")]
+    return sorted((path for path in names if path.stem.partition("-")[0].isdecimal()), key=place)
+
+
+def newest_sound(
+    folder: Path, warn: Callable[[str], None] = warnings.warn, *, run: str | None = None
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that can be read, and its state; None if there is none.
+
+    Broken ones are named in a warning and passed over, and those of another run than the one whose id is given.
+    """
+    for path in reversed(in_order(folder)):
+        try:
+            state = read(path)
+        except (BrokenFile, OSError) as error:
+            warn(f"{error}; the one before is tried")
+            continue
+        if run is None or state.get("run") == run:
+            return path, state
+        warn(f"{path}: it is no checkpoint of this run; the one before is tried")
+    return None
+
+
+class VerifiedFiles(CheckpointIO):
+    """Lightning's way to these files: `.safetensors` gets the model's weights alone, others the whole state."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        if path.suffix == ".safetensors":
+            write_weights(model_weights(checkpoint), path, step=checkpoint["global_step"], epoch=checkpoint["epoch"])
+        else:
+            write(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def model_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of a task's model, by the model's own names."""
+    return {
+        name.removeprefix("model."): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith("model.")
+    }

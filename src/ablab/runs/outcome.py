@@ -1,0 +1,36 @@
+"""How a run can end, and the exit code that says so."""
+
+from __future__ import annotations
+
+FINISHED = 0
+CRASHED = 1
+BAD_INPUT = 2  # nothing was started
+DIVERGED = 3
+STOPPED = 75  # on request, to be resumed; EX_TEMPFAIL of sysexits.h
+LEFT_AT_ONCE = 130  # a second Ctrl-C
+
+
+class RunError(RuntimeError):
+    """What a run met that a person can mend: printed without a traceback."""
+
+    exit_code = CRASHED
+
+
+class Diverged(RunError):
+    """The loss or a gradient is not finite."""
+
+    exit_code = DIVERGED
+
+
+class Stopped(SystemExit):
+    """The run was asked to stop, and can be resumed where it is.
+
+    Not an `Exception`: a sweep ends with it too, instead of going on with its next run.
+    """
+
+    def __init__(self, reason: str, exit_code: int = STOPPED) -> None:
+        super().__init__(exit_code)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason

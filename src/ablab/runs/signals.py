@@ -1,0 +1,57 @@
+"""Requests to stop: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 are noted here, and acted upon between two steps.
+
+A scheduler sends one some time before it kills. Before the run has anything to save, each leaves at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+from ablab.runs.outcome import LEFT_AT_ONCE, STOPPED
+from ablab.runs.place import rank
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+requested: signal.Signals | None = None
+installed = False
+saving = False
+
+
+def install() -> None:
+    """Note these signals from now on, instead of what they did: for a program that trains, not for a notebook."""
+    global installed
+    installed = True
+    restore()
+
+
+def restore() -> None:
+    """Note them again, where Lightning has put its own handlers since."""
+    if installed:
+        for number in SIGNALS:
+            signal.signal(number, note)
+
+
+def note(number: int, frame: FrameType | None) -> None:
+    """Handle a signal: leave at once, or remember it for the training to see."""
+    global requested
+    if not saving:
+        os._exit(STOPPED)
+    if requested == signal.SIGINT == number:
+        os._exit(LEFT_AT_ONCE)
+    requested = signal.Signals(number)
+    if number == signal.SIGINT and rank() == 0:
+        os.write(2, b"\nstopping after this step; Ctrl-C again leaves at once\n")
+
+
+def begin() -> None:
+    """From now on there is something to save: a signal waits for the end of the step."""
+    global saving
+    saving = True
+
+
+def end() -> None:
+    """The run has ended: the next signal leaves at once again."""
+    global saving
+    saving = False

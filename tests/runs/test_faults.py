@@ -1,0 +1,110 @@
+"""The fault harness in a short form, and what signals mean (python scripts/faults.py is the long one)."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ablab.runs.outcome import LEFT_AT_ONCE, STOPPED
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def faults() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("faults", ROOT / "scripts" / "faults.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "workers", "processes", "times"), [("rnn", 2, 1, 4), ("resnet", 0, 2, 1)])
+def test_killed_runs_end_as_if_nothing_had_been(
+    faults: ModuleType, tmp_path: Path, model: str, workers: int, processes: int, times: int
+) -> None:
+    harness = faults.Harness(tmp_path, seed=3)
+    words = faults.words_of(model, workers, processes)
+    differs, done = harness.disturbed(words, "killed", harness.kill, times)
+    assert differs == "", done
+    assert done
+
+
+@pytest.mark.slow
+def test_runs_that_get_signals_end_as_if_nothing_had_been(faults: ModuleType, tmp_path: Path) -> None:
+    harness = faults.Harness(tmp_path, seed=0)
+    words = faults.words_of("transformer", 0, 1)
+    harness.reference(words)
+    for name in faults.SIGNALS:
+        differs, _ = harness.disturbed(words, name, harness.signal(name), 1)
+        assert differs == ""
+
+
+def start(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "logger=csv", "trainer.max_epochs=200", *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(there: Callable[[], Any]) -> None:
+    for _ in range(600):
+        if there():
+            return
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path)
+    wait_for(lambda: list(tmp_path.glob("runs/*/checkpoints/*.ckpt")))
+    process.send_signal(number)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == STOPPED, errors
+    [run] = (tmp_path / "runs").iterdir()
+    assert f"stopped by {number.name} after step " in printed
+    assert f"go on with: python train.py resume=runs/{run.name}" in printed
+    assert "Traceback" not in errors
+    assert '"status": "stopped"' in (run / "run.json").read_text()
+
+
+@pytest.mark.slow
+def test_before_there_is_anything_to_save_a_signal_leaves_at_once(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    time.sleep(1.0)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=60)
+    assert process.returncode == STOPPED
+    assert time.monotonic() - begun < 5
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+    process = start(tmp_path, "data.batch_size=full", "model.depth=110")  # steps of seconds
+    wait_for(lambda: list(tmp_path.glob("runs/*/run.json")))
+    for _ in range(200):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+        if process.poll() is not None:
+            break
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == LEFT_AT_ONCE, errors
+    assert "stopping after this step; Ctrl-C again leaves at once" in errors

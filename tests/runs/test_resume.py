@@ -1,0 +1,342 @@
+"""A resumed run is the uninterrupted one, to the bit: weights, every logged value, files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+from omegaconf import DictConfig, OmegaConf
+
+from ablab.config.errors import ConfigError
+from ablab.runs import signals
+from ablab.runs.checkpoints import in_order
+from ablab.runs.outcome import RunError, Stopped
+from ablab.runs.resume import is_finished, resumed
+from ablab.tasks.task import Task
+
+Start = Callable[..., SimpleNamespace]
+Stop = Callable[..., Path | None]
+
+SHORT = ["trainer.limit_val_batches=2", "trainer.limit_test_batches=2", "trainer.log_every_n_steps=1"]
+# Between them: augmentation, mixing, parts, averages of weights and of norms, dropout, schedules, each way to validate,
+# each way to end, and states saved between validations.
+RUNS = {
+    "resnet": [
+        *("trainer=cpu", "trainer.max_epochs=2", "trainer.limit_train_batches=3", "data/augment=crop_flip"),
+        *("data.augment.mixup=0.3", "data.augment.cutmix=0.3", "data.micro_batch_size=12", "callbacks=ema"),
+        *("callbacks.ema.decay=0.9", "norm=batchrenorm", "task.per_class=true"),
+    ],
+    "transformer": [
+        *("trainer=cpu", "model=transformer", "data=text", "data.context_length=16", "model.dropout=0.2"),
+        *("trainer.max_epochs=-1", "trainer.max_steps=7", "trainer.val_check_interval=3"),
+        *("trainer.check_val_every_n_epoch=null", "callbacks.samples.num_tokens=5", "scheduler.warmup_steps=2"),
+    ],
+    "rnn": [
+        *("trainer=cpu", "model=rnn", "model.dropout=0.1", "trainer.max_epochs=3", "trainer.limit_train_batches=3"),
+        *("trainer.check_val_every_n_epoch=2", "scheduler=one_cycle", "trainer.gradient_clip_val=0.5"),
+        *("callbacks.checkpoints.every_n_steps=2", "data.classes_per_batch=2"),
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_signal_is_left() -> Iterator[None]:
+    yield
+    signals.requested = None
+
+
+@pytest.fixture
+def stop(run: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stop:
+    """A run that gets a signal in its k-th step of a kind; gives its folder, or None if it ends before."""
+
+    def start(step: str, k: int, *words: str) -> Path | None:
+        passed, original = 0, getattr(Task, step)
+
+        def count(self: Task, *arguments: Any) -> Any:
+            nonlocal passed
+            passed += 1
+            if passed == k:
+                signals.requested = signal.SIGTERM
+            return original(self, *arguments)
+
+        place = tmp_path / f"{step}{k}"
+        with monkeypatch.context() as patch:
+            patch.setattr(Task, step, count)
+            try:
+                run(*words, f"output_dir={place}")
+            except Stopped:
+                [folder] = place.iterdir()
+                return folder
+            finally:
+                signals.requested = None
+        return None
+
+    return start
+
+
+@pytest.fixture
+def go_on() -> Callable[[Path], None]:
+    from ablab.train import train
+
+    def resume(folder: Path) -> None:
+        train(resumed(OmegaConf.create({"resume": str(folder)})))
+
+    return resume
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """What must be equal to the bit."""
+    record = json.loads((folder / "run.json").read_text())
+    files = {name: (folder / name).read_text() for name in ("metrics.csv", "samples.txt") if (folder / name).exists()}
+    return {**{key: record[key] for key in ("status", "metrics", "weights_sha256")}, **files}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*RUNS, "stream"])
+def test_a_run_stopped_in_any_step_goes_on_to_the_same_bits(
+    run: Start, stop: Stop, go_on: Callable[[Path], None], files: Path, name: str
+) -> None:
+    stream = ["trainer=cpu", "trainer.max_epochs=2", "data=hf_image", f"data.root={files}/images", "data.name=digits"]
+    stream += ["data.streaming=true", "data.val_split=validation", "data.shuffle_block=60", "data.batch_size=70"]
+    words = [*RUNS.get(name, stream), *SHORT]
+    expected = result(run(*words).folder)
+    assert expected["status"] == "finished"
+    places = set()
+    for step in ("training_step", "validation_step", "test_step"):
+        k = 1
+        while (folder := stop(step, k, *words)) is not None:
+            assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
+            places.add(in_order(folder / "checkpoints")[-1].name)
+            go_on(folder)
+            assert result(folder) == expected, f"stopped in {step} number {k}"
+            k += 1
+        assert k > 1, "it was never stopped"
+    assert {name.partition("-")[2] for name in places} == {"training.ckpt", "validation.ckpt", "end.ckpt"}
+
+
+def test_a_run_that_is_resumed_with_other_workers_goes_on_to_the_same_bits(run: Start, stop: Stop) -> None:
+    from ablab.train import train
+
+    words = ["trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=4", *SHORT]
+    expected = result(run(*words).folder)
+    folder = stop("training_step", 2, *words)
+    cfg = resumed(OmegaConf.create({"resume": str(folder)}))
+    cfg.data.num_workers = 2
+    train(cfg)
+    assert folder is not None
+    assert result(folder) == expected
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_anew(run: Start, go_on: Callable[[Path], None]) -> None:
+    done = run("model=rnn", "data=text", "callbacks.samples.num_tokens=5")
+    expected = result(done.folder)
+    shutil.rmtree(done.folder / "checkpoints")
+    go_on(done.folder)
+    assert result(done.folder) == expected
+
+
+def test_a_run_in_float64_goes_on_to_the_same_bits(run: Start, stop: Stop, go_on: Callable[[Path], None]) -> None:
+    words = [
+        "trainer=cpu",
+        "trainer.precision=64-true",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=4",
+        *SHORT,
+    ]
+    expected = result(run(*words).folder)
+    folder = stop("training_step", 2, *words)
+    assert folder is not None
+    go_on(folder)
+    assert result(folder) == expected
+
+
+def test_a_run_that_died_in_its_first_epoch_has_its_samples_once(run: Start, go_on: Callable[[Path], None]) -> None:
+    words = ["model=rnn", "data=text", "data.context_length=16", "callbacks.samples.num_tokens=5"]
+    done = run(*words, "trainer.num_sanity_val_steps=1")
+    expected = result(done.folder)
+    assert expected["samples.txt"].count("--- step") == 1
+    shutil.rmtree(done.folder / "checkpoints")
+    go_on(done.folder)
+    assert result(done.folder) == expected
+
+
+def test_without_checkpoints_a_signal_stops_the_run_too(stop: Stop, go_on: Callable[[Path], None], run: Start) -> None:
+    words = ["callbacks.checkpoints=null", "trainer.max_steps=4", "trainer.limit_train_batches=4"]
+    expected = result(run(*words).folder)
+    folder = stop("training_step", 2, *words)
+    assert folder is not None
+    assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
+    go_on(folder)
+    assert result(folder) == expected
+
+
+def test_a_checkpoint_of_another_run_is_passed_over(
+    run: Start, go_on: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["trainer.max_epochs=1", "trainer.limit_train_batches=2"]
+    done, other = run(*words), run(*words, "model.width=8")
+    expected = result(done.folder)
+    strange = done.folder / "checkpoints" / "00000099-training.ckpt"
+    shutil.copy(in_order(other.folder / "checkpoints")[-1], strange)
+    go_on(done.folder)
+    assert f"warning: {strange}: it is no checkpoint of this run; the one before is tried" in capsys.readouterr().err
+    assert result(done.folder) == expected
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_a_broken_newest_checkpoint_is_passed_over(
+    run: Start, go_on: Callable[[Path], None], capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    words = ["trainer=cpu", "trainer.max_epochs=2", "trainer.limit_train_batches=3", *SHORT]
+    done = run(*words)
+    expected = result(done.folder)
+    [before, newest] = in_order(done.folder / "checkpoints")
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 3] ^= 16
+    newest.write_bytes({"truncated": content[: len(content) // 2], "flipped": content, "empty": b""}[damage])
+    go_on(done.folder)
+    printed = capsys.readouterr()
+    assert f"warning: {newest}: " in printed.err
+    assert "the one before is tried" in printed.err
+    assert f"resumed from {before.name}" in printed.out
+    assert result(done.folder) == expected
+    assert newest.exists(), "it was written again"
+    assert newest.with_suffix(".broken").exists()
+
+
+def test_in_a_notebook_the_signals_stay_what_they_are(run: Start) -> None:
+    handlers = [signal.getsignal(number) for number in signals.SIGNALS]
+    run()
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == handlers
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_no_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"resume=.*nowhere: it is no run's folder; there is no run.json in it"):
+        resumed(OmegaConf.create({"resume": str(tmp_path / "nowhere")}))
+
+
+def test_a_record_that_is_cut_off_is_named(run: Start) -> None:
+    done = run()
+    (done.folder / "run.json").write_text('{"status": "fin')
+    with pytest.raises(ConfigError, match=r"its run\.json cannot be read .*; bring it back, or begin a new run"):
+        is_finished(OmegaConf.create({"resume": str(done.folder)}))
+
+
+def test_best_weights_that_are_broken_end_the_run_with_a_message(run: Start, go_on: Callable[[Path], None]) -> None:
+    done = run()
+    file = done.folder / "checkpoints" / "best.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(RunError, match=r"best\.safetensors: it is cut off, or holds no weights"):
+        go_on(done.folder)
+
+
+def test_a_finished_run_has_nothing_left_to_do(run: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    done = run()
+    assert is_finished(OmegaConf.create({"resume": str(done.folder)}))
+    assert "this run has finished, nothing is left to do: val/accuracy 0." in capsys.readouterr().out
+
+
+def test_a_run_that_is_going_on_is_refused(stop: Stop, go_on: Callable[[Path], None]) -> None:
+    folder = stop("training_step", 1, "trainer.max_steps=2", "trainer.limit_train_batches=2")
+    assert folder is not None
+    with FileLock(folder / ".lock"), pytest.raises(ConfigError, match=r"this run is going on, in process \d+ on "):
+        go_on(folder)
+
+
+def test_other_data_are_refused(run: Start, stop: Stop, go_on: Callable[[Path], None], tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    words = ["model=rnn", "data=text", f"data.path={text}", "data.context_length=8", "trainer.limit_train_batches=2"]
+    folder = stop("training_step", 1, *words, "trainer.max_steps=2")
+    assert folder is not None
+    text.write_text("the quick brown fox jumps over the lazy cat. " * 200)
+    with pytest.raises(ConfigError, match="the data are not those of the run"):
+        go_on(folder)
+
+
+def test_metrics_that_were_lost_are_missed(stop: Stop, go_on: Callable[[Path], None]) -> None:
+    folder = stop("training_step", 1, "trainer.max_steps=3", "trainer.limit_train_batches=3")
+    assert folder is not None
+    (folder / "metrics.csv").unlink()
+    with pytest.raises(ConfigError, match=r"metrics\.csv has 0 rows, and 1 had been written when 00000001-"):
+        go_on(folder)
+
+
+@pytest.mark.slow
+def test_the_command_line_goes_on_and_refuses_another_run(command: Callable[..., Any], tmp_path: Path) -> None:
+    done = command("trainer=smoke", "logger=csv", "optimizer.lr=0.05")
+    assert done.returncode == 0, done.stderr
+    [run] = (tmp_path / "runs").iterdir()
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "status": "running"}))  # as if it had been killed
+
+    other = command(f"resume={run}", "optimizer.lr=0.1", "norm=groupnorm", "logger=wandb")
+    assert other.returncode == 2
+    assert f"error: resume={run}: it would become another run:\n  norm._target_: ablab.norms.BatchNorm" in other.stderr
+    assert "\n  optimizer.lr: 0.05 in the run, 0.1 now\n" in other.stderr
+    assert "\n  logger" not in other.stderr, "it changes no result"
+    assert "leave the change out, or begin a new run with it" in other.stderr
+    assert json.loads((run / "run.json").read_text()) == {**record, "status": "running"}
+
+    again = command(f"resume={run}", "data.num_workers=1", "logger=wandb")
+    assert again.returncode == 0, again.stderr
+    after = json.loads((run / "run.json").read_text())
+    assert after["metrics"] == record["metrics"]
+    assert after["weights_sha256"] == record["weights_sha256"]
+    assert after["resumed"][0]["overrides"] == [f"resume={run}", "data.num_workers=1", "logger=wandb"]
+
+    finished = command(f"resume={run}")
+    assert finished.returncode == 0
+    assert "this run has finished" in finished.stdout
+
+
+def test_a_configs_difference_is_that_of_values_which_can_change_the_result(config: Callable[..., DictConfig]) -> None:
+    from ablab.runs.identity import differences, identity
+
+    def plain(*words: str) -> Any:
+        return OmegaConf.to_container(config(*words), resolve=True)
+
+    old = plain("seed=0")
+    same = plain("name=x", "output_dir=elsewhere", "logger=csv", "data.num_workers=3", "callbacks.samples=null")
+    assert differences(old, same) == []
+    assert identity(old, code="c", data="d") == identity(same, code="c", data="d")
+    assert differences(old, plain("optimizer.lr=0.2")) == [("optimizer.lr", 0.1, 0.2)]
+    assert differences(old, plain("~callbacks.nonfinite"))[0] == (
+        "callbacks.nonfinite._target_",
+        "ablab.callbacks.nonfinite.NonFinite",
+        "(none)",
+    )
+    hashes = [identity(old, code=c, data=d)["run"] for c, d in (("c", "d"), ("x", "d"), ("c", "x"))]
+    assert len(set(hashes)) == 3
+    assert identity(plain("seed=1"), code="c", data="d")["run"] not in hashes
+
+
+def test_another_environment_is_said_and_the_threads_are_those_of_the_run(
+    run: Start, go_on: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run()
+    file = done.folder / "environment.json"
+    then = json.loads(file.read_text())
+    now = torch.get_num_threads()
+    other = {"threads": {**then["threads"], "torch": now + 1}, "packages": {**then["packages"], "torch": "1.0"}}
+    file.write_text(json.dumps({**then, **other}))
+    try:
+        go_on(done.folder)
+        assert torch.get_num_threads() == now + 1
+    finally:
+        torch.set_num_threads(now)
+    printed = capsys.readouterr().err
+    assert "warning: what follows may differ from what an uninterrupted run finds; not as it was:" in printed
+    assert f"\n  torch: 1.0 then, {torch.__version__.split('+')[0]}" in printed
+    assert "threads" not in printed
