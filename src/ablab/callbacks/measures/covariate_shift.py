@@ -69,7 +69,7 @@ class CovariateShift(L.Callback):
         if trainer.global_step % self.every_n_steps == 0:
             assert isinstance(pl_module, Task)
             self.step = trainer.global_step
-            self.trial = Trial(pl_module, seeds=(pl_module.seed, self.step, pl_module.global_rank))
+            self.trial = Trial(pl_module, seeds=(pl_module.seed, self.step, pl_module.global_rank), dropout=True)
             self.batch = batch.parts(pl_module.micro_batch_size)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:

@@ -112,7 +112,8 @@ class Measure(L.Callback, ABC):
         self.last_step = trainer.global_step
         lr = float(trainer.optimizers[0].param_groups[0]["lr"])
         with isolate_rng(), torch.enable_grad():
-            values = self.measure(Trial(task), self.batches(trainer, task), lr)
+            trial = Trial(task, seeds=(task.seed, trainer.global_step, 0))
+            values = self.measure(trial, self.batches(trainer, task), lr)
         log(trainer, values, trainer.global_step)
 
     def batches(self, trainer: L.Trainer, task: Task) -> list[Batch]:
@@ -226,25 +227,26 @@ class Trial:
     """A copy of a task to try things on.
 
     Its loss is a function of the weights and the batch alone: running averages are put back before each forward pass,
-    and what is drawn is drawn anew. Norms take their statistics as in training, but not over processes: each has all
-    samples. Dropout is off.
+    and what is drawn is that of one step. Norms take their statistics as in training, but not over processes: each has
+    all samples. What disturbs the forward pass, as `NoisyNorms` does, disturbs it here.
 
     Args:
         task: stays as it is.
-        seeds: seed, step and process that the draws of a forward pass depend on; with them, dropout is as in that step.
+        seeds: seed, step and process that the draws of a forward pass depend on.
+        dropout: whether there is any.
     """
 
-    def __init__(self, task: Task, *, seeds: tuple[int, int, int] | None = None) -> None:
+    def __init__(self, task: Task, *, seeds: tuple[int, int, int] = (0, 0, 0), dropout: bool = False) -> None:
         self.task = deepcopy(task)
         if task.dtype in (torch.float16, torch.bfloat16):
             self.task.float()
         self.model = self.task.model
         for module in self.task.modules():
-            for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
-                hooks.clear()
+            module._forward_pre_hooks.clear()  # they are for the processes of a run: buffers that are sent around
             if isinstance(module, BatchNormLayer) and module.norm.sync:
                 module.norm.sync = False
         self.seeds = seeds
+        self.dropout = dropout
         self.named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.parameters = list(self.named.values())
         self.buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
@@ -253,7 +255,7 @@ class Trial:
     def train(self) -> None:
         """As in training, with its loss."""
         self.task.train()
-        if self.seeds is None:
+        if not self.dropout:
             for module in self.model.modules():
                 if isinstance(module, nn.modules.dropout._DropoutNd):
                     module.eval()
@@ -274,7 +276,7 @@ class Trial:
         """The logits."""
         for buffer, before in self.buffers:
             buffer.data.copy_(before)  # data: what an earlier forward pass has kept stays valid for its backward
-        seed_step(*(self.seeds or (0, 0, 0)))
+        seed_step(*self.seeds)
         return self.task(batch)
 
     def loss(self, batch: Batch) -> Tensor:
