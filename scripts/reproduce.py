@@ -15,19 +15,21 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-import yaml
+from hydra import compose, initialize_config_dir
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ablab.config.build import blame, build
 from ablab.config.errors import ConfigError, readable_errors
 from ablab.config.schema import check
 from ablab.dry_run import CONF
+from ablab.evaluate import take_threads
 from ablab.runs import provenance, signals
 from ablab.runs.compare import OF_ITSELF, check_comparable, compare, report
 from ablab.runs.folder import config_of, read_environment, read_record
+from ablab.runs.identity import differences, plain
 from ablab.runs.outcome import Diverged
+from ablab.runs.resume import first_words
 from ablab.train import train
 
 NOT_EQUAL = 4
@@ -39,47 +41,33 @@ def config_again(folder: Path, changes: list[str]) -> DictConfig:
     """The config of the run, to be run elsewhere, without loggers, and with what is changed on purpose.
 
     Raises:
-        ConfigError: the folder is no run's, or it has no such key to change.
+        ConfigError: the folder is no run's, or there is no such key to change.
     """
-    cfg = config_of(folder)
-    cfg.logger = {}
-    cfg.output_dir = str(folder.absolute().parent / "reproductions")
-    cfg.resume = cfg.folder = cfg.ablation = None
     for change in changes:
-        key, equals, value = change.partition("=")
-        if not key or not equals or OmegaConf.select(cfg, key, default=KeyError) is KeyError:
-            raise ConfigError(f"{change}: key=value is needed, of a key in {folder / 'config.yaml'}")
+        key, equals, _ = change.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"{change}: key=value is needed, as on the command line")
         if key in ("resume", "folder"):
             raise ConfigError(f"{change}: a run is made again from its beginning; leave it out")
-        try:
-            OmegaConf.update(cfg, key, OmegaConf.create(f"value: {value}").value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{change}: the value cannot be read; quote what has signs in it") from error
+    cfg = config_of(folder)
+    if [change for change in changes if not change.startswith("output_dir=")]:
+        with initialize_config_dir(str(CONF), version_base="1.3"):  # what depends on a changed value changes with it
+            cfg = compose("train", [*first_words(folder), *changes])
+    cfg.logger = {}
+    cfg.output_dir = str(folder.absolute().parent / "reproductions")
+    for change in changes:
+        if change.startswith("output_dir="):
+            cfg.output_dir = change.partition("=")[2]
+    cfg.resume = cfg.folder = cfg.ablation = None
     return cfg
 
 
-def changes_since(folder: Path, cfg: DictConfig) -> list[str]:
-    """What is not as it was when the run was made: code, data, environment."""
-    record, changes = read_record(folder), provenance.environment_changes(read_environment(folder))
-    then, now = record["identity"]["code"], provenance.code_hash()[: len(record["identity"]["code"])]
-    if then != now:
-        patch = f" with {folder / 'changes.patch'}" if (folder / "changes.patch").exists() else ""
-        commits = record["git_commit"], provenance.git_commit()
-        changes.insert(0, f"the code: {then} (commit {commits[0]}{patch}) then, {now} (commit {commits[1]}) now")
-    data = build(cfg.data)
+def data_changes(folder: Path, cfg: DictConfig) -> list[str]:
+    """What is said of data that are not those of the run."""
+    data, then = build(cfg.data), read_record(folder)["data"]["fingerprint"]
     with blame("data"):
         data.setup("fit")
-    if data.fingerprint != record["data"]["fingerprint"]:
-        changes.append(f"the data: {record['data']['fingerprint'][:12]} then, {data.fingerprint[:12]} now")
-    return changes
-
-
-def take_threads(folder: Path) -> None:
-    """Compute with as many threads as the run did: another number rounds otherwise."""
-    then, now = read_environment(folder)["threads"]["torch"], torch.get_num_threads()
-    if then != now:
-        say(f"threads: {then}, as in the run, instead of {now}")
-        torch.set_num_threads(then)
+    return [] if data.fingerprint == then else [f"the data: {then[:12]} then, {data.fingerprint[:12]} now"]
 
 
 def run_again(cfg: DictConfig) -> Path:
@@ -105,10 +93,13 @@ def main() -> int:
     check_comparable(options.run)
     cfg = config_again(options.run, options.changes)
     check(cfg, root=CONF / "train.yaml")
-    take_threads(options.run)
-    for line in [*changes_since(options.run, cfg), *(f"{change}, on purpose" for change in options.changes)]:
+    record, environment = read_record(options.run), read_environment(options.run)
+    take_threads(environment)
+    changes = [*provenance.changes_since(record, environment), *data_changes(options.run, cfg)]
+    changes += [f"{key}: {a} then, {b} now" for key, a, b in differences(plain(config_of(options.run)), plain(cfg))]
+    for line in changes:
         say(f"not as it was: {line}")
-    status = read_record(options.run)["status"]
+    status = record["status"]
     if status not in OF_ITSELF:
         say(f"the run is {status}: it is compared as far as it goes")
 

@@ -76,11 +76,14 @@ def run(config: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., Simp
     def start(*words: str) -> SimpleNamespace:
         defaults = ["trainer=smoke", "logger=csv", f"output_dir={tmp_path}/runs"]
         groups = {word.split("=")[0] for word in words}
-        cfg = config(*(word for word in defaults if word.split("=")[0] not in groups), *words)
+        words = (*(word for word in defaults if word.split("=")[0] not in groups), *words)
+        cfg = config(*words)
         printed = io.StringIO()
         with redirect_stdout(printed):
             done = train(cfg)
-        return SimpleNamespace(metrics=done.metrics, folder=done.folder, printed=printed.getvalue(), cfg=cfg)
+        return SimpleNamespace(
+            metrics=done.metrics, folder=done.folder, printed=printed.getvalue(), cfg=cfg, words=words
+        )
 
     return start
 

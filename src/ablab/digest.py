@@ -18,7 +18,8 @@ def digest(*parts: Any) -> str:
             found.update(f"{part.dtype}{tuple(part.shape)}".encode())
             found.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         else:
-            found.update(repr(part).encode())
+            text = repr(part).encode()
+            found.update(b"%d:" % len(text) + text)  # its length parts it from the next
     return found.hexdigest()
 
 

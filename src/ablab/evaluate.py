@@ -6,14 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ablab.config.errors import ConfigError, menu
 from ablab.config.schema import check
 from ablab.dry_run import CONF
+from ablab.runs import provenance
 from ablab.runs.checkpoints import BEST, BrokenFile, model_weights, newest_sound, read_weights
-from ablab.runs.folder import config_of, short
+from ablab.runs.folder import config_of, read_environment, read_record, short
 from ablab.train import assemble, say
 
 NOT_FOR_SCORING = ("checkpoints", "nonfinite", "samples")  # callbacks that write, or watch a training
@@ -27,7 +29,7 @@ def evaluate(
     severity: int | None = None,
     weights: Literal["best", "last"] = "best",
 ) -> dict[str, float]:
-    """Score a run's weights; nothing in its folder changes.
+    """Score a run's weights, on as many threads as it had; nothing in its folder changes.
 
     Args:
         folder: the run's.
@@ -41,12 +43,21 @@ def evaluate(
         the metrics of a test, by their names there.
 
     Raises:
-        ConfigError: the folder is no run's, has no such weights, or its data have no such shift.
+        ConfigError: the folder is no run's, has no such weights, its data have no such shift, or are others now.
     """
     cfg = scoring(folder, split=split, shift=shift, severity=severity)
     check(cfg, root=CONF / "train.yaml")
     file, chosen = weights_of(folder, weights)
+    record, environment = read_record(folder), read_environment(folder)
+    take_threads(environment)
+    for line in provenance.changes_since(record, environment):
+        say(f"not as it was: {line}")
     parts = assemble(cfg, scored=split)
+    if parts.data.fingerprint != record["data"]["fingerprint"]:
+        raise ConfigError(
+            f"{folder}: the data are not those of the run (fingerprint {parts.data.fingerprint[:12]}, "
+            f"{record['data']['fingerprint'][:12]} then); give the same files"
+        )
     try:
         parts.task.model.load_state_dict(chosen)
     except RuntimeError as error:
@@ -54,6 +65,14 @@ def evaluate(
     say(f"{weights} weights: {short(file)}")
     [found] = parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
     return dict(found)
+
+
+def take_threads(environment: dict[str, Any]) -> None:
+    """Compute with as many threads as a run did: another number rounds otherwise."""
+    then, now = environment["threads"]["torch"], torch.get_num_threads()
+    if then != now:
+        say(f"threads: {then}, as in the run, instead of {now}")
+        torch.set_num_threads(then)
 
 
 def scoring(folder: Path, *, split: str = "test", shift: str | None = None, severity: int | None = None) -> DictConfig:

@@ -19,7 +19,7 @@ from ablab.digest import weights_digest
 from ablab.dry_run import check_launcher, check_sharding, check_trainer, dry_run
 from ablab.norms import Norm
 from ablab.runs.checkpoints import BEST, VerifiedFiles, read_weights
-from ablab.runs.folder import short
+from ablab.runs.folder import go_on_command, short
 from ablab.runs.outcome import Stopped
 from ablab.runs.processes import first_failure, together
 from ablab.runs.run import Run
@@ -76,7 +76,7 @@ def train(cfg: DictConfig) -> Run:
                 run.weights["best"] = weights_digest(whole_weights(task.model))
             [tested] = trainer.test(task, datamodule=data, verbose=False)
         except Stopped as stopped:
-            say(f"stopped by {stopped}; go on with: python train.py resume={short(run.folder)}")
+            say(f"stopped by {stopped}; go on with: {go_on_command(run.folder)}")
             raise
         run.metrics = {**chosen, **tested}
         say(terminal.results(chosen, tested, run.folder))

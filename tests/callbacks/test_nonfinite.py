@@ -18,6 +18,7 @@ from torch import Tensor
 from ablab.callbacks.nonfinite import NonFinite
 from ablab.data.batch import Batch
 from ablab.runs import signals
+from ablab.runs.metrics import read_rows
 from ablab.runs.outcome import DIVERGED, Diverged, Stopped
 from ablab.runs.resume import resumed
 from ablab.tasks.task import Task
@@ -154,14 +155,17 @@ def test_the_rate_is_lower_after_a_step_that_was_left_out(
         "optimizer.weight_decay=0",
         "callbacks.nonfinite.skip=1",
     ]
-    begin, whole, half = (
-        last_weights(run(*words, *more).folder)
+    folders = [
+        run("trainer.log_every_n_steps=1", *words, *more).folder
         for more in (
             ["optimizer.lr=0"],
             ["optimizer.lr=0.1"],
             ["optimizer.lr=0.1", "callbacks.nonfinite.lr_factor=0.5"],
         )
-    )
+    ]
+    begin, whole, half = map(last_weights, folders)
+    rates = [row["train/lr"] for row in read_rows(folders[2]) if "train/lr" in row]
+    assert rates == pytest.approx([0.1, 0.05]), "what is logged is the rate that was taken"
     for name, value in begin.items():
         torch.testing.assert_close(half[name] - value, 0.5 * (whole[name] - value), rtol=1e-3, atol=1e-6)
     assert not torch.equal(begin["conv1.weight"], half["conv1.weight"])

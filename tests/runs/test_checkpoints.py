@@ -9,15 +9,17 @@ import resource
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ablab.config.errors import ConfigError
 from ablab.runs import checkpoints
 from ablab.runs.checkpoints import BrokenFile, in_order, newest_sound, read, read_weights, write, write_weights
+from ablab.runs.metrics import MetricsCSV, read_rows
 from ablab.runs.outcome import RunError
 
 STATE: dict[str, Any] = {"state_dict": {"model.a": torch.arange(100.0)}, "num_rows": 3}
@@ -138,6 +140,41 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         checkpoints.write({**STATE, "num_rows": 4}, file)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.fixture
+def small_files() -> Iterator[Callable[[int], None]]:
+    """A limit on the size of files, in bytes, which stands for a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_rows_that_find_no_room_leave_those_before_them(tmp_path: Path, small_files: Callable[[int], None]) -> None:
+    log = MetricsCSV(tmp_path, flush_every=1000)
+    log.log_metrics({"a": 1.0}, 0)
+    log.save()
+    before = (tmp_path / "metrics.csv").read_text()
+    for name in ("a", "b"):  # rows at the end; the whole file, for a new column
+        for step in range(200):
+            log.log_metrics({name: 1.0}, step)
+        small_files(500)
+        with pytest.raises(RunError, match=r"metrics\.csv: it could not be written .*File too large.*resume the run"):
+            log.save()
+        assert (tmp_path / "metrics.csv").read_text() == before
+    small_files(resource.RLIM_INFINITY)
+    log.save()
+    assert len(read_rows(tmp_path)) == 401
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_a_run_that_finds_no_room_for_its_description_leaves_nothing(
+    run: Callable[..., Any], tmp_path: Path, small_files: Callable[[int], None]
+) -> None:
+    small_files(2000)
+    with pytest.raises(ConfigError, match=r"a run cannot be written there \(.*File too large\); make room, or choose"):
+        run()
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_a_full_disk_ends_the_run_with_the_last_checkpoint_intact(tmp_path: Path, command: Callable[..., Any]) -> None:

@@ -149,6 +149,22 @@ def test_a_shift_is_named_as_on_the_command_line(run: Start) -> None:
     assert shift_of(scoring(folder, shift="none")) == "none"
 
 
+def test_other_data_are_refused_and_other_code_is_said(
+    run: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    folder = run("model=rnn", "data=text", f"data.path={text}", "data.context_length=8").folder
+    record = json.loads((folder / "run.json").read_text())
+    other = {**record, "identity": {**record["identity"], "code": "0" * 16}}
+    (folder / "run.json").write_text(json.dumps(other))
+    evaluate(folder)
+    assert f"not as it was: the code: {'0' * 16} (commit " in capsys.readouterr().out
+    text.write_text("the quick brown fox jumps over the lazy cat. " * 200)
+    with pytest.raises(ConfigError, match="the data are not those of the run"):
+        evaluate(folder)
+
+
 def test_a_shift_of_text_is_refused(run: Start) -> None:
     folder = run("model=rnn", "data=text").folder
     with pytest.raises(ConfigError, match=r"data\.shift: Text takes no such argument"):

@@ -58,6 +58,12 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def typed(done: SimpleNamespace) -> Path:
+    """The folder of a run, as if its words had been typed."""
+    change_json(done.folder / "run.json", overrides=list(done.words))
+    return done.folder
+
+
 def change_json(file: Path, **facts: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **facts}))
 
@@ -66,7 +72,7 @@ def change_json(file: Path, **facts: Any) -> None:
 def test_a_run_is_reproduced_to_the_bit_and_a_change_is_found_where_it_begins(
     run: Start, again: Again, tmp_path: Path, name: str
 ) -> None:
-    folder = run(*SHORT, *MODELS[name]).folder
+    folder = typed(run(*SHORT, *MODELS[name]))
     same = again(str(folder))
     assert same.code == 0, same.out + same.err
     best = json.loads((folder / "run.json").read_text())["weights_sha256"]["best"]
@@ -75,7 +81,8 @@ def test_a_run_is_reproduced_to_the_bit_and_a_change_is_found_where_it_begins(
 
     other = again(str(folder), "optimizer.lr=0.02", f"output_dir={tmp_path}/changed")
     assert other.code == 4, other.err
-    assert "not as it was: optimizer.lr=0.02, on purpose" in other.out
+    assert "not as it was: optimizer.lr: " in other.out
+    assert " then, 0.02 now\n" in other.out
     [changed] = (tmp_path / "changed").iterdir()
     assert "lr: 0.02" in (changed / "config.yaml").read_text()
     before, after = rows(folder), rows(changed)
@@ -83,6 +90,17 @@ def test_a_run_is_reproduced_to_the_bit_and_a_change_is_found_where_it_begins(
     column = next(name for name in sorted(before[first]) if before[first][name] != after[first][name])
     assert f"they part first at step {before[first]['step']}: {column} was {before[first][column]} and" in other.out
     assert "weights last: " in other.out
+
+
+def test_what_depends_on_a_changed_value_changes_with_it(run: Start, again: Again, tmp_path: Path) -> None:
+    folder = typed(run())
+    done = again(str(folder), "seed=1", "norm=groupnorm", f"output_dir={tmp_path}/changed")
+    assert done.code == 4, done.err
+    [changed] = (tmp_path / "changed").iterdir()
+    other = run("seed=1", "norm=groupnorm").folder
+    assert compare(other, changed).equal
+    for line in ("seed: 0 then, 1 now", "data.seed: 0 then, 1 now", "norm._target_: ablab.norms.BatchNorm then, "):
+        assert f"not as it was: {line}" in done.out
 
 
 @pytest.mark.slow
@@ -109,7 +127,7 @@ def test_what_has_changed_since_is_said(run: Start, again: Again, tmp_path: Path
     done = again(str(folder))
     assert done.code == 4, done.err
     for line in (
-        f"not as it was: the code: {'0' * 16} (commit 0123abc",
+        f"not as it was: the code: {'0' * 16} (commit 0123abc) then, ",
         "not as it was: python: 3.0.0 then, ",
         "not as it was: processor: an abacus then, ",
         f"not as it was: torch: 0.0.1 then, {torch.__version__} now",
@@ -149,6 +167,8 @@ def test_a_run_that_diverged_has_to_diverge_again(run: Start, again: Again, tmp_
     with pytest.raises(Diverged):
         run(*SHORT, "optimizer.lr=1e30")
     [folder] = (tmp_path / "runs").iterdir()
+    words = [*SHORT, f"output_dir={tmp_path}/runs", "optimizer.lr=1e30"]
+    change_json(folder / "run.json", overrides=words)
     same = again(str(folder))
     assert same.code == 0, same.out + same.err
     assert "equal to the bit: 1 rows, " in same.out
@@ -165,14 +185,15 @@ def test_the_program_refuses_what_is_no_runs_folder(command: Command) -> None:
 
 
 def test_words_that_change_nothing_are_refused(run: Start, again: Again) -> None:
-    folder = run().folder
-    for word in ("optimizer.rate=1", "optimizer.lr", "=1"):
-        done = again(str(folder), word)
-        assert (done.code, done.err) == (
-            2,
-            f"error: {word}: key=value is needed, of a key in {folder}/config.yaml\n",
-        )
-    assert again(str(folder), "optimizer.lr=[").err.startswith("error: optimizer.lr=[: the value cannot be read; ")
+    done = run()
+    untyped = again(str(done.folder), "optimizer.lr=1").err
+    assert untyped.startswith(f"error: {done.folder}: this run was not started by train.py; it has no words to change")
+    folder = typed(done)
+    for word in ("optimizer.lr", "=1"):
+        assert again(str(folder), word).err == f"error: {word}: key=value is needed, as on the command line\n"
+    assert again(str(folder), "optimizer.rate=1").err.startswith("error: optimizer.rate: there is no such key; ")
+    assert again(str(folder), "optimizer.lr=[").err.startswith("error: optimizer.lr=[: not of the form key=value (")
+    assert again(str(folder), "norm=grupnorm").err.startswith("error: norm=grupnorm: there is no such choice; did you")
     assert again(str(folder), "resume=runs/x").err.startswith("error: resume=runs/x: a run is made again from its ")
     assert not (folder.parent / "reproductions").exists()
 
@@ -181,9 +202,10 @@ def test_a_folder_with_which_nothing_can_be_compared_is_refused_before_training(
     folder = run().folder
     for name, content, message in (
         ("run.json", "{", ": its run.json cannot be read (Expecting property name"),
-        ("run.json", "{}", "/run.json: it is not what a run writes (it lacks data, git_commit, identity, status); "),
-        ("environment.json", "[]", "/environment.json: it is not what a run writes ("),
-        ("metrics.csv", "step,a\n0,what\n", "/metrics.csv: it is not what a run writes (could not convert string"),
+        ("run.json", "{}", ": its run.json is not what a run writes (it lacks batch_sizes, data, git_commit, id, "),
+        ("environment.json", "[]", ": its environment.json is not what a run writes (it lacks accelerators, cuda, "),
+        ("config.yaml", "- 1\n", ": its config.yaml is not what a run writes (it lacks callbacks, data, logger, "),
+        ("metrics.csv", "step,a\n0,what\n", ": its metrics.csv is not what a run writes (could not convert string"),
     ):
         kept = (folder / name).read_text()
         (folder / name).write_text(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -13,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from ablab.config.errors import ConfigError
 from ablab.runs import signals
 from ablab.runs.checkpoints import in_order
+from ablab.runs.folder import go_on_command
 from ablab.runs.outcome import RunError, Stopped
 from ablab.runs.resume import is_finished, resumed
 from ablab.tasks.task import Task
@@ -233,6 +236,57 @@ def test_a_record_that_is_cut_off_is_named(run: Start) -> None:
         is_finished(OmegaConf.create({"resume": str(done.folder)}))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", "{}", r"its run\.json is not what a run writes \(it lacks batch_sizes, data, "),
+        ("run.json", "[]", r"its run\.json is not what a run writes \(it lacks batch_sizes, data, "),
+        ("environment.json", None, r"its environment\.json cannot be read \(.*No such file.*\); bring it back"),
+        ("environment.json", '{"threads": ', r"its environment\.json cannot be read \(Expecting value"),
+        ("config.yaml", "", r"its config\.yaml is not what a run writes \(it lacks callbacks, data, "),
+        ("config.yaml", "- model\n", r"its config\.yaml is not what a run writes \(it lacks callbacks, data, "),
+    ],
+)
+def test_a_file_that_is_not_what_a_run_writes_is_named(
+    stop: Stop, go_on: Callable[[Path], None], name: str, content: str | None, message: str
+) -> None:
+    folder = stop("training_step", 1, "trainer.max_steps=2", "trainer.limit_train_batches=2")
+    assert folder is not None
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        go_on(folder)
+
+
+def test_best_weights_that_are_gone_are_missed_before_training(stop: Stop, go_on: Callable[[Path], None]) -> None:
+    words = ["trainer=cpu", "trainer.max_epochs=3", "trainer.limit_train_batches=1", "trainer.max_steps=3"]
+    folder = stop("training_step", 3, *words)
+    assert folder is not None
+    (folder / "checkpoints" / "best.safetensors").unlink()
+    before = (folder / "metrics.csv").read_text()
+    with pytest.raises(RunError, match=r"best\.safetensors: it is not there, and has the weights that validation has "):
+        go_on(folder)
+    assert (folder / "metrics.csv").read_text() == before
+
+
+def test_where_no_checkpoint_is_sound_the_run_begins_anew_and_says_so(
+    run: Start, stop: Stop, go_on: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["trainer=cpu", "trainer.max_epochs=2", "trainer.limit_train_batches=1", "trainer.max_steps=2"]
+    expected = result(run(*words).folder)
+    folder = stop("training_step", 2, *words)
+    assert folder is not None
+    for file in in_order(folder / "checkpoints"):
+        file.write_bytes(file.read_bytes()[:-100])
+    (folder / "checkpoints" / "best.safetensors").unlink()
+    capsys.readouterr()
+    go_on(folder)
+    assert f"warning: no checkpoint of {folder} is sound; the run begins anew" in capsys.readouterr().err
+    assert result(folder) == expected
+
+
 def test_best_weights_that_are_broken_end_the_run_with_a_message(run: Start, go_on: Callable[[Path], None]) -> None:
     done = run()
     file = done.folder / "checkpoints" / "best.safetensors"
@@ -263,6 +317,46 @@ def test_other_data_are_refused(run: Start, stop: Stop, go_on: Callable[[Path], 
     text.write_text("the quick brown fox jumps over the lazy cat. " * 200)
     with pytest.raises(ConfigError, match="the data are not those of the run"):
         go_on(folder)
+
+
+def test_a_finished_run_is_not_taken_for_that_of_other_data(
+    run: Start, config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    texts = [tmp_path / "one.txt", tmp_path / "two.txt"]
+    for text, animal in zip(texts, ("dog", "cat"), strict=True):
+        text.write_text(f"the quick brown fox jumps over the lazy {animal}. " * 200)
+    words = ["trainer=smoke", "logger=csv", "model=rnn", "data=text", "data.context_length=8"]
+    words += [f"folder={tmp_path / 'mine'}"]
+    run(*words, f"data.path={texts[0]}")
+    assert is_finished(resumed(config(*words, f"data.path={texts[0]}")))
+    with pytest.raises(ConfigError, match=rf"data\.path: {texts[0]} in the run, {texts[1]} now"):
+        resumed(config(*words, f"data.path={texts[1]}"))
+
+
+def test_a_folder_that_has_something_else_in_it_is_left_alone(run: Start, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("config.yaml", "metrics.csv"):
+        (mine / name).write_text("my own")
+    with pytest.raises(ConfigError, match=r"mine: it is no run's, and is not empty \(metrics\.csv\); name a new one"):
+        run(f"folder={mine}")
+    assert {path.name: path.read_text() for path in mine.iterdir() if path.name != ".lock"} == {
+        "config.yaml": "my own",
+        "metrics.csv": "my own",
+    }
+
+
+def test_a_run_stays_where_it_is(command: Callable[..., Any], run: Start) -> None:
+    folder = run().folder
+    done = command(f"resume={folder}", "name=other")
+    assert done.stderr == "error: name=other: a run that is gone on with stays where it is; leave it out\n"
+
+
+def test_the_command_that_goes_on_can_be_typed(tmp_path: Path) -> None:
+    assert go_on_command(tmp_path / "a") == f"python train.py resume={tmp_path / 'a'}"
+    [_, _, word] = shlex.split(go_on_command(tmp_path / "norm=layernorm,seed=0 it's"))
+    [parsed] = OverridesParser.create().parse_overrides([word])
+    assert parsed.value() == str(tmp_path / "norm=layernorm,seed=0 it's")
 
 
 def test_metrics_that_were_lost_are_missed(stop: Stop, go_on: Callable[[Path], None]) -> None:
@@ -320,6 +414,7 @@ def test_a_configs_difference_is_that_of_values_which_can_change_the_result(conf
     hashes = [identity(old, code=c, data=d)["run"] for c, d in (("c", "d"), ("x", "d"), ("c", "x"))]
     assert len(set(hashes)) == 3
     assert identity(plain("seed=1"), code="c", data="d")["run"] not in hashes
+    assert identity(old, code="c", data="d", processes=2)["run"] not in hashes, "the config may leave them to a machine"
 
 
 def test_another_environment_is_said_and_the_threads_are_those_of_the_run(

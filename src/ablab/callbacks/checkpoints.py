@@ -14,7 +14,7 @@ import torch
 from ablab.runs import checkpoints, signals
 from ablab.runs.checkpoints import BEST
 from ablab.runs.folder import read_record
-from ablab.runs.outcome import Stopped
+from ablab.runs.outcome import RunError, Stopped
 from ablab.tasks.exchange import in_any
 from ablab.tasks.task import Task
 
@@ -78,6 +78,11 @@ class Checkpoints(L.Callback):
         signals.restore()  # after Lightning's own
         if trainer.is_global_zero:
             self.clear()
+        if self.best_score is not None and not (self.folder / BEST).exists():
+            raise RunError(
+                f"{self.folder / BEST}: it is not there, and has the weights that validation has chosen so far "
+                f"({self.monitor} {self.best_score:.4f}); bring it back, or begin a new run"
+            )
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
         assert isinstance(pl_module, Task)

@@ -58,8 +58,8 @@ class NonFinite(L.Callback):
         scaled = isinstance(trainer.precision_plugin, MixedPrecision) and trainer.precision_plugin.scaler is not None
         bad = not math.isfinite(loss) or (not scaled and not math.isfinite(norm))
         if not bad:
-            self.last = {"loss": loss, "gradient norm": norm, "learning rate": optimizer.param_groups[0]["lr"]}
             self.lower_rate(optimizer)
+            self.last = {"loss": loss, "gradient norm": norm, "learning rate": optimizer.param_groups[0]["lr"]}
         elif len(self.skipped) < self.skip:
             self.leave_out(trainer, pl_module)
         else:
@@ -68,6 +68,7 @@ class NonFinite(L.Callback):
         pl_module.log("train/gradient_norm", norm)
         if self.skip:
             pl_module.log("train/skipped_steps", float(len(self.skipped)))
+            pl_module.log("train/lr", optimizer.param_groups[0]["lr"])  # which may be lower than the schedule's
 
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
         self.batch, self.buffers = None, []

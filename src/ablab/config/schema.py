@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ablab.config.errors import ConfigError, menu
 
+PLAIN_WORD = re.compile(r"[\w./%*@?|+-]+")  # what Hydra takes without quotes
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 SEVERAL = ("callbacks", "logger")  # the groups whose choices are several things, each with a name
 
@@ -352,6 +354,14 @@ def readable(annotation: ast.expr | None) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as it is typed."""
+    """A value as it is called."""
     words = [(None, "null"), (True, "true"), (False, "false")]
     return next((word for known, word in words if value is known), str(value))
+
+
+def quoted(value: Any) -> str:
+    """A value as Hydra's command line takes it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(quoted, value))}]"
+    text = show(value)
+    return text if PLAIN_WORD.fullmatch(text) else "'" + text.replace("'", "\\'") + "'"

@@ -10,8 +10,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ablab.digest import weights_digest
+from ablab.runs.folder import whole
 from ablab.runs.outcome import RunError
 
 MARK = b"sha256:"
@@ -36,34 +36,6 @@ class BrokenFile(RunError):
 
 
 # Writing and reading --------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when it is complete and on the disk.
-
-    Raises:
-        RunError: there is no room for it; what was there before is as it was.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch wraps what the disk answered
-        raise RunError(
-            f"{path}: it could not be written ({error}); the run ends here, the checkpoints before it are intact. "
-            "With room on the disk, resume the run"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the new name, too
-    finally:
-        os.close(directory)
 
 
 def write(state: dict[str, Any], path: Path) -> None:

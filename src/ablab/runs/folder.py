@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +16,92 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ablab.config.errors import ConfigError
+from ablab.config.schema import quoted
+from ablab.runs.outcome import RunError
+
+# What a run's files have to say for the run to be gone on with.
+RECORD = {"id", "status", "overrides", "identity", "processes", "batch_sizes", "data", "git_commit"}
+ENVIRONMENT = {"python", "processor", "threads", "accelerators", "cuda", "cudnn", "driver", "packages"}
+CONFIG = {"model", "norm", "data", "task", "optimizer", "trainer", "callbacks", "logger", "seed"}
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """The run.json of a run's folder.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: it cannot be read, or is not what a run writes.
     """
-    try:
-        return json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{folder}: its run.json cannot be read ({error}); bring it back, or begin a new run"
-        ) from error
+    return read_json(folder, "run.json", RECORD)
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """The environment.json of a run's folder."""
-    return json.loads((folder / "environment.json").read_text())
+    """The environment.json of a run's folder.
+
+    Raises:
+        ConfigError: it cannot be read, or is not what a run writes.
+    """
+    return read_json(folder, "environment.json", ENVIRONMENT)
+
+
+def read_json(folder: Path, name: str, keys: set[str]) -> dict[str, Any]:
+    """A file of a run's folder that has some keys at least."""
+    try:
+        content = json.loads((folder / name).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder}: its {name} cannot be read ({error}); bring it back, or begin a new run"
+        ) from error
+    check_keys(folder, name, content, keys)
+    return content
+
+
+def check_keys(folder: Path, name: str, content: Any, keys: set[str]) -> None:
+    """Refuse a file that is not what a run writes."""
+    missing = keys - content.keys() if isinstance(content, dict | DictConfig) else keys
+    if missing:
+        raise ConfigError(
+            f"{folder}: its {name} is not what a run writes (it lacks {', '.join(sorted(missing))}); bring the file "
+            "back, or begin a new run"
+        )
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when it is complete and on the disk.
+
+    Raises:
+        RunError: there is no room for it; what was there before is as it was.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch wraps what the disk answered
+        raise not_written(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # the new name, too
+    finally:
+        os.close(directory)
+
+
+def not_written(path: Path, error: Exception) -> RunError:
+    """What is said of a file that could not be written."""
+    return RunError(
+        f"{path}: it could not be written ({error}); the run ends here, the checkpoints before it are intact. "
+        "With room on the disk, resume the run"
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    with whole(path) as temporary:
+        temporary.write_text(text)
 
 
 def own_overrides() -> list[str] | None:
@@ -72,6 +142,11 @@ def made(folder: Path) -> Path:
     return folder.absolute()
 
 
+def go_on_command(folder: Path) -> str:
+    """What is typed to go on with a run."""
+    return f"python train.py {shlex.quote('resume=' + quoted(short(folder)))}"
+
+
 def short(path: Path) -> str:
     """A path as it is shortest to type from here."""
     relative = os.path.relpath(path)
@@ -96,5 +171,6 @@ def config_of(folder: Path) -> DictConfig:
     except (OSError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{folder}: its config.yaml cannot be read ({reason}); bring it back") from error
+    check_keys(folder, "config.yaml", cfg, CONFIG)
     assert isinstance(cfg, DictConfig)
     return cfg

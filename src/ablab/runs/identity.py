@@ -10,6 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+PLACES = ("data.root", "data.path", "data.train_file", "data.test_file")  # of the data
+
 # Keys that say where, when and how comfortably a run is done, not what it finds. The data's place is no part of the
 # data, which have a fingerprint. A fork adds its own.
 WITHOUT_EFFECT = (
@@ -25,10 +27,7 @@ WITHOUT_EFFECT = (
     "callbacks.checkpoints.keep",
     "callbacks.checkpoints.every_*",
     "data.num_workers",
-    "data.root",
-    "data.path",
-    "data.train_file",
-    "data.test_file",
+    *PLACES,
     "trainer.log_every_n_steps",
     "trainer.enable_*",
     "trainer.strategy.timeout",
@@ -48,17 +47,19 @@ ROUNDING = (
 )
 
 
-def identity(config: Mapping[str, Any], *, code: str, data: str) -> dict[str, str]:
+def identity(config: Mapping[str, Any], *, code: str, data: str, processes: int = 1) -> dict[str, str]:
     """Hashes of all that can change a run's result; equal ones mean equal results, up to the machine's rounding.
 
     Args:
         config: the resolved config.
         code: a hash of the code.
         data: the data's fingerprint.
+        processes: how many there are, which the config may leave to the machine.
     """
     values = json.dumps(scientific(config), sort_keys=True)
     parts = {"config": hashlib.sha256(values.encode()).hexdigest()[:16], "code": code[:16], "data": data[:16]}
-    return {"run": hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16], **parts}
+    every = json.dumps({**parts, "processes": processes})
+    return {"run": hashlib.sha256(every.encode()).hexdigest()[:16], **parts}
 
 
 def scientific(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from ablab.runs.folder import not_written, write_text
+
 FILE = "metrics.csv"
 FIRST_COLUMNS = ["step", "epoch"]
 
@@ -61,29 +63,33 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what has been logged so far."""
+        """Write what has been logged so far.
+
+        Raises:
+            RunError: there is no room for it; the file is as it was.
+        """
         new = self.rows[self.num_written :]
         if not new:
             return
         names = {name for row in new for name in row} - {*FIRST_COLUMNS, *self.columns}
         if names or not self.columns:
             # sorted: the file is the same however often it was written
-            self.columns = [*FIRST_COLUMNS, *sorted({name for row in self.rows for name in row} - set(FIRST_COLUMNS))]
-            temporary = self.path.with_suffix(".csv.tmp")
-            temporary.write_text(self.table(self.rows, header=True))
-            os.replace(temporary, self.path)
+            every = {name for row in self.rows for name in row}
+            columns = [*FIRST_COLUMNS, *sorted(every - set(FIRST_COLUMNS))]
+            write_text(self.path, table(columns, self.rows, header=True))
+            self.columns = columns
         else:
-            with self.path.open("a") as file:
-                file.write(self.table(new, header=False))
+            self.append(table(self.columns, new, header=False))
         self.num_written = len(self.rows)
 
-    def table(self, rows: list[dict[str, Any]], *, header: bool) -> str:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
-        if header:
-            writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+    def append(self, text: str) -> None:
+        length = self.path.stat().st_size
+        try:
+            with self.path.open("a") as file:
+                file.write(text)
+        except OSError as error:
+            os.truncate(self.path, length)
+            raise not_written(self.path, error) from error
 
     def sync(self) -> int:
         """Have every row on the disk.
@@ -101,6 +107,16 @@ class MetricsCSV(Logger):
 
     def finalize(self, status: str) -> None:
         self.save()
+
+
+def table(columns: list[str], rows: list[dict[str, Any]], *, header: bool) -> str:
+    """Rows as they are in the file."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

@@ -25,7 +25,11 @@ SECRET_NAME = re.compile(
     r"KEY(?!BOARD)|TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|(?:^|_)(?:PASS|AUTH|DSN)(?:_|$)|_PWD(?:_|$)",
     re.IGNORECASE,
 )
+SECRET_KEY = re.compile(  # of a config
+    r"(?:api|access|auth|private|secret)_?key$|(?:^|_)token$|passw|secret|credential", re.IGNORECASE
+)
 SHORTEST_SECRET = 6  # shorter values would blot out words
+IN_AN_ADDRESS = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
 SECRET_ASSIGNMENT = re.compile(
     r"(?i)([\w.]*(?:api_?key|secret|password|(?:access|auth|bearer|hf)_token)\s*[=:]\s*)([^\s'\",}]{6,})"
 )
@@ -56,6 +60,20 @@ def environment_changes(then: Mapping[str, Any]) -> list[str]:
     old, new = then["packages"], now["packages"]
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return lines + [f"{name}: {old.get(name, 'not there')} then, {new.get(name, 'not there')} now" for name in changed]
+
+
+def changes_since(record: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """What of code and environment is not as it was when a run was made, a line each.
+
+    Args:
+        record: the run's run.json.
+        then: its environment.json.
+    """
+    changes, old, new = environment_changes(then), record["identity"]["code"], code_hash()[:16]
+    if old != new:
+        commits = record["git_commit"], git_commit()
+        changes.insert(0, f"the code: {old} (commit {commits[0]}) then, {new} (commit {commits[1]}) now")
+    return changes
 
 
 @cache
@@ -133,12 +151,17 @@ def redacted(text: str) -> str:
     for name, value in os.environ.items():
         if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET and not os.path.exists(value):
             text = text.replace(value, "***")
-    return SECRET_ASSIGNMENT.sub(r"\1***", text)
+    return IN_AN_ADDRESS.sub(r"\1***@", SECRET_ASSIGNMENT.sub(r"\1***", text))
 
 
 def without_secrets(value: Any, key: str = "") -> Any:
     """Plain data whose texts are free of secrets; names of classes stay, so that a config can be built again."""
     if isinstance(value, str):
+        if value and SECRET_KEY.search(key):
+            return "***"
+        name, equals, _ = value.partition("=")  # a word of a command
+        if equals and SECRET_KEY.search(name.rpartition(".")[2]):
+            return f"{name}=***"
         return value if key == "_target_" else redacted(value)
     if isinstance(value, Mapping):
         return {name: without_secrets(item, str(name)) for name, item in value.items()}

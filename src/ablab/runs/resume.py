@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ablab.config.errors import ConfigError
 from ablab.runs.folder import config_of, own_overrides, read_record
-from ablab.runs.identity import differences, only_sharing, plain
+from ablab.runs.identity import PLACES, differences, flat, only_sharing, plain
 from ablab.runs.place import rank
 
 
@@ -31,6 +31,9 @@ def resumed(cfg: DictConfig) -> DictConfig:
     except ConfigError as error:
         raise ConfigError(f"resume={error}") from error
     changes = [word for word in own_overrides() or [] if not word.lstrip("+").startswith("resume=")]
+    for word in changes:
+        if word.partition("=")[0] in ("name", "output_dir", "folder"):
+            raise ConfigError(f"{word}: a run that is gone on with stays where it is; leave it out")
     new = compose("train", [*first_words(folder), *changes]) if changes else old
     if found := forbidden(old, new):
         raise ConfigError(report(folder, found))
@@ -41,9 +44,12 @@ def resumed(cfg: DictConfig) -> DictConfig:
 def gone_on(cfg: DictConfig) -> DictConfig:
     """The config, with `resume` where `folder` has a run."""
     folder = Path(str(cfg.folder))
-    if rank() > 0 or not (folder / "run.json").exists():  # the first process decides, which may just have begun it
+    if not (folder / "run.json").exists():
         return cfg
-    if found := forbidden(config_of(folder), cfg):
+    if rank() > 0 and read_record(folder)["status"] != "finished":
+        return cfg  # the first process decides, which may just have begun it
+    old = config_of(folder)
+    if found := [*forbidden(old, cfg), *other_places(old, cfg)]:
         raise ConfigError(report(folder, found, "folder"))
     OmegaConf.update(cfg, "resume", str(folder))
     return cfg
@@ -60,6 +66,21 @@ def is_finished(cfg: DictConfig) -> bool:
     return record["status"] == "finished"
 
 
+def other_places(old: DictConfig, new: DictConfig) -> list[tuple[str, Any, Any]]:
+    """The places of the data that differ: what is there now may be other data than a finished run saw."""
+    before, after = flat(plain(old)), flat(plain(new))
+    return [
+        (key, before[key], after[key])
+        for key in PLACES
+        if key in before and key in after and not same_place(before[key], after[key])
+    ]
+
+
+def same_place(a: Any, b: Any) -> bool:
+    """Whether two paths, or none, are the same from here."""
+    return a == b or (a is not None and b is not None and Path(a).resolve() == Path(b).resolve())
+
+
 def first_words(folder: Path) -> list[str]:
     """The command line with which a run began.
 
@@ -68,7 +89,7 @@ def first_words(folder: Path) -> list[str]:
     """
     words = read_record(folder)["overrides"]
     if words is None:
-        raise ConfigError(f"resume={folder}: this run was not started by train.py; resume it without other settings")
+        raise ConfigError(f"{folder}: this run was not started by train.py; it has no words to change, so give none")
     return words
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -22,11 +23,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from ablab.config.errors import ConfigError
 from ablab.runs import checkpoints, provenance, signals
-from ablab.runs.folder import made, new_folder, now, own_overrides, read_environment, read_record
+from ablab.runs.folder import made, new_folder, now, own_overrides, read_environment, read_record, write_text
 from ablab.runs.identity import identity, plain
 from ablab.runs.metrics import MetricsCSV, read_rows
 from ablab.runs.outcome import CRASHED, FINISHED, STOPPED, Diverged, RunError, Stopped
 from ablab.runs.processes import shared
+
+DESCRIPTION = ("config.yaml", "environment.json", "changes.patch", "run.json")  # what a run writes before it trains
+# What a folder may hold that a new run is given: what an ablation or Slurm has put there, and what a kill has left.
+MAY_BE_THERE = {".lock", "log.txt", *DESCRIPTION, *(f"{name}.tmp" for name in DESCRIPTION)}
 
 
 class Taken(ConfigError):
@@ -75,12 +80,14 @@ class Run:
         Raises:
             ConfigError: there can be no such folder, or it cannot be gone on with.
         """
+        signals.begin()  # from the first file on there is something to save
         facts = {"processes": world_size, "data": data, **facts}
         if cfg.resume is not None:  # another number of threads rounds otherwise
             torch.set_num_threads(read_environment(Path(str(cfg.resume)))["threads"]["torch"])
         if rank > 0:
             problem, folder, checkpoint = shared(None, world_size)
             if problem:
+                signals.end()
                 raise ConfigError(problem)
             run = cls(folder, plain(cfg), owner=False)
             run.facts = facts
@@ -89,6 +96,7 @@ class Run:
         try:
             run = cls.begun(cfg, facts)
         except ConfigError as error:
+            signals.end()
             shared((str(error), None, None), world_size)
             raise
         shared((None, run.folder, run.checkpoint), world_size)
@@ -105,7 +113,7 @@ class Run:
         run.facts = facts
         run.take(new=cfg.resume is None)
         if cfg.resume is None:
-            run.describe(cfg)
+            run.describe()
         else:
             run.go_on()
             run.find_checkpoint()
@@ -123,7 +131,8 @@ class Run:
         try:
             self.lock.acquire(blocking=False)
         except Timeout as error:
-            owner = read_record(self.folder) if (self.folder / "run.json").exists() else {}
+            record = self.folder / "run.json"
+            owner = json.loads(record.read_text()) if record.exists() else {}
             raise Taken(
                 f"resume={self.folder}: this run is going on, in process {owner.get('pid')} on {owner.get('host')}; "
                 "end it first, or wait"
@@ -135,20 +144,44 @@ class Run:
             raise Taken(
                 f"folder={self.folder}: another process has begun this run a moment ago; give the command again"
             )
+        if new and (foreign := sorted({path.name for path in self.folder.iterdir()} - MAY_BE_THERE)):
+            self.lock.release()
+            raise ConfigError(
+                f"folder={self.folder}: it is no run's, and is not empty ({', '.join(foreign[:3])}); name a new one"
+            )
 
-    def describe(self, cfg: DictConfig) -> None:
-        """Write all that makes a new run."""
+    def describe(self) -> None:
+        """Write all that makes a new run.
+
+        Raises:
+            ConfigError: there is no room for it; nothing of it is left.
+        """
+        try:
+            self.write_description()
+        except (OSError, RunError) as error:
+            for name in DESCRIPTION:
+                (self.folder / name).unlink(missing_ok=True)
+            self.lock.release()
+            with contextlib.suppress(OSError):  # more than this run's may be there
+                Path(self.lock.lock_file).unlink()
+                self.folder.rmdir()
+            reason = error.__cause__ or error
+            raise ConfigError(
+                f"{self.folder}: a run cannot be written there ({reason}); make room, or choose another output_dir"
+            ) from error
+
+    def write_description(self) -> None:
         config = provenance.without_secrets(self.config)
-        (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
-        (self.folder / "environment.json").write_text(json.dumps(provenance.environment(), indent=2) + "\n")
+        write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        write_text(self.folder / "environment.json", json.dumps(provenance.environment(), indent=2) + "\n")
         if patch := provenance.uncommitted():
-            (self.folder / "changes.patch").write_text(provenance.redacted(patch))
+            write_text(self.folder / "changes.patch", provenance.redacted(patch))
         alphabet = string.ascii_lowercase + string.digits
         self.record = {
             "id": agents_id() or "".join(secrets.choice(alphabet) for _ in range(8)),
             "status": "running",
             **self.start_of_process(),
-            "identity": identity(self.config, code=provenance.code_hash(), data=self.facts["data"]["fingerprint"]),
+            "identity": self.identity(),
             **self.facts,
         }
         self.write()
@@ -166,17 +199,13 @@ class Run:
                 f"samples at once on {then['processes']} processes, and would see {here['batch_sizes']['norm']} on "
                 f"{here['processes']}; give it as many processes as it had, or begin a new run"
             )
-        new = identity(self.config, code=provenance.code_hash(), data=self.facts["data"]["fingerprint"])
-        old = self.record["identity"]
-        if old["data"] != new["data"]:
+        if self.record["identity"]["data"] != self.identity()["data"]:
             raise ConfigError(
                 f"resume={self.folder}: the data are not those of the run (fingerprint "
                 f"{self.facts['data']['fingerprint'][:12]}, {self.record['data']['fingerprint'][:12]} then); "
                 "give the same files"
             )
-        changes = provenance.environment_changes(read_environment(self.folder))
-        if old["code"] != new["code"]:
-            changes.insert(0, f"the code: {self.record['git_commit']} then, {provenance.git_commit()} now")
+        changes = provenance.changes_since(self.record, read_environment(self.folder))
         if then["processes"] != here["processes"]:
             changes.insert(
                 0,
@@ -191,6 +220,11 @@ class Run:
         for name in ("error", "ended"):
             self.record.pop(name, None)
         self.write()
+
+    def identity(self) -> dict[str, str]:
+        """Hashes of all that can change the result."""
+        data, processes = self.facts["data"]["fingerprint"], self.facts["processes"]
+        return identity(self.config, code=provenance.code_hash(), data=data, processes=processes)
 
     def start_of_process(self) -> dict[str, Any]:
         """What is recorded of the process that trains."""
@@ -212,6 +246,8 @@ class Run:
             run=read_record(self.folder)["id"],
         )
         if found is None:
+            if checkpoints.in_order(self.folder / "checkpoints"):
+                print(f"warning: no checkpoint of {self.folder} is sound; the run begins anew", file=sys.stderr)
             return
         self.checkpoint, state = found
         self.rows = read_rows(self.folder)[: state["num_rows"]]
@@ -261,15 +297,13 @@ class Run:
         """Do one thing of the end; a full disk must not keep the others from being done."""
         try:
             step(*arguments)
-        except OSError as problem:
+        except (OSError, RunError) as problem:
             print(f"warning: {self.folder}: {problem}", file=sys.stderr)
 
     def write(self) -> None:
         """Write run.json, whole or not at all."""
         if self.owner:
-            temporary = self.folder / "run.json.tmp"
-            temporary.write_text(json.dumps(provenance.without_secrets(self.record), indent=2) + "\n")
-            temporary.replace(self.folder / "run.json")
+            write_text(self.folder / "run.json", json.dumps(provenance.without_secrets(self.record), indent=2) + "\n")
 
 
 def agents_id() -> str | None:
