@@ -136,10 +136,10 @@ class Augment:
             return (1 + self.color_jitter * (2 * uniform(seeds, stream) - 1))[:, None, None, None]
 
         images = (images * factor(BRIGHTNESS)).clamp(*value_range)
-        mean = grey(images).mean((1, 2, 3), keepdim=True)
-        images = torch.lerp(mean, images, factor(CONTRAST)).clamp(*value_range)
+        mean = grey(images).double().mean((1, 2, 3), keepdim=True).to(images.dtype)
+        images = away(mean, images, factor(CONTRAST)).clamp(*value_range)
         if images.shape[1] == 3:
-            images = torch.lerp(grey(images).expand_as(images), images, factor(SATURATION)).clamp(*value_range)
+            images = away(grey(images), images, factor(SATURATION)).clamp(*value_range)
         return images
 
     def mixed(self, batch: Batch, seeds: Tensor, num_classes: int) -> Batch:
@@ -214,5 +214,14 @@ def grey(images: Tensor) -> Tensor:
     """Luma `(N, 1, H, W)` (ITU-R BT.601); images of another number of channels are averaged."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
-    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)
-    return torch.einsum("nchw,c->nhw", images, weights)[:, None]
+    red, green, blue = images.split(1, 1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+def away(centre: Tensor, images: Tensor, factor: Tensor) -> Tensor:
+    """Images with their distance from a centre scaled.
+
+    One operation after another, here and in `grey`: what torch computes in one (lerp, einsum) it rounds otherwise for
+    batches of other sizes.
+    """
+    return centre + (images - centre) * factor

@@ -33,7 +33,9 @@ class Exchange:
         """The mean of the losses of all processes."""
         if self.sums is None:
             return loss
-        self.work.wait()
+        if self.work is not None:
+            self.work.wait()
+            self.work = None  # it cannot be copied, as measures copy a task
         return (self.sums[0] / dist.get_world_size()).to(loss.dtype)
 
     def granted(self) -> dict[str, bool]:
