@@ -24,7 +24,7 @@ train: env  ## train the default: a ResNet on the digits, three minutes from not
 	$(RUN) train.py
 
 test: env  ## run every test
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist worksteal --durations=20
 
 check: env  ## linters and types, as pre-commit runs them
 	$(RUN) -m ruff check .
@@ -38,7 +38,7 @@ format: env  ## let ruff mend what it can
 test-latest:  ## the same tests with the newest of every dependency, in an environment of their own
 	$(PYTHON) -m venv .venv-latest
 	.venv-latest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
-	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest -n $(JOBS) --dist worksteal --durations=20
 
 clean:  ## remove caches and both environments (runs/ stays)
 	rm -rf .venv .venv-latest .pytest_cache .mypy_cache .ruff_cache .hypothesis

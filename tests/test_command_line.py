@@ -60,6 +60,10 @@ REFUSED = [
     ("norm.weight=weight_norm", "norm.weight=weight_norm: a choice is made with a slash, norm/weight=…; did you mean"),
     ("data.augment=crop_flip", "data.augment=crop_flip: a choice is made with a slash, data/augment=…; did you mean"),
     ("data.shift=5", "data.shift=5: a choice is made with a slash, data/shift=…; shift has: brightness, "),
+    (
+        "ablation=sequence_norms scale=gpu",
+        "scale=gpu: it sets data/augment, which nothing that is chosen has; leave it out",
+    ),
     ("model/qk_norm=layernorm", "model/qk_norm=layernorm: nothing that is chosen has a qk_norm; leave it out"),
     ("data=_base/any", "data: it names no class to build; choose another, data has: cifar10, "),
     ("data=_base/images", "data/_base/images: it builds upon data/labelled, which is not there; choose another"),

@@ -30,6 +30,8 @@ IN_OUR_WORDS = {
     r"Ambiguous value for argument '(.+)'": r"\1: several values are a sweep; add -m to run each, or give one",
     r"Could not override '.*/(.+)'\.(?:\n|.)*use \+(.+)": r"\2: nothing that is chosen has a \1; leave it out",
     r"Could not override '(.*)'\.(?:\n|.)*use \+(.+)": r"\2: there is no group \1 to choose from",
+    r"In '(.+)/(.+)': Could not override '(.+)'\. No match.*": r"\1=\2: it sets \3, which nothing that is chosen has; "
+    "leave it out",
     r"Multiple values for .*'override (.+): (.+)'": r"+\1=\2: one is chosen already; leave the + out, \1=\2",
     r"force-add of config groups is not supported: '\+\+(.+)'": r"++\1: a choice needs no ++; leave it out, \1",
     r"Could not append to config\. .*\n.*prefix: '(.+)'": r"+\1: there is one already; leave the + out, \1",
