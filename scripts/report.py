@@ -37,7 +37,8 @@ def main() -> None:
         from ablab.runs.wandb import log_report
 
         place = options.folder / FOLDER
-        tables = {name: read_csv(place / f"{name}.csv") for name in ("runs", "cells", "comparisons")}
+        files = [place / f"{name}.csv" for name in ("runs", "cells", "comparisons")]
+        tables = {file.stem: read_csv(file) for file in files if file.stat().st_size}  # there may be no comparisons
         print(f"W&B: {log_report(place, report.title, project=options.wandb, tables=tables)}")
 
 

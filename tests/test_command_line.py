@@ -61,7 +61,7 @@ REFUSED = [
     ("data.augment=crop_flip", "data.augment=crop_flip: a choice is made with a slash, data/augment=…; did you mean"),
     ("data.shift=5", "data.shift=5: a choice is made with a slash, data/shift=…; shift has: brightness, "),
     (
-        "ablation=sequence_norms scale=gpu",
+        "data=digits_rows scale=gpu",
         "scale=gpu: it sets data/augment, which nothing that is chosen has; leave it out",
     ),
     ("model/qk_norm=layernorm", "model/qk_norm=layernorm: nothing that is chosen has a qk_norm; leave it out"),

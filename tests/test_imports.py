@@ -36,7 +36,7 @@ ALLOWED = {
     "ablab.member": {"omegaconf", "ablab"},
     "ablab.runs": {
         *("torch", "hydra", "omegaconf", "lightning", "wandb", "safetensors", "filelock", "yaml"),
-        *("ablab.runs", "ablab.config.errors", "ablab.digest"),
+        *("ablab.runs", "ablab.config.errors", "ablab.config.schema", "ablab.digest"),
     },
     "ablab.terminal": {"torch", "ablab.data", "ablab.norms", "ablab.runs"},
     "ablab.ablation": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import lightning as L
@@ -31,3 +32,21 @@ class RaisesWith(L.Callback):
         has = any(type(module).__name__.startswith("BatchNorm") for module in model.modules())
         if trainer.global_step == 2 and trainer.global_rank == self.rank and has == self.batch_norm:
             raise RuntimeError("a bug in the second step")
+
+
+class RaisesAbove(L.Callback):
+    """Fails with large learning rates, as a machine might by chance."""
+
+    def __init__(self, *, lr: float) -> None:
+        self.lr = lr
+
+    def on_train_start(self, trainer: L.Trainer, *arguments: Any) -> None:
+        if trainer.optimizers[0].defaults["lr"] > self.lr:
+            raise RuntimeError("a bug at large rates")
+
+
+class Kills(L.Callback):
+    """Ends its process at once, as a kernel without memory would."""
+
+    def on_train_start(self, trainer: L.Trainer, *arguments: Any) -> None:
+        os._exit(1)

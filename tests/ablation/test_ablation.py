@@ -60,6 +60,7 @@ WRONG = [
     ({"factors": {"norm": []}, "baseline": None}, "ablation.factors.norm: it has no levels; give some"),
     ({"factors": {"norm": "none"}, "baseline": None}, "ablation.factors.norm=none: a list of values is needed"),
     ({"factors": {"norm": ["none", "none"]}, "baseline": None}, "ablation.factors.norm=[.*]: a level is there twice"),
+    ({"tune": {"key": "norm", "values": [1, 2]}}, "ablation.tune.key=norm: it is a factor, too; leave one of the two"),
     ({"tune": {"key": "optimizer.lr", "values": [0.1]}}, "ablation.tune.values=[0.1]: at least 2 values are needed"),
     ({"seeds": list(range(1000))}, "ablation: 4,000 runs (2 of norm × 2 of data.batch_size × 1000 seeds); if they are"),
 ]
@@ -79,6 +80,19 @@ def test_a_large_grid_can_be_meant() -> None:
 def test_a_million_cells_are_counted_without_making_them() -> None:
     with pytest.raises(ConfigError, match="1,000,000 runs"):
         Ablation(name="", factors={name: list(range(10)) for name in "abcdef"}, seeds=[0])
+
+
+def test_the_runs_of_a_grid_are_those_that_take_place() -> None:
+    tune = {"key": "optimizer.lr", "values": [1.0, 0.1, 0.01], "seeds": [1, 7]}
+    exclude = [{"norm": "none", "data.batch_size": 4}]
+    for grid in (Ablation(**GRID), Ablation(**GRID, tune=tune), Ablation(**GRID, tune=tune, exclude=exclude)):
+        chosen = [grid.at(run, 0.1) if grid.tune else run for run in grid.runs()]
+        assert grid.num_runs() == len({run.label for run in [*chosen, *(run for run, _ in grid.tuning_runs())]})
+    with pytest.raises(
+        ConfigError, match=r"21 runs \(2 of norm × .* × \(3 of optimizer.lr × 2 seeds \+ 1 seeds more\), "
+    ):
+        Ablation(**GRID, tune=tune, exclude=exclude, max_runs=20)
+    assert Ablation(**GRID, tune=tune, exclude=exclude, max_runs=21)
 
 
 def test_values_are_typed_so_that_hydra_reads_them_again(config: Callable[..., DictConfig]) -> None:
@@ -116,6 +130,35 @@ def test_words_alone_make_a_grid_whose_baseline_is_the_first_level(config: Calla
     assert ablation.name == "sweep_norm"
     assert (ablation.baseline, ablation.seeds, ablation.metrics) == ({"norm": "none"}, [3], ["test/accuracy"])
     assert common == ["optimizer.lr=0.1", "seed=3"]
+
+
+TUNED = "+ablation.tune={key:optimizer.lr,values:[0.1,1.0]}"
+UNDONE = [
+    (["optimizer.lr=0.777"], "optimizer.lr=0.777: data.batch_size=2,4,8,32 set optimizer.lr, too; leave"),
+    (["optimizer.lr=0.1,0.2"], "optimizer.lr=0.1,0.2: data.batch_size=2,4,8,32 set optimizer.lr, too; l"),
+    (
+        [TUNED, "optimizer.lr=0.777"],
+        "optimizer.lr=0.777: optimizer.lr is what ablation.tune chooses for each cell; lea",
+    ),
+    ([TUNED, "optimizer.lr=0.1,0.2"], "ablation.tune.key=optimizer.lr: it is a factor, too; leave one of the two out"),
+    (["seed=a,b"], "seed=a,b: a seed is a whole number, seed=0,1,2 or seed=range(5)"),
+    (["seed=0.5"], "seed=0.5: a seed is a whole number, seed=0,1,2 or seed=range(5)"),
+    (
+        ["resume=a,b"],
+        "resume=a,b: each run of a sweep has its own folder, and the same command goes on with those that",
+    ),
+    (["folder=a"], "folder=a: each run of a sweep has its own folder, and the same command goes on with those that"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), UNDONE, ids=[" ".join(words) for words, _ in UNDONE])
+def test_a_word_that_would_not_do_what_it_says_is_refused(
+    config: Callable[..., DictConfig], words: list[str], message: str
+) -> None:
+    cfg = config("ablation=norm_batch_size", *(word for word in words if word == TUNED))
+    with pytest.raises(ConfigError) as refused:
+        asked_for(["ablation=norm_batch_size", *words], cfg)
+    assert str(refused.value).startswith(message)
 
 
 def test_every_shipped_ablation_is_a_grid_of_runs_that_compose(

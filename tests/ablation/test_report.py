@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from ablab.ablation.ablation import Ablation
-from ablab.ablation.figures import Drawing, figures, is_numeric, readable
+from ablab.ablation.ablation import Ablation, Planned
+from ablab.ablation.figures import Drawing, figures, is_numeric, label, readable
+from ablab.ablation.progress import Progress
 from ablab.ablation.report import compose, show, write
 from ablab.ablation.results import Results, read
 from ablab.config.errors import ConfigError
@@ -81,7 +83,7 @@ def test_the_verdict_is_what_the_numbers_are() -> None:
     assert report.verdicts[0] == "test accuracy, 6 comparisons: 3 higher, 3 cannot tell."
     [first] = [line for line in report.verdicts if line.startswith("groupnorm against batchnorm at batch size 2: ")]
     assert re.search(r"\+0\.0\d+ \[\+0\.0\d+, \+0\.0\d+\], higher \(Holm p = \S+, n = 5\)", first)
-    [other] = [line for line in report.verdicts if line.startswith("none against batchnorm at batch size 8: ")]
+    [other] = [line for line in report.verdicts if line.startswith("norm none against batchnorm at batch size 8: ")]
     assert re.search(r"cannot tell with n = 5; about \d+ seeds would tell a difference like this; 5 seeds tell", other)
 
 
@@ -94,8 +96,8 @@ def test_runs_that_did_not_end_well_are_counted_where_they_are_missing(tmp_path:
     report = write(spoiled(), tmp_path)
     assert report.facts[:3] == [
         "39 of 45 runs finished: 3 of norm × 3 of batch size × 5 seeds.",
-        "5 diverged: none, batch size 2, seed 0, none, batch size 2, seed 1, none, batch size 2, seed 2, "
-        "none, batch size 2, seed 3, ….",
+        "5 diverged: norm none, batch size 2, seed 0, norm none, batch size 2, seed 1, norm none, batch size 2, "
+        "seed 2, norm none, batch size 2, seed 3, ….",
         "1 failed: groupnorm, batch size 8, seed 1.",
     ]
     text = (tmp_path / "report" / "report.md").read_text()
@@ -103,7 +105,69 @@ def test_runs_that_did_not_end_well_are_counted_where_they_are_missing(tmp_path:
     assert "(4, 1 failed)" in text
     assert "the loss is inf in step 3" in text
     assert any(line.endswith("seeds without a pair: 1") for line in report.verdicts)
-    assert "none against batchnorm at batch size 2: cannot tell with n = 0; seeds without a pair: 5" in report.verdicts
+    nothing = "norm none against batchnorm at batch size 2: cannot tell with n = 0; seeds without a pair: 5"
+    assert nothing in report.verdicts
+
+
+def test_a_verdict_of_some_seeds_alone_says_so(tmp_path: Path) -> None:
+    report = write(spoiled(), tmp_path)
+    [table] = [table for table in report.tables if table.title.startswith("test accuracy: differences")]
+    assert table.header[-2:] == ["lost", "verdict"]
+    [row] = [row for row in table.rows if row[0] == "groupnorm, batch size 8"]
+    assert row[-2:] == ["1", "higher †"]
+    [line] = [line for line in report.verdicts if line.startswith("groupnorm against batchnorm at batch size 8: ")]
+    assert ", higher † (Holm p = " in line
+    assert any(note.startswith("† Some seeds have no pair, because a run diverged") for note in report.notes)
+    assert r"higher \dag{}" in (tmp_path / "report" / "tables.tex").read_text()
+    whole = compose(results())
+    assert not any("lost" in table.header for table in whole.tables)
+    assert not any(note.startswith("†") for note in whole.notes)
+
+
+UNTIL = "steps_until(val/loss <= 0.3)"
+
+
+def test_a_level_that_never_gets_there_is_told_from_one_without_a_value(tmp_path: Path) -> None:
+    found = results(metrics=[UNTIL, "test/accuracy"])
+    at = (found.runs["norm"] == "none") & (found.runs["data.batch_size"] == "2")
+    found.runs.loc[at, [UNTIL, "test/accuracy"]] = math.nan
+    report = write(found, tmp_path)
+    assert (
+        "norm none against batchnorm at batch size 2: cannot tell with n = 0; seeds without a pair: 5 "
+        "(never in 5 of 5, against 0 of 5)" in report.verdicts
+    )
+    cells = {table.title: table.rows for table in report.tables}
+    rows = cells[f"{readable(UNTIL)}: mean ± standard deviation (n)"]
+    assert ["norm none", "5 never"] in [row[:2] for row in rows]
+    rows = cells["test accuracy: mean ± standard deviation (n)"]
+    assert ["norm none", "5 without a value"] in [row[:2] for row in rows]
+    drawn = Drawing(found)
+    marks = {text.get_text() for ax in drawn.metric(UNTIL).axes for text in ax.texts}
+    assert marks == {"never 5"}
+    assert not [text for ax in drawn.metric("test/accuracy").axes for text in ax.texts]
+
+
+def test_equal_differences_have_no_spread_to_judge_by() -> None:
+    found = results(factors={"norm": ["batchnorm", "none"]}, metrics=[UNTIL], seeds=2)
+    found.runs.loc[found.runs["norm"] == "none", UNTIL] += 20
+    assert compose(found).verdicts == [
+        f"{readable(UNTIL)}, 1 comparisons: 1 cannot tell.",
+        "norm none against batchnorm: +20, cannot tell with n = 2: every pair differs by the same amount, so there is "
+        "no spread to judge by",
+    ]
+
+
+def test_cells_whose_baseline_is_excluded_are_counted() -> None:
+    report = compose(results(exclude=[{"norm": "batchnorm", "data.batch_size": 2}]))
+    assert "2 cells have no baseline, which is excluded: they are compared with nothing." in report.notes
+
+
+def test_tuning_runs_that_did_not_end_well_are_counted() -> None:
+    found = results(tune=True)
+    assert found.tuning is not None
+    assert not any("tuning runs" in note for note in compose(found).notes)
+    found.tuning.loc[[0, 1], ["status", "score"]] = ["diverged", math.nan]
+    assert "Not all of the 27 tuning runs ended well: 25 finished, 2 diverged." in compose(found).notes
 
 
 def test_every_form_of_the_report_is_written_and_the_page_needs_nothing_else(tmp_path: Path) -> None:
@@ -161,6 +225,29 @@ def test_nothing_finished_is_no_report() -> None:
         compose(found)
 
 
+def test_means_over_a_third_factor_are_not_drawn_as_cells() -> None:
+    assert "heat_map" in {name for name, _, _ in figures(results())}
+    assert "heat_map" not in {name for name, _, _ in figures(results(**SHAPES["three"]))}
+
+
+def test_a_curve_of_one_validation_is_a_point_and_a_band_is_whole() -> None:
+    found = results(factors={"norm": ["batchnorm", "none"]}, seeds=2)
+    for i, curve in enumerate(found.curves.values()):
+        curve["val/loss"] = [0.5 + i % 2, *[math.nan] * 4]
+        curve["train/loss"] = 0.5 + i
+    lines = [line for ax in Drawing(found).curves("val/loss").axes for line in ax.lines]
+    assert {line.get_marker() for line in lines} == {"o"}
+    lows = [
+        band.get_paths()[0].vertices[:, 1].min() for band in Drawing(found).curves("train/loss").axes[0].collections
+    ]
+    assert min(lows) < 0, "the axis is linear: a band goes as far as it goes"
+
+
+def test_a_level_that_says_nothing_alone_is_named_with_its_factor() -> None:
+    cell = {"norm": "none", "norm.affine": "true", "data.batch_size": "full", "model.norm": "layernorm"}
+    assert label(cell) == "norm none, affine true, batch size full, layernorm"
+
+
 def test_a_level_has_one_colour_in_all_figures() -> None:
     drawing = Drawing(results())
     assert (drawing.colour, drawing.axis) == ("norm", "data.batch_size")
@@ -192,6 +279,19 @@ def test_colours_are_for_terminals(
 # From the folder of runs that there really are ----------------------------------------------------------------------
 
 
+RECORD: dict[str, Any] = {
+    "id": "abcd1234",
+    "status": "finished",
+    "identity": {"run": "c" * 16, "config": "d" * 16, "code": "a" * 16, "data": "e" * 16},
+    "data": {"fingerprint": "e" * 64},
+    "overrides": [],
+    "git_commit": "f" * 40,
+    "processes": 1,
+    "batch_sizes": {"optimizer": 32, "forward": 32, "norm": 32},
+    "seconds": 1.0,
+}
+
+
 @pytest.fixture(scope="module")
 def ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two runs, of one ablation."""
@@ -203,7 +303,7 @@ def ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for i, norm in enumerate(("batchnorm", "none")):
         (folder / norm).mkdir()
-        record = {"status": "finished", "metrics": {"test/accuracy": 0.9 + i / 100}, "identity": {"code": "a" * 16}}
+        record = {**RECORD, "metrics": {"test/accuracy": 0.9 + i / 100}}
         (folder / norm / "run.json").write_text(json.dumps(record))
         (folder / norm / "metrics.csv").write_text("step,epoch,train/loss,val/loss\n10,0,1.5,\n20,0,1.0,0.9\n")
     return folder
@@ -234,7 +334,7 @@ def test_a_half_done_ablation_says_what_is_missing(ablation: Path, tmp_path: Pat
     folder = Path(shutil.copytree(ablation, tmp_path / "half"))
     (folder / "none" / "run.json").unlink()
     report = compose(read(folder))
-    assert report.facts[1] == "1 missing: none, seed 0."
+    assert report.facts[1] == "1 missing: norm none, seed 0."
     (folder / "batchnorm" / "run.json").unlink()
     with pytest.raises(ConfigError, match="none of its 2 runs has finished"):
         compose(read(folder))
@@ -245,7 +345,9 @@ def test_runs_of_different_code_are_not_mixed_unless_told(ablation: Path, tmp_pa
 
     folder = Path(shutil.copytree(ablation, tmp_path / "mixed"))
     record = json.loads((folder / "none" / "run.json").read_text())
-    (folder / "none" / "run.json").write_text(json.dumps({**record, "identity": {"code": "b" * 16}}))
+    (folder / "none" / "run.json").write_text(
+        json.dumps({**record, "identity": {**record["identity"], "code": "b" * 16}})
+    )
     with pytest.raises(ConfigError, match=r"its runs were made by different code: 1 by aaaaaaaa .*; 1 by bbbbbbbb"):
         read(folder)
     [note] = compose(read(folder, mix_code=True)).notes
@@ -281,3 +383,71 @@ def test_metrics_are_read_from_the_record_and_the_curves(ablation: Path, tmp_pat
     (folder / "ablation.json").write_text(json.dumps(record))
     with pytest.raises(ConfigError, match=r"train/los was never logged; did you mean train/loss\?"):
         read(folder)
+
+
+def test_a_run_that_lacks_what_another_logs_has_no_value(ablation: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(ablation, tmp_path / "lacks"))
+    (folder / "batchnorm" / "metrics.csv").write_text("step,epoch,train/loss,val/loss,norms/mean\n10,0,1.5,0.9,0.25\n")
+    record = json.loads((folder / "ablation.json").read_text())
+    record["ablation"]["metrics"] = ["last(norms/mean)"]
+    (folder / "ablation.json").write_text(json.dumps(record))
+    batchnorm, none = read(folder).runs["last(norms/mean)"]
+    assert batchnorm == 0.25
+    assert math.isnan(none)
+    assert (
+        compose(read(folder)).verdicts[1]
+        == "batchnorm against norm none: cannot tell with n = 0; seeds without a pair: 1"
+    )
+
+
+@dataclass(eq=False)
+class Run:
+    """What a progress asks of a run."""
+
+    plan: Planned
+    done: bool = False
+    status: str = "missing"
+
+
+def test_a_metric_is_looked_for_once_every_cell_has_a_finished_run() -> None:
+    cells = [{"norm": norm} for norm in ("batchnorm", "none")]
+    runs: list[Any] = [Run(Planned(cell, seed, ())) for seed in (0, 1) for cell in cells]
+    looked: list[list[Any]] = []
+    progress = Progress(runs, look=looked.append)
+    progress.ended(runs[0], "finished")
+    progress.ended(runs[2], "finished")
+    assert not looked
+    progress.ended(runs[1], "finished")
+    assert looked == [[runs[0], runs[1]]]
+
+
+def test_a_tuning_that_is_not_complete_is_said(ablation: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(ablation, tmp_path / "tuning"))
+    record = json.loads((folder / "ablation.json").read_text())
+    record["ablation"]["tune"] = {"key": "optimizer.lr", "values": [0.1, 1.0]}
+    tried = [{**run, "value": 0.1} for run in record["runs"]] + [{**record["runs"][0], "folder": "x", "value": 1.0}]
+    record["tuning"] = {"metric": "val/accuracy", "mode": "max", "runs": tried, "chosen": []}
+    record["runs"] = []
+    (folder / "ablation.json").write_text(json.dumps(record))
+    with pytest.raises(
+        ConfigError, match=r"two: its tuning is not complete \(2 finished, 1 missing\); the ablation's co"
+    ):
+        compose(read(folder))
+
+
+def test_a_report_without_comparisons_goes_to_wandb_without_them(
+    ablation: Path, tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(ablation, tmp_path / "alone"))
+    record = json.loads((folder / "ablation.json").read_text())
+    record["ablation"]["baseline"] = None
+    (folder / "ablation.json").write_text(json.dumps(record))
+    result = command(str(folder), "--wandb", "ablab", script="scripts/report.py", WANDB_MODE="offline")
+    assert result.returncode == 0, result.stderr
+    assert "W&B: " in result.stdout

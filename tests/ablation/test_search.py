@@ -10,10 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
 from tests.ablation.test_sweep import SMALL, records, start
 from tests.runs import wandb_file
+
+from ablab.ablation.search import search
+from ablab.config.errors import ConfigError
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 SEARCH = (
@@ -48,6 +52,55 @@ def test_a_search_over_nothing_is_refused(command: Command) -> None:
     result = command("-m", "hydra/sweeper=optuna", "norm=none")
     assert result.returncode == 2
     assert "nothing to search: give a key several values" in result.stderr
+
+
+REFUSED = [
+    ("optimizer.lr=tag(log,interval(0,1))", "optimizer.lr=tag(log,interval(0,1)): Optuna cannot choose from it ("),
+    ("optimizer.lr=interval(1,0.1)", "optimizer.lr=interval(1,0.1): Optuna cannot choose from it ("),
+    ("seed=3,4", "seed=3,4: the runs of a search have one seed, or the luckiest would be found; give one, seed=3; "),
+    ("folder=a,b", "folder=a,b: each run of a sweep has its own folder"),
+]
+
+
+@pytest.mark.parametrize(("word", "message"), REFUSED, ids=[word for word, _ in REFUSED])
+def test_what_cannot_be_searched_is_refused(config: Callable[..., Any], word: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        search(["norm=none,batchnorm", word], config(), Any, study="search", num_trials=1, seed=0)  # type: ignore[arg-type]
+    assert str(refused.value).startswith(message)
+
+
+def test_an_impossible_trial_fails_and_the_search_goes_on(command: Command, tmp_path: Path) -> None:
+    words = ("-m", "hydra/sweeper=optuna", "norm=groupnorm", "norm.num_groups=3,4", *SMALL)
+    result = command(*words, "hydra.sweeper.num_trials=4")
+    assert result.returncode == 0, result.stderr
+    assert "norm.num_groups=3: it cannot be: norm: " in result.stdout
+    assert "best: norm.num_groups=4: val/accuracy" in result.stdout
+    trials = (tmp_path / "runs" / "search" / "trials.csv").read_text()
+    assert "fail" in trials
+    more = command(*words, "norm.num_groups=3,4,8", "hydra.sweeper.num_trials=5")
+    assert more.returncode == 2
+    assert "error: norm.num_groups: the study search has been asked with other choices (" in more.stderr
+    assert "or another study, hydra.sweeper.study=NAME" in more.stderr
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path}/runs/search/study.db")
+    assert not study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+    study.ask()  # as an earlier launch left one that was killed before it had its values
+    again = command(*words, "hydra.sweeper.num_trials=5")
+    assert again.returncode == 0, again.stderr
+    assert len(records(tmp_path / "runs" / "search")) == 1, "nothing was run with the defaults"
+
+
+def test_a_search_of_which_nothing_can_be_run_says_so(command: Command) -> None:
+    words = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.num_trials=2", "norm=groupnorm", "norm.num_groups=3,5")
+    result = command(*words, *SMALL)
+    assert result.returncode == 2
+    assert "search: none of its trials could be run, for the reasons above; mend the command" in result.stderr
+
+
+def test_a_search_without_validation_says_so(command: Command) -> None:
+    words = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.num_trials=1", "norm=none,batchnorm", *SMALL)
+    result = command(*words, "trainer.check_val_every_n_epoch=5")
+    assert result.returncode == 1
+    assert "search: runs finished, but none has val/accuracy: there was no validation; trainer.limit" in result.stderr
 
 
 def test_a_wandb_sweep_has_the_grid_and_its_command_runs_one_cell(command: Command, tmp_path: Path) -> None:

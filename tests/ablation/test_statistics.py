@@ -78,6 +78,43 @@ def test_the_seeds_that_are_needed_are_those_of_statsmodels(effect: float, alpha
         assert st.tells(n, 2.0, alpha) == pytest.approx(2 * least, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("n", "comparisons", "least"),
+    [(2, 1, 11.5), (2, 4, 46), (2, 8, 92), (3, 12, 11.3), (3, 30, 17.9)],  # found by simulation
+)
+def test_few_seeds_and_many_comparisons_tell_only_huge_differences(n: int, comparisons: int, least: float) -> None:
+    assert st.tells(n, 1.0, 0.05 / comparisons) == pytest.approx(least, rel=1e-2)
+
+
+@pytest.mark.parametrize(("effect", "comparisons", "seeds"), [(6, 12, 4), (20, 30, 3), (40, 8, 3), (100, 8, 2)])
+def test_a_huge_effect_needs_few_seeds_but_no_fewer(effect: float, comparisons: int, seeds: int) -> None:
+    assert st.seeds_needed(effect, 1.0, 0.05 / comparisons) == seeds
+
+
+@pytest.mark.parametrize(("n", "effect"), [(2, 400.0), (3, 20.0), (4, 1.0)])
+def test_power_is_how_often_simulated_differences_are_told(n: int, effect: float) -> None:
+    draws = np.random.default_rng(n).normal(effect, 1, (100_000, n))
+    told = scipy_stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05 / 30
+    assert st.power(n, effect, 1.0, 0.05 / 30) == pytest.approx(told.mean(), abs=0.006)
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 1000])
+def test_power_is_that_of_statsmodels_where_it_has_one(n: int) -> None:
+    for effect in (0.05, 0.5, 2.0):
+        theirs = TTestPower().power(effect, n, 0.01)
+        assert math.isnan(theirs) or st.power(n, effect, 1.0, 0.01) == pytest.approx(theirs, abs=1e-7)
+
+
+def test_a_comparison_without_a_p_takes_no_part_in_what_the_others_have_to_pass() -> None:
+    rng = np.random.default_rng(0)
+    runs = grid(lambda n, b, s: rng.normal(), norms=4, sizes=1)
+    alone = st.comparisons(runs[runs["norm"] != "norm3"], FACTORS, {"norm": "norm0"}, "m")
+    runs.loc[runs["norm"] == "norm3", "m"] = math.nan
+    found = st.comparisons(runs, FACTORS, {"norm": "norm0"}, "m")
+    assert found["tells"].to_list()[:2] == alone["tells"].to_list()
+    assert math.isnan(found["tells"].iloc[2])
+
+
 def test_a_paired_effect_is_cohens_d_with_hedges_correction() -> None:
     differences = np.array([0.1, 0.2, 0.4, 0.5])
     d = differences.mean() / differences.std(ddof=1)
@@ -99,7 +136,7 @@ def test_a_run_without_a_partner_is_lost_and_counted() -> None:
 EDGES = {
     "nobody finished": (lambda n, b, s: math.nan, 0, "cannot tell"),
     "all the same": (lambda n, b, s: 0.5, 5, "cannot tell"),
-    "the same difference with every seed": (lambda n, b, s: 0.5 + n + s, 5, "higher"),
+    "the same difference with every seed": (lambda n, b, s: 0.5 + n + s, 5, "cannot tell"),
 }
 
 
@@ -139,6 +176,23 @@ def test_without_an_effect_a_difference_is_called_in_at_most_six_of_a_hundred_ab
         for _ in range(100)
     )
     assert whole <= 12, "the report's own path, by fewer"
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize(("step", "spread"), [(10, 7.0), (10, 2.0), (1 / 360, 0.002)])
+def test_a_metric_with_few_values_is_not_called_for_its_ties(n: int, step: float, spread: float) -> None:
+    rng = np.random.default_rng(n)
+    ours, theirs = (np.round(rng.normal(40 * step, spread, (20_000, n)) / step) * step for _ in range(2))
+    assert np.mean([st.p_value(row) < 0.05 for row in ours - theirs]) <= 0.06
+
+
+def test_equal_differences_are_no_verdict_though_float32_rounds_them() -> None:
+    correct = {0: [323, 320, 311], 1: [324, 321, 312]}
+    runs = grid(lambda n, b, s: np.float32(correct[n][s]) / np.float32(360), norms=2, sizes=1, seeds=3)
+    [row] = [row for _, row in st.comparisons(runs, FACTORS, {"norm": "norm0"}, "m").iterrows()]
+    assert row["difference"] == pytest.approx(1 / 360, rel=1e-4)
+    assert (row["n"], row["verdict"]) == (3, "cannot tell")
+    assert all(math.isnan(row[name]) for name in ("p", "holm", "low", "high", "seeds_needed", "tells"))
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ablab.config.errors import ConfigError, menu
-from ablab.config.schema import show
+from ablab.config.schema import quoted, show
 
-PLAIN_WORD = re.compile(r"[\w./%*@?|+-]+")  # what Hydra takes without quotes
+COUNTABLE = 100_000  # cells that are made only to be counted
 
 Cell = dict[str, str]  # a level for each factor
 Words = list[str]  # of the command line
@@ -127,15 +126,15 @@ class Ablation:
         self.exclude = [self.partial("exclude", cell) for cell in exclude or []]
         self.metrics = metrics or ["test/accuracy"]
         self.tune = Tuning(**tune) if tune else None
+        if self.tune is not None and self.tune.key in self.levels:
+            raise ConfigError(f"ablation.tune.key={self.tune.key}: it is a factor, too; leave one of the two out")
         self.max_runs = max_runs
         self.mix_code = mix_code
-        size = math.prod(map(len, self.levels.values())) * len(seeds)
-        size *= len(self.tune.values) if self.tune else 1
-        if size > max_runs:
+        if (size := self.num_runs()) > max_runs:
             counts = [f"{len(levels)} of {factor}" for factor, levels in self.levels.items()]
-            counts += [f"{len(self.tune.values)} of {self.tune.key}"] if self.tune else []
+            excluded = ", less what is excluded" if self.exclude else ""
             raise ConfigError(
-                f"ablation: {size:,} runs ({' × '.join([*counts, f'{len(seeds)} seeds'])}); if they are meant, "
+                f"ablation: {size:,} runs ({' × '.join([*counts, self.runs_of_a_cell])}{excluded}); if they are meant, "
                 f"+ablation.max_runs={size}"
             )
 
@@ -143,6 +142,27 @@ class Ablation:
     def factors(self) -> dict[str, list[str]]:
         """The levels of each factor, as they are called."""
         return {factor: list(levels) for factor, levels in self.levels.items()}
+
+    @property
+    def runs_of_a_cell(self) -> str:
+        """How many there are, in words."""
+        if self.tune is None:
+            return f"{len(self.seeds)} seeds"
+        tuning = f"{len(self.tune.values)} of {self.tune.key} × {len(self.tune.seeds or self.seeds)} seeds"
+        return f"({tuning} + {self.num_after_tuning} seeds more)"
+
+    @property
+    def num_after_tuning(self) -> int:
+        """The seeds of a cell that no tuning run has: one that has is the run, and not done again."""
+        return len({*self.seeds} - {*((self.tune.seeds or self.seeds) if self.tune else [])})
+
+    def num_runs(self) -> int:
+        """All runs of the grid, those that tune among them; of a huge one the excluded ones, too."""
+        num_cells = math.prod(map(len, self.levels.values()))
+        if self.exclude and num_cells <= COUNTABLE:
+            num_cells = len(self.cells())
+        tuning = len(self.tune.values) * len(self.tune.seeds or self.seeds) if self.tune else 0
+        return num_cells * (tuning + self.num_after_tuning)
 
     def partial(self, what: str, cell: Mapping[str, Any]) -> Cell:
         """A cell, or a part of one, whose levels exist."""
@@ -196,7 +216,7 @@ def levels_of(factor: str, given: Any) -> dict[str, Words]:
     if isinstance(given, Mapping):
         levels = {show(level): [words] if isinstance(words, str) else list(words) for level, words in given.items()}
     elif isinstance(given, list):
-        levels = {show(value): [f"{factor}={typed(value)}"] for value in given}
+        levels = {show(value): [f"{factor}={quoted(value)}"] for value in given}
     else:
         raise ConfigError(f"ablation.factors.{factor}={show(given)}: a list of values is needed, or words a level")
     if not levels:
@@ -204,11 +224,3 @@ def levels_of(factor: str, given: Any) -> dict[str, Words]:
     if isinstance(given, list) and len(levels) < len(given):
         raise ConfigError(f"ablation.factors.{factor}={show(given)}: a level is there twice")
     return levels
-
-
-def typed(value: Any) -> str:
-    """A value as Hydra's command line takes it."""
-    if isinstance(value, list):
-        return f"[{','.join(map(typed, value))}]"
-    text = show(value)
-    return text if PLAIN_WORD.fullmatch(text) else "'" + text.replace("'", "\\'") + "'"

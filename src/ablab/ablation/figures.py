@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from ablab.ablation import statistics
+from ablab.ablation.metrics import is_never
 from ablab.ablation.results import Results
 from ablab.ablation.words import short
 
@@ -25,6 +26,7 @@ MARKERS = "osD^vPX<>*"
 PANEL = (3.4, 2.6)  # inches; the width of a paper's column
 LEGEND = 1.1  # inches beside them
 MOST_PANELS = 8
+SAY_NOTHING = ("true", "false", "none", "null", "full")  # levels, without their factor's name
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -65,7 +67,7 @@ def figures(results: Results) -> Iterator[tuple[str, str, Figure]]:
     for column in ("val/loss", "train/loss"):
         if any(column in curve for curve in results.curves.values()):
             yield f"curves_{file_name(column)}", f"{readable(column)} over the steps", drawn.curves(column)
-    if len(drawn.shown) >= 2:
+    if len(drawn.shown) == 2:  # a third factor would be averaged away
         yield "heat_map", f"{readable(primary)}: means of the cells", drawn.heat_map(primary)
     if results.tuning is not None:
         title = f"{readable(results.tuning_metric)} over {short(results.tuned_key)}, by which it was chosen"
@@ -139,7 +141,7 @@ class Drawing:
         return figure
 
     def line(self, ax: Axes, metric: str, chosen: dict[str, str], level: str, offset: float, *, joined: bool) -> None:
-        """Means with their intervals, every seed's dot, and a mark where runs diverged."""
+        """Means with their intervals, every seed's dot, and a mark where runs diverged or never got there."""
         look = self.style(level) if self.colour else {"color": COLOURS[0], "marker": "o"}
         x, centre, low, high = [], [], [], []
         for i, step in enumerate(self.levels(self.axis)):
@@ -155,7 +157,9 @@ class Drawing:
                     [i + offset] * len(values), values, ".", color=look["color"], alpha=0.35, markersize=3, zorder=2
                 )
             if lost := int((group["status"] == "diverged").sum()):
-                self.lost(ax, lost, i + offset, 0.02, look["color"])
+                self.mark(ax, f"∞{lost}", i + offset, 0.02, look["color"])
+            if is_never(metric) and (never := statistics.num_without(group, metric)):
+                self.mark(ax, f"never {never}", i + offset, 0.09, look["color"])
         if joined:
             ax.plot(x, centre, label=level, zorder=3, **look)
             ax.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
@@ -163,9 +167,9 @@ class Drawing:
             errors = np.nan_to_num([np.subtract(centre, low), np.subtract(high, centre)])
             ax.errorbar(x, centre, errors, label=level, linestyle="", capsize=2, elinewidth=1.1, zorder=3, **look)
 
-    def lost(self, ax: Axes, number: int, x: float, height: float, colour: str) -> None:
-        """So many runs diverged here."""
-        ax.annotate(f"∞{number}", (x, height), xycoords=("data", "axes fraction"), color=colour, ha="center", size=7)
+    def mark(self, ax: Axes, text: str, x: float, height: float, colour: str) -> None:
+        """What became of runs that have no point here: ∞2, two diverged."""
+        ax.annotate(text, (x, height), xycoords=("data", "axes fraction"), color=colour, ha="center", size=7)
 
     def differences(self, compared: pd.DataFrame) -> Figure:
         """Each comparison's difference with its interval, every seed's own, and the verdict as its colour."""
@@ -201,6 +205,7 @@ class Drawing:
         colour = self.colour or self.axis
         parts = self.parts([factor for factor in self.shown if factor != colour])
         drawn = 0.0, math.inf
+        bands: list[tuple[Axes, str, pd.DataFrame]] = []
         with panels(len(parts)) as (figure, axes):
             for part, ax in zip(parts, axes, strict=True):
                 for level in self.levels(colour):
@@ -217,19 +222,17 @@ class Drawing:
                     middle, spread, n = table.mean(axis=1), table.std(axis=1, ddof=1), table.count(axis=1)
                     half = spread / np.sqrt(n) * [statistics.stats.t.ppf(0.975, max(int(k) - 1, 1)) for k in n]
                     shade = self.style(level, colour)["color"] if colour else COLOURS[0]
-                    ax.plot(middle.index, middle, color=shade, label=level)
-                    ax.fill_between(
-                        middle.index,
-                        (middle - half).clip(lower=table.min(axis=1) * 0.5),
-                        middle + half,
-                        color=shade,
-                        alpha=0.15,
-                        linewidth=0,
-                    )
+                    ax.plot(middle.index, middle, "o-" if len(middle) == 1 else "-", color=shade, label=level)
+                    band = {"low": middle - half, "high": middle + half, "least": table.min(axis=1) * 0.5}
+                    bands.append((ax, shade, pd.DataFrame(band)))
                     drawn = max(drawn[0], float(middle.max())), min(drawn[1], float(middle.min()))
                 ax.set_title(label(part))
                 ax.set_xlabel("step")
-            if drawn[1] > 0 and drawn[0] > 20 * drawn[1]:
+            logarithmic = drawn[1] > 0 and drawn[0] > 20 * drawn[1]
+            for ax, shade, band in bands:  # a logarithm has no place for a lower end below 0
+                low = band["low"].clip(lower=band["least"]) if logarithmic else band["low"]
+                ax.fill_between(band.index, low, band["high"], color=shade, alpha=0.15, linewidth=0)
+            if logarithmic:
                 for ax in axes:
                     ax.set_yscale("log")
             axes[0].set_ylabel(readable(column))
@@ -290,7 +293,7 @@ class Drawing:
                     diverged = rows[rows["status"] == "diverged"].groupby("value").size()
                     for value, lost in diverged.items():
                         height = 0.02 + 0.06 * self.levels(colour).index(level)
-                        self.lost(ax, int(lost), float(value), height, look["color"])
+                        self.mark(ax, f"∞{lost}", float(value), height, look["color"])
                     ax.plot(rows["value"], rows["score"], ".", color=look["color"], alpha=0.35, markersize=3)
                     ax.plot(means.index, means, label=level, **look)
                     if len(best) and not math.isnan(means.get(best["value"].iloc[0], math.nan)):
@@ -369,7 +372,10 @@ def readable(name: str) -> str:
 
 def label(cell: dict[str, str]) -> str:
     """A cell, or a part of one, as a title."""
-    return ", ".join(level if not is_number(level) else f"{readable(factor)} {level}" for factor, level in cell.items())
+    return ", ".join(
+        f"{readable(factor)} {level}" if is_number(level) or level in SAY_NOTHING else level
+        for factor, level in cell.items()
+    )
 
 
 def file_name(metric: str) -> str:

@@ -6,8 +6,9 @@ import copy
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from ablab.ablation import metrics
-from ablab.ablation.ablation import Ablation, Planned, Words, typed
+from ablab.ablation.ablation import Ablation, Planned, Words
 from ablab.ablation.results import RECORD, status_of
 from ablab.ablation.words import short
+from ablab.config.build import blame, build
 from ablab.config.errors import CONF, ConfigError
-from ablab.config.schema import check
+from ablab.config.schema import check, quoted
 from ablab.runs.folder import read_record
+from ablab.runs.folder import short as short_path
 from ablab.runs.identity import identity
 from ablab.runs.provenance import code_hash
 
@@ -87,6 +90,7 @@ class Grid:
         self.folder = (output_dir / ablation.name).absolute()
         self.composed: dict[tuple[str, ...], DictConfig] = {}
         self.code = code_hash()
+        self.fingerprints: dict[str, str] = {}  # of the data, by their config
 
     def prepared(self, plan: Planned) -> Prepared:
         """A run with its config and folder."""
@@ -101,13 +105,13 @@ class Grid:
         added = [
             f"seed={plan.seed}",
             f"name={self.ablation.name}",
-            "cell={{{}}}".format(",".join(f"{k}:{typed(v)}" for k, v in plan.cell.items())),
+            "cell={{{}}}".format(",".join(f"{k}:{quoted(v)}" for k, v in plan.cell.items())),
         ]
         if cfg.logger.get("wandb") is not None:
             tags = [*cfg.logger.wandb.tags, *(f"{factor}={level}"[-64:] for factor, level in plan.cell.items())]
             cfg.logger.wandb.group = cfg.logger.wandb.group or self.ablation.name
             cfg.logger.wandb.tags = tags
-            added += [f"logger.wandb.group={typed(cfg.logger.wandb.group)}", f"logger.wandb.tags={typed(tags)}"]
+            added += [f"logger.wandb.group={quoted(cfg.logger.wandb.group)}", f"logger.wandb.tags={quoted(tags)}"]
         content: Any = OmegaConf.to_container(cfg, resolve=True)
         known = identity(content, code=self.code, data="")
         folder = self.folder / f"{folder_name(plan)}_{known['run'][:8]}"
@@ -116,7 +120,7 @@ class Grid:
         cfg.folder = str(folder)
         with read_write(hydra), open_dict(hydra):
             hydra.hydra.mode = RunMode.MULTIRUN
-            hydra.hydra.overrides.task = [*self.common, *plan.words, *added, f"folder={typed(str(folder))}"]
+            hydra.hydra.overrides.task = [*self.common, *plan.words, *added, f"folder={quoted(str(folder))}"]
         return Prepared(plan, cfg, hydra, folder, self.ablation.metrics)
 
     def config(self, plan: Planned) -> DictConfig:
@@ -127,15 +131,14 @@ class Grid:
 
     def same_config(self, config: str) -> Path | None:
         """The newest finished run of this config, whatever its code was."""
-        found = [folder for folder, record in self.records() if record["identity"]["config"] == config]
+        found = [folder for folder, record in self.records if record["identity"]["config"] == config]
         return max(found, key=lambda folder: (folder / "run.json").stat().st_mtime, default=None)
 
-    def records(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Every run of the folder that is done, with its record."""
-        for file in sorted(self.folder.glob("*/run.json")):
-            record = read_record(file.parent)
-            if record["status"] in DONE:
-                yield file.parent, record
+    @cached_property
+    def records(self) -> list[tuple[Path, dict[str, Any]]]:
+        """Every run that was done before this grid began any, with its record."""
+        records = [(file.parent, read_record(file.parent)) for file in sorted(self.folder.glob("*/run.json"))]
+        return [(folder, record) for folder, record in records if record["status"] in DONE]
 
     def prepared_all(self, plans: Iterable[Planned]) -> list[Prepared]:
         """Runs with their configs, once each of them has been found to be possible."""
@@ -149,6 +152,7 @@ class Grid:
         Raises:
             ConfigError: with a line or more for each cell.
         """
+        runs = list(runs)
         from ablab.train import tried
 
         seen: set[tuple[str, ...]] = set()
@@ -162,12 +166,43 @@ class Grid:
                 metrics.check(self.ablation.metrics, run.cfg)
                 if not run.done:
                     HydraConfig.instance().set_config(run.hydra)
-                    tried(without_accelerator(run.cfg) if self.elsewhere else run.cfg)
+                    data, _, _ = tried(without_accelerator(run.cfg) if self.elsewhere else run.cfg)
+                    self.fingerprints[of_data(run.cfg)] = data.fingerprint
             except ConfigError as error:
                 found.setdefault(str(error), []).append(run.plan.cell_label)
         if found:
             lines = [f"{message}\n  in {shown(cells)}" for message, cells in found.items()]
             raise ConfigError("\n".join([*lines, "nothing has been run; ablation.exclude leaves cells out"]))
+        if not self.elsewhere:
+            for run in runs:
+                self.check_data(run)
+
+    def check_data(self, run: Prepared) -> None:
+        """Refuse to take a run for one of today's data that began with others: where the files are is not in its name.
+
+        Raises:
+            ConfigError: with both fingerprints.
+        """
+        if not (run.folder / "run.json").exists():
+            return
+        then = read_record(run.folder).get("data", {}).get("fingerprint")
+        now = self.fingerprint(run)
+        if then not in (None, now):
+            name = "name" if run.cfg.ablation is None else "ablation.name"
+            raise ConfigError(
+                f"data: {short_path(run.folder)} began with other data (fingerprint {then[:12]}) than these "
+                f"({now[:12]}); give the files of then, or the ablation another name, {name}=…; nothing has been run"
+            )
+
+    def fingerprint(self, run: Prepared) -> str:
+        """Of a run's data; they are read once for all runs with the same ones."""
+        key = of_data(run.cfg)
+        if key not in self.fingerprints:
+            data = build(run.cfg.data)
+            with blame("data"):
+                data.setup("fit")
+            self.fingerprints[key] = data.fingerprint
+        return self.fingerprints[key]
 
     def record(self, command: str, runs: list[Prepared], tuning: dict[str, Any] | None) -> None:
         """Write, in the ablation's folder, what was asked for, and which folder is which run."""
@@ -181,6 +216,12 @@ class Grid:
         temporary = self.folder / f".{RECORD}.{os.getpid()}"
         temporary.write_text(json.dumps(content, indent=2) + "\n")
         os.replace(temporary, self.folder / RECORD)
+
+
+def of_data(cfg: DictConfig) -> str:
+    """What decides on the data: their config but for the seed, which is of their order."""
+    content: Any = OmegaConf.to_container(cfg.data, resolve=True)
+    return json.dumps({**content, "seed": None}, sort_keys=True)
 
 
 def without_accelerator(cfg: DictConfig) -> DictConfig:

@@ -40,10 +40,10 @@ def launch(runs: list[Prepared], num_processes: int | str, progress: Progress) -
         progress: told of each run that begins and ends.
 
     Raises:
+        ConfigError: it is no number of processes.
         Stopped: a signal came; the runs that had begun can be gone on with.
     """
-    devices: list[int | None] = list(range(torch.cuda.device_count())) if num_processes == "gpus" else []
-    devices = devices or [None] * (1 if num_processes == "gpus" else int(num_processes))
+    devices = workers(num_processes)
     waiting = [run for run in runs if not run.done]
     with progress:
         while waiting:
@@ -54,6 +54,23 @@ def launch(runs: list[Prepared], num_processes: int | str, progress: Progress) -
             waiting = [run for run in waiting if progress.status[run] == "taken"]
             if waiting:
                 time.sleep(PATIENCE)
+
+
+def workers(num_processes: int | str) -> list[str | None]:
+    """For each process the GPU that it alone sees, as CUDA_VISIBLE_DEVICES names it, or None.
+
+    Raises:
+        ConfigError: it is no number of processes.
+    """
+    if num_processes == "gpus":
+        number = torch.cuda.device_count()
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")  # a cluster's, which names the GPUs that are ours
+        return [*(given.split(",") if given else map(str, range(number)))][:number] or [None]
+    if not str(num_processes).isdecimal() or int(num_processes) < 1:
+        raise ConfigError(
+            f"hydra.launcher.num_processes={num_processes}: give a whole number from 1 on, or gpus for one on each GPU"
+        )
+    return [None] * int(num_processes)
 
 
 def in_this_process(runs: list[Prepared], progress: Progress) -> None:
@@ -101,7 +118,7 @@ def at_work(cfg: DictConfig) -> str:
     return "finished"
 
 
-def in_processes(runs: list[Prepared], progress: Progress, devices: list[int | None]) -> None:
+def in_processes(runs: list[Prepared], progress: Progress, devices: list[str | None]) -> None:
     """Do several runs at once, each process one after another."""
     context = mp.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // len(devices))
@@ -134,8 +151,8 @@ def in_processes(runs: list[Prepared], progress: Progress, devices: list[int | N
                     pipes[pipe] = None
                     continue
                 hand_out(pipe, todo, pipes, progress)
-        if todo and not signals.requested:
-            raise RunError(f"{len(todo)} runs were not begun: every process that should do them has ended")
+        for run in todo:  # every process has ended
+            progress.ended(run, "failed")
     finally:
         for pipe in pipes:
             pipe.close()
@@ -162,12 +179,12 @@ def hand_out(
         return
 
 
-def serve(pipe: Connection, device: int | None, num_threads: int) -> None:
+def serve(pipe: Connection, device: str | None, num_threads: int) -> None:
     """Do the runs that come through a pipe, until there are no more."""
     signals.install()
     signals.begin()  # those that the parent passes on are for the run in hand
     if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
     torch.set_num_threads(num_threads)
     while True:
         try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -34,26 +34,21 @@ def value(metric: str, record: Mapping[str, Any], curve: pd.DataFrame) -> float:
         record: the run's run.json.
         curve: the run's metrics.csv.
 
-    Raises:
-        ConfigError: nothing of that name was logged.
     """
+    if not is_logged(metric, record, curve):
+        return math.nan
     if metric == "seconds":
         return seconds(record)
     if found := OVER_CURVE.fullmatch(metric):
-        values = column(metric, found[2], curve)
+        values = curve[found[2]].dropna()
         return float(values.iloc[-1] if found[1] == "last" else getattr(values, found[1])())
     if found := UNTIL.fullmatch(metric):
-        values, bound = column(metric, found[2], curve), float(found[4])
+        values, bound = curve[found[2]].dropna(), float(found[4])
         there = values[values <= bound] if found[3] == "<=" else values[values >= bound]
         if there.empty:
             return math.nan
         step = float(curve.loc[there.index[0], "step"])
         return step if found[1] == "steps" else seconds(record) * step / float(curve["step"].max())
-    if metric not in record["metrics"]:
-        raise ConfigError(
-            f"ablation.metrics: {metric} is no final metric; {menu(metric, [*record['metrics']], 'a run')}; "
-            f"last({metric}) is the last value of a column of metrics.csv"
-        )
     final = record["metrics"][metric]
     return math.nan if final is None else float(final)
 
@@ -62,13 +57,49 @@ def seconds(record: Mapping[str, Any]) -> float:
     return math.nan if record.get("resumed") else float(record["seconds"])
 
 
-def column(metric: str, name: str, curve: pd.DataFrame) -> pd.Series:
-    """What was logged under a name, by row."""
-    if name not in curve:
+def column(metric: str) -> str | None:
+    """The column of metrics.csv that a metric is of; None of another one."""
+    if found := OVER_CURVE.fullmatch(metric):
+        return found[2]
+    return found[2] if (found := UNTIL.fullmatch(metric)) else None
+
+
+def is_never(metric: str) -> bool:
+    """Whether a run without a value of it never got there."""
+    return UNTIL.fullmatch(metric) is not None
+
+
+def is_logged(metric: str, record: Mapping[str, Any], curve: pd.DataFrame) -> bool:
+    """Whether a run has logged what a metric is of."""
+    name = column(metric)
+    if name is not None:
+        return name in curve and bool(curve[name].notna().any())
+    return metric == "seconds" or metric in record["metrics"]
+
+
+def check_logged(metrics: Iterable[str], runs: Sequence[tuple[Mapping[str, Any], pd.DataFrame]]) -> None:
+    """Refuse a metric that no run has logged.
+
+    Args:
+        metrics: of the ablation.
+        runs: run.json and metrics.csv of finished runs of all cells; one cell may well lack what another one logs.
+
+    Raises:
+        ConfigError: with the metric, and what was logged.
+    """
+    for metric in metrics:
+        if any(is_logged(metric, record, curve) for record, curve in runs):
+            continue
+        if (name := column(metric)) is not None:
+            there = sorted({key for _, curve in runs for key in curve.columns[2:]})
+            raise ConfigError(
+                f"ablation.metrics: {metric}: {name} was never logged; {menu(name, there, 'metrics.csv')}"
+            )
+        finals = sorted({key for record, _ in runs for key in record["metrics"]})
         raise ConfigError(
-            f"ablation.metrics: {metric}: {name} was never logged; {menu(name, [*curve.columns[2:]], 'metrics.csv')}"
+            f"ablation.metrics: {metric} is no final metric; {menu(metric, finals, 'a run')}; last({metric}) is the "
+            "last value of a column of metrics.csv"
         )
-    return curve[name].dropna()
 
 
 def check(metrics: list[str], cfg: DictConfig) -> None:

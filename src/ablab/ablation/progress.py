@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ablab.ablation.grid import Prepared
 
-Look = Callable[[Prepared], None]
+Look = Callable[[list[Prepared]], None]
 SIGNS = {
     "finished": ("●", "green"),
     "running": ("◐", "yellow"),
@@ -31,7 +31,7 @@ class Progress:
     Args:
         runs: all of the grid, the done ones among them.
         title: what they are for.
-        look: what is done with the first run that finishes.
+        look: what is done with one finished run of each cell, as soon as all cells have one.
     """
 
     def __init__(self, runs: list[Prepared], title: str = "", look: Look | None = None) -> None:
@@ -72,14 +72,23 @@ class Progress:
         if status == "taken":
             self.began_at.pop(run, None)
             return
-        if self.look is not None and status == "finished":
-            self.look(run)
+        if self.look is not None and status == "finished" and (runs := self.one_of_each_cell()):
+            self.look(runs)
             self.look = None
         if run in self.began_at:
             self.num_ended += 1
         if not self.console.is_terminal:
             took = f"{time.monotonic() - self.began_at[run]:.1f} s" if run in self.began_at else "in another launch"
             self.console.print(f"{run.plan.label}: {status} ({took}); {self.counts()}", soft_wrap=True)
+
+    def one_of_each_cell(self) -> list[Prepared]:
+        """A finished run of each cell; none as long as a cell has none."""
+        found: dict[tuple[str, ...], Prepared | None] = {}
+        for run, status in self.status.items():
+            cell = tuple(run.plan.cell.values())
+            found[cell] = found.get(cell) or (run if status == "finished" else None)
+        runs = [run for run in found.values() if run is not None]
+        return runs if len(runs) == len(found) else []
 
     def counts(self) -> str:
         """How far the grid is, in words."""

@@ -17,11 +17,13 @@ from rich.table import Table as RichTable
 from ablab.ablation import statistics
 from ablab.ablation.figures import STYLE, figures, label, readable
 from ablab.ablation.html import page
+from ablab.ablation.metrics import is_never
 from ablab.ablation.results import Results
 from ablab.config.errors import ConfigError
 from ablab.runs.folder import short
 
 FOLDER = "report"
+SURVIVORS = "†"  # at a verdict that is of some seeds alone
 HOW_TO_READ = (
     "Differences are paired: each is the mean, over the seeds, of what a cell has more than its baseline with the same "
     "seed, which began from the same weights and saw the same samples. Intervals are of 95 %, of one comparison alone. "
@@ -61,11 +63,15 @@ def compose(results: Results) -> Report:
         ConfigError: no run has finished.
     """
     ablation, runs = results.ablation, results.runs
+    if len(runs) == 0 and results.tuning is not None:
+        raise ConfigError(
+            f"{ablation.name}: its tuning is not complete ({states(results.tuning)}); the ablation's command goes on "
+            "with it; there is no report yet"
+        )
     finished = runs["status"] == "finished"
     if not finished.any():
-        states = ", ".join(f"{number} {status}" for status, number in runs["status"].value_counts().items())
         raise ConfigError(
-            f"{ablation.name}: none of its {len(runs)} runs has finished ({states}); there is no report yet"
+            f"{ablation.name}: none of its {len(runs)} runs has finished ({states(runs)}); there is no report yet"
         )
     factors = list(ablation.factors)
     cells = statistics.cells(runs, factors, ablation.metrics)
@@ -74,11 +80,13 @@ def compose(results: Results) -> Report:
         if number := int((runs["status"] == status).sum()):
             facts.append(f"{number} {status}: {', '.join(some_labels(runs[runs['status'] == status], factors))}.")
     tables, verdicts = [cell_table(results, cells, metric) for metric in ablation.metrics], []
+    marked = False
     for metric in reversed(ablation.metrics):
         compared = statistics.comparisons(runs, factors, ablation.baseline, metric)
         if len(compared) == 0:
             continue
         tables.insert(0 if metric == ablation.metrics[0] else 1, comparison_table(results, compared, metric))
+        marked = marked or bool(compared["lost"].any())
         if metric == ablation.metrics[0]:
             verdicts = summary(compared, metric) + [sentence(results, row) for _, row in compared.iterrows()]
     troubles = [
@@ -87,9 +95,21 @@ def compose(results: Results) -> Report:
         for _, row in runs[~finished & (runs["status"] != "missing")].iterrows()
     ]
     notes = [*tuning_notes(results), *results.notes]
+    if marked:
+        notes.append(
+            f"{SURVIVORS} Some seeds have no pair, because a run diverged, failed or never got there: what is said "
+            "holds for the other seeds, and would not where the level itself is why runs were lost."
+        )
+    if ablation.baseline and (alone := statistics.without_baseline(runs, factors, ablation.baseline)):
+        notes.append(f"{alone} cells have no baseline, which is excluded: they are compared with nothing.")
     if not ablation.baseline:
         notes.append("The ablation names no baseline: nothing is compared.")
     return Report(ablation.name, ablation.question, facts, verdicts, tables, troubles, notes)
+
+
+def states(runs: pd.DataFrame) -> str:
+    """How many runs are finished, failed and so on."""
+    return ", ".join(f"{number} {status}" for status, number in runs["status"].value_counts().items())
 
 
 def size(results: Results) -> str:
@@ -117,16 +137,37 @@ def sentence(results: Results, row: pd.Series) -> str:
     """What may be said of one comparison."""
     n = int(row["n"])
     subject = f"{against(results, row)}: "
-    lost = f"; seeds without a pair: {int(row['lost'])}" if row["lost"] else ""
+    lost = without_pair(results, row)
     if n < 2:
         return f"{subject}cannot tell with n = {n}{lost}"
+    if math.isnan(row["p"]):
+        found = f"{row['difference']:+.3g}".replace("-", "−")
+        return (
+            f"{subject}{found}, cannot tell with n = {n}: every pair differs by the same amount, so there is no spread "
+            f"to judge by{lost}"
+        )
     digits = decimals(row["sd"] / math.sqrt(n))
     low, high = signed(row["low"], digits), signed(row["high"], digits)
     found = f"{signed(row['difference'], digits)} [{low}, {high}]"
     if row["verdict"] != "cannot tell":
-        return f"{subject}{found}, {row['verdict']} (Holm p = {row['holm']:.2g}, n = {n}){lost}"
-    told = f"; {n} seeds tell a difference of {row['tells']:.2g} and more" if row["tells"] else ""
+        return f"{subject}{found}, {marked_verdict(row)} (Holm p = {row['holm']:.2g}, n = {n}){lost}"
+    told = f"; {n} seeds tell a difference of {row['tells']:.2g} and more" if math.isfinite(row["tells"]) else ""
     return f"{subject}{found}, cannot tell with n = {n}{needed(row)}{told}{lost}"
+
+
+def without_pair(results: Results, row: pd.Series) -> str:
+    """How many seeds a comparison lacks, and of which of its two cells the runs never got there."""
+    if not row["lost"]:
+        return ""
+    seeds, never = len(results.ablation.seeds), ""
+    if is_never(row["metric"]):
+        never = f" (never in {row['none']:.0f} of {seeds}, against {row['baseline_none']:.0f} of {seeds})"
+    return f"; seeds without a pair: {row['lost']:.0f}{never}"
+
+
+def marked_verdict(row: pd.Series) -> str:
+    """A verdict, and a sign where it is of some seeds alone."""
+    return f"{row['verdict']} {SURVIVORS}" if row["lost"] else str(row["verdict"])
 
 
 def needed(row: pd.Series) -> str:
@@ -147,7 +188,9 @@ def against(results: Results, row: pd.Series) -> str:
 
 
 def comparison_table(results: Results, compared: pd.DataFrame, metric: str) -> Table:
-    header = ["cell", "n", "difference", "95 % interval", "by bootstrap", "effect", "Holm p", "verdict"]
+    lost = bool(compared["lost"].any())
+    header = ["cell", "n", "difference", "95 % interval", "by bootstrap", "effect", "Holm p"]
+    header += [*(["lost"] if lost else []), "verdict"]
     factors = [f for f, levels in results.ablation.factors.items() if len(levels) > 1]
     rows = []
     for _, row in compared.iterrows():
@@ -162,7 +205,8 @@ def comparison_table(results: Results, compared: pd.DataFrame, metric: str) -> T
                 interval(row["boot_low"], row["boot_high"], digits),
                 "" if math.isnan(row["effect"]) else f"{row['effect']:+.2g}".replace("-", "−"),
                 "" if math.isnan(row["holm"]) else f"{row['holm']:.2g}",
-                row["verdict"] + (seeds if row["verdict"] == "cannot tell" else ""),
+                *([f"{row['lost']:.0f}"] if lost else []),
+                marked_verdict(row) + (seeds if row["verdict"] == "cannot tell" else ""),
             ]
         )
     return Table(f"{readable(metric)}: differences to {label(results.ablation.baseline)}", header, rows)
@@ -192,7 +236,8 @@ def cell_table(results: Results, cells: pd.DataFrame, metric: str) -> Table:
 def value(row: pd.Series) -> str:
     """A cell's mean and spread, and what is missing of it."""
     parts = [f"{row[status]:.0f} {status}" for status in ("diverged", "failed") if row[status]]
-    parts += [f"{row['none']:.0f} never"] if row["none"] else []
+    never = "never" if is_never(row["metric"]) else "without a value"
+    parts += [f"{row['none']:.0f} {never}"] if row["none"] else []
     parts += [f"{row['missing']:.0f} to come"] if row["missing"] else []
     if row["n"] == 0:
         return ", ".join(parts) or "none"
@@ -233,6 +278,8 @@ def tuning_notes(results: Results) -> list[str]:
     got = [f"{label({f: row[f] for f in factors})} {row['value']:g}" for _, row in results.chosen.iterrows()]
     metric = readable(results.tuning_metric)
     notes = [f"Each cell has its own {key}, the best of {tried} by {metric}: {'; '.join(got)}."]
+    if results.tuning is not None and set(results.tuning["status"]) != {"finished"}:
+        notes.append(f"Not all of the {len(results.tuning)} tuning runs ended well: {states(results.tuning)}.")
     for _, row in results.chosen.iterrows():
         if row["value"] in (grid[0], grid[-1]):
             end = "smallest" if row["value"] == grid[0] else "largest"
@@ -325,7 +372,16 @@ def latex(table: Table) -> str:
 
 def tex(text: str) -> str:
     """A text as LaTeX has it."""
-    signs = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "−": "$-$"}
+    signs = {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "_": r"\_",
+        "#": r"\#",
+        "±": r"$\pm$",
+        SURVIVORS: r"\dag{}",
+        "−": "$-$",
+    }
     return "".join(signs.get(sign, sign) for sign in text)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from ablab.ablation.ablation import Ablation
-from ablab.ablation.metrics import value
+from ablab.ablation.metrics import check_logged, value
 from ablab.config.build import blame
 from ablab.config.errors import ConfigError
 from ablab.runs.folder import read_record
@@ -68,10 +68,9 @@ def read(folder: Path, *, mix_code: bool = False, baseline: dict[str, str] | Non
     with blame("ablation"):
         ablation = Ablation(**record["ablation"] | ({"baseline": baseline} if baseline else {}))
     notes = code_notes([folder / run["folder"] for run in record["runs"]], mix_code or ablation.mix_code)
-    frame, curves = table(folder, record["runs"], ablation.metrics)
+    frame, curves = table(folder, record["runs"], ablation)
     results = Results(ablation, frame, curves, notes=notes)
-    if ablation.tune is not None:
-        tuning = record["tuning"]
+    if (tuning := record["tuning"]) is not None and ablation.tune is not None:
         results.tuning = pd.DataFrame([tuning_row(folder, run, tuning["metric"]) for run in tuning["runs"]])
         results.chosen = pd.DataFrame([{**entry["cell"], "value": entry["value"]} for entry in tuning["chosen"]])
         results.tuned_key, results.tuning_grid = ablation.tune.key, ablation.tune.values
@@ -119,24 +118,32 @@ def is_taken(folder: Path) -> bool:
         return True
 
 
-def table(folder: Path, runs: list[dict[str, Any]], metrics: list[str]) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """All runs as a table, and their curves by folder."""
-    rows, curves = [], {}
+def table(folder: Path, runs: list[dict[str, Any]], ablation: Ablation) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """All runs as a table, and their curves by folder.
+
+    Raises:
+        ConfigError: no cell has logged one of the metrics.
+    """
+    rows, curves, records = [], {}, []
     for run in runs:
         place = folder / run["folder"]
         status = status_of(place)
         row = {**run["cell"], "seed": run["seed"], "status": status, "folder": str(place), "error": ""}
         if status == "finished":
             record, curve = read_record(place), read_curve(place)
-            row |= {metric: value(metric, record, curve) for metric in metrics}
+            row |= {metric: value(metric, record, curve) for metric in ablation.metrics}
             curves[str(place)] = curve
+            records.append((record, curve))
         elif status != "missing":
             curves[str(place)] = read_curve(place)
             row["error"] = last_line(place / LOG).removeprefix("error: ") if status in ("failed", "diverged") else ""
         rows.append(row)
-    frame = pd.DataFrame(rows)
-    for metric in metrics:
+    frame = pd.DataFrame(rows, columns=None if rows else [*ablation.factors, "seed", "status", "folder", "error"])
+    for metric in ablation.metrics:
         frame[metric] = frame[metric].astype(float) if metric in frame else math.nan
+    ended = frame[frame["status"].isin(["finished", "diverged", "failed"])]
+    if records and len(ended[[*ablation.factors]].drop_duplicates()) == len(ablation.cells()):
+        check_logged(ablation.metrics, records)
     return frame, curves
 
 

@@ -19,15 +19,17 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
+    check_distribution_compatibility,
 )
 from optuna.trial import TrialState
 
-from ablab.ablation.ablation import Ablation, Planned, Words, typed
+from ablab.ablation.ablation import Ablation, Planned, Words
 from ablab.ablation.grid import Grid
 from ablab.ablation.local import do
-from ablab.ablation.results import score
+from ablab.ablation.results import score, status_of
+from ablab.ablation.words import check_of_many
 from ablab.config.errors import ConfigError
-from ablab.config.schema import show
+from ablab.config.schema import quoted, show
 from ablab.runs import signals
 from ablab.runs.folder import short
 from ablab.runs.outcome import RunError, Stopped
@@ -52,13 +54,16 @@ def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, n
         seed: of the sampler.
 
     Raises:
-        ConfigError: nothing to search, or something wrong with a run; the study has what was found so far.
+        ConfigError: nothing to search, a space that cannot be, or another one than the study's, or no trial could be
+            run. One that cannot be is a trial that failed, and the search goes on.
         RunError: no trial found anything.
         Stopped: a signal came; the same command goes on.
     """
     if num_trials < 1:
         raise ConfigError(f"hydra.sweeper.num_trials={num_trials}: at least 1 is needed")
     parsed = OverridesParser.create().parse_overrides(words)
+    for one in parsed:
+        check_of_many(one.get_key_element().lstrip("+"), one)
     space = {one.get_key_element().lstrip("+"): distribution(one) for one in parsed if one.is_sweep_override()}
     common = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
     if not space:
@@ -73,6 +78,7 @@ def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, n
         direction="maximize" if cfg.monitor.mode == "max" else "minimize",
         load_if_exists=True,
     )
+    check_same_space(found, space)
     print(f"{study}: {num_trials} trials over {', '.join(space)}, in {short(grid.folder)}")
     try:
         with FileLock(grid.folder / ".lock").acquire(blocking=False):
@@ -88,10 +94,15 @@ def one_more(
     study: optuna.Study, space: Mapping[str, BaseDistribution], seed: int, grid: Grid, cfg: DictConfig
 ) -> None:
     """One trial: what an earlier launch left, or a new one."""
-    number, params = unfinished(study) or asked(study, space, seed)
+    number, params = unfinished(study, space) or asked(study, space, seed)
     text = " ".join(f"{key}={show(param)}" for key, param in params.items())
     print(text, end=": ", flush=True)
-    value = tried(grid, params, cfg)
+    try:
+        value = tried(grid, params, cfg)
+    except ConfigError as error:
+        print(f"it cannot be: {error}")
+        study.tell(number, state=TrialState.FAIL)
+        return
     print(f"{cfg.monitor.metric} {value:.4g}")
     if math.isnan(value):
         study.tell(number, state=TrialState.FAIL)
@@ -100,7 +111,26 @@ def one_more(
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """What a word with several values lets Optuna choose from."""
+    """What a word with several values lets Optuna choose from.
+
+    Raises:
+        ConfigError: there is nothing that it can choose.
+    """
+    if override.get_key_element().lstrip("+") == "seed":
+        raise ConfigError(
+            f"{override.input_line}: the runs of a search have one seed, or the luckiest would be found; give one, "
+            "seed=3; hydra.sweeper.seed is that of the search"
+        )
+    try:
+        return choice_of(override)
+    except ValueError as error:
+        raise ConfigError(
+            f"{override.input_line}: Optuna cannot choose from it ({error}); an interval begins at its smaller end, "
+            "interval(0.1,1), and a logarithmic one above 0"
+        ) from error
+
+
+def choice_of(override: Override) -> BaseDistribution:
     value, log = override.value(), "log" in getattr(override.value(), "tags", ())
     if isinstance(value, IntervalSweep):
         whole = isinstance(value.start, int) and isinstance(value.end, int)
@@ -111,14 +141,31 @@ def distribution(override: Override) -> BaseDistribution:
     return CategoricalDistribution([show(level) for level in override.sweep_iterator()])
 
 
+def check_same_space(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> None:
+    """Refuse to go on with a study in which a key had other choices, which Optuna does not take together.
+
+    Raises:
+        ConfigError: with the key.
+    """
+    for trial in study.get_trials(deepcopy=False):
+        for key in trial.distributions.keys() & space.keys():
+            try:
+                check_distribution_compatibility(trial.distributions[key], space[key])
+            except ValueError as error:
+                raise ConfigError(
+                    f"{key}: the study {study.study_name} has been asked with other choices ({error}); give those, or "
+                    "another study, hydra.sweeper.study=NAME"
+                ) from error
+
+
 def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
 
 
-def unfinished(study: optuna.Study) -> tuple[int, dict[str, Any]] | None:
-    """A trial that an earlier launch left."""
+def unfinished(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> tuple[int, dict[str, Any]] | None:
+    """A trial that an earlier launch left, unless it was of other keys, or killed before it had all of them."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return (trials[0].number, trials[0].params) if trials else None
+    return next(((trial.number, trial.params) for trial in trials if trial.params.keys() == space.keys()), None)
 
 
 def asked(study: optuna.Study, space: Mapping[str, BaseDistribution], seed: int) -> tuple[int, dict[str, Any]]:
@@ -131,7 +178,7 @@ def asked(study: optuna.Study, space: Mapping[str, BaseDistribution], seed: int)
 def tried(grid: Grid, params: Mapping[str, Any], cfg: DictConfig) -> float:
     """The monitored metric of a trial's run, which is begun, gone on with or found; NaN if it diverged or failed."""
     cell = {key: show(value) for key, value in params.items()}
-    [run] = grid.prepared_all([Planned(cell, cfg.seed, tuple(f"{key}={typed(v)}" for key, v in params.items()))])
+    [run] = grid.prepared_all([Planned(cell, cfg.seed, tuple(f"{key}={quoted(v)}" for key, v in params.items()))])
     if not run.done and do(run) == "stopped":
         raise Stopped(signals.requested.name if signals.requested else "a signal")
     return score(run.folder, cfg.monitor.metric)
@@ -142,6 +189,22 @@ def report(study: optuna.Study, folder: Path, cfg: DictConfig) -> None:
     rows = [{**t.params, "value": t.value, "state": t.state.name.lower()} for t in ended(study)]
     pd.DataFrame(rows).to_csv(folder / "trials.csv", index=False)
     if all(trial.value is None for trial in ended(study)):
-        raise RunError(f"{study.study_name}: no trial ended well; see the log.txt of its runs in {short(folder)}")
+        raise no_result(study, folder, cfg)
     words = " ".join(f"{key}={show(value)}" for key, value in study.best_params.items())
     print(f"best: {words}: {cfg.monitor.metric} {study.best_value:.4g}; all of them: {short(folder / 'trials.csv')}")
+
+
+def no_result(study: optuna.Study, folder: Path, cfg: DictConfig) -> Exception:
+    """Why no trial has a value."""
+    states = {status_of(file.parent) for file in folder.glob("*/run.json")}
+    if "finished" in states:
+        return RunError(
+            f"{study.study_name}: runs finished, but none has {cfg.monitor.metric}: there was no validation; "
+            "trainer.limit_val_batches, val_check_interval and check_val_every_n_epoch say when there is"
+        )
+    if states:
+        return RunError(f"{study.study_name}: no trial ended well; see the log.txt of its runs in {short(folder)}")
+    return ConfigError(
+        f"{study.study_name}: none of its trials could be run, for the reasons above; mend the command, and begin "
+        "another study with it, hydra.sweeper.study=NAME"
+    )

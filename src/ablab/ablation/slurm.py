@@ -126,8 +126,9 @@ def submit(runs: list[Prepared], resources: Resources, site: Site, place: Path) 
 
 
 def command(run: Prepared, site: Site) -> str:
-    """The command line of a run."""
-    return f"{site.python or shlex.quote(sys.executable)} {shlex.join([str(CONF.parent / 'train.py'), *run.words])}"
+    """The command line of a run; an ablation's file would make a sweep of it."""
+    words = [str(CONF.parent / "train.py"), "hydra.mode=RUN", *run.words]
+    return f"{site.python or shlex.quote(sys.executable)} {shlex.join(words)}"
 
 
 def script(name: str, number: int, resources: Resources, site: Site, place: Path) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 LEVEL = 0.95
 POWER = 0.8
@@ -16,6 +16,8 @@ SMALLEST_SPREAD = 0.1  # of a resample, over that of the values
 FEWEST_FOR_BOOTSTRAP = 5  # resamples of fewer have no spread too often
 RESAMPLES = 2000
 MOST_SEEDS = 10_000  # that are worth naming
+ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of a difference of two metrics, over the larger one: they are float32
+NORMAL = np.linspace(-8, 8, 2001)  # points of the power's integral
 
 Values = NDArray[np.float64]
 
@@ -66,7 +68,8 @@ def comparisons(runs: pd.DataFrame, factors: Sequence[str], baseline: dict[str, 
         `low` and `high` (t interval), `boot_low` and `boot_high` (bootstrap, from 5 pairs on), `effect` (the mean
         over the standard deviation of the differences, with Hedges' correction), `p`, `holm`, `verdict` ("higher",
         "lower", "cannot tell"), `seeds_needed` (for 80 % power, if the difference is the observed one), `tells` (the
-        smallest difference that n pairs tell with that power), `lost` (runs of either cell without a value).
+        smallest difference that n pairs tell with that power), `lost` (seeds of either cell without a pair), `none`
+        and `baseline_none` (finished runs of the cell, and of the other one, without a value).
 
     References:
         Holm 1979, https://www.jstor.org/stable/4615733
@@ -82,18 +85,25 @@ def comparisons(runs: pd.DataFrame, factors: Sequence[str], baseline: dict[str, 
         other = groups[tuple(reference.values())][1]
         differences = paired(group, other, metric)
         lost = len(set(group["seed"]) | set(other["seed"])) - len(differences)
-        rows.append({**cell, "metric": metric, **compared(differences), "lost": lost})
+        without = {"none": num_without(group, metric), "baseline_none": num_without(other, metric)}
+        rows.append({**cell, "metric": metric, **compared(differences), "lost": lost, **without})
     frame = pd.DataFrame(rows)
     if rows:
         frame["holm"] = holm(frame["p"].to_numpy())
         frame["verdict"] = [verdict(row["difference"], row["holm"]) for _, row in frame.iterrows()]
-        ranks = frame["p"].rank(method="first", na_option="bottom")
-        alphas = (1 - LEVEL) / (len(frame) - ranks + 1)  # what each has to pass, as Holm orders them
+        ranks = frame["p"].rank(method="first")  # NaN where p is, which takes no part
+        alphas = (1 - LEVEL) / (frame["p"].count() - ranks + 1)  # what each has to pass, as Holm orders them
         frame["seeds_needed"] = [
             seeds_needed(d, s, alpha) for d, s, alpha in zip(frame["difference"], frame["sd"], alphas, strict=True)
         ]
         frame["tells"] = [tells(n, s, alpha) for n, s, alpha in zip(frame["n"], frame["sd"], alphas, strict=True)]
     return frame
+
+
+def without_baseline(runs: pd.DataFrame, factors: Sequence[str], baseline: dict[str, str]) -> int:
+    """The cells whose baseline is no cell."""
+    there = [cell for cell, _ in by_cell(runs, factors)]
+    return sum({**cell, **baseline} not in there for cell in there)
 
 
 def by_cell(runs: pd.DataFrame, factors: Sequence[str]) -> list[tuple[dict[str, str], pd.DataFrame]]:
@@ -109,31 +119,51 @@ def paired(group: pd.DataFrame, other: pd.DataFrame, metric: str) -> Values:
     ours, theirs = (
         frame[frame["status"] == "finished"].set_index("seed")[metric].astype(float) for frame in (group, other)
     )
-    return sound(ours.sub(theirs).dropna())
+    size = max(np.abs(sound(ours)).max(initial=0), np.abs(sound(theirs)).max(initial=0))
+    return without_rounding(sound(ours.sub(theirs).dropna()), float(size))
+
+
+def without_rounding(differences: Values, size: float) -> Values:
+    """Differences of metrics of some size; all of them equal where only float32's rounding tells them apart."""
+    rounding = ROUNDING * size
+    if len(differences) == 0 or np.ptp(differences) > rounding:
+        return differences
+    return np.full_like(differences, 0.0 if abs(mean(differences)) <= rounding else differences[0])
+
+
+def num_without(group: pd.DataFrame, metric: str) -> int:
+    """The finished runs that have no value of a metric."""
+    values = group[group["status"] == "finished"][metric]
+    return len(values) - len(sound(values))
 
 
 def compared(differences: Values) -> dict[str, float]:
     """What is to be said of one comparison alone."""
-    n, spread = len(differences), sd(differences)
-    low, high = t_interval(differences)
+    n, spread, p = len(differences), sd(differences), p_value(differences)
+    low, high = t_interval(differences) if not math.isnan(p) else (math.nan, math.nan)
     boot_low, boot_high = bootstrap_interval(differences)
     effect = math.nan
     if n >= 3 and spread > 0:
         effect = mean(differences) / spread * (1 - 3 / (4 * (n - 1) - 1))
     found = {"n": n, "difference": mean(differences), "sd": spread, "low": low, "high": high}
-    return {**found, "boot_low": boot_low, "boot_high": boot_high, "effect": effect, "p": p_value(differences)}
+    return {**found, "boot_low": boot_low, "boot_high": boot_high, "effect": effect, "p": p}
 
 
 def p_value(differences: Values) -> float:
-    """Of the paired t-test, two-sided; NaN of fewer than 2 pairs.
+    """Of the paired t-test, two-sided; NaN of fewer than 2 pairs, or where all differ by the same amount.
 
-    Pairs that all differ by the same amount have no spread to judge by: the test's limit is 0, or 1 if it is nothing.
+    Such pairs have no spread to judge by. The test's limit, 0, would call ties of a metric that has few values, a
+    count of steps for example, however many comparisons there are. Pairs that do not differ at all have 1.
     """
     if len(differences) < 2:
         return math.nan
-    if sd(differences) <= 1e-12 * abs(mean(differences)):
-        return 1.0 if mean(differences) == 0 else 0.0
+    if no_spread(differences):
+        return 1.0 if mean(differences) == 0 else math.nan
     return float(stats.ttest_1samp(differences, 0).pvalue)
+
+
+def no_spread(values: Values) -> bool:
+    return sd(values) <= 1e-12 * abs(mean(values))
 
 
 def holm(p: Values) -> Values:
@@ -169,7 +199,7 @@ def bootstrap_interval(values: Values) -> tuple[float, float]:
     intervals of 5 values up to 30 times as wide as they need to be.
     """
     n = len(values)
-    if n < FEWEST_FOR_BOOTSTRAP or sd(values) <= 1e-12 * abs(mean(values)):
+    if n < FEWEST_FOR_BOOTSTRAP or no_spread(values):
         return math.nan, math.nan
     samples = values[np.random.default_rng(0).integers(0, n, (RESAMPLES, n))]
     spreads = samples.std(axis=1, ddof=1)
@@ -180,20 +210,26 @@ def bootstrap_interval(values: Values) -> tuple[float, float]:
 
 
 def power(n: int, difference: float, spread: float, alpha: float) -> float:
-    """The chance that a paired t-test of n pairs tells a true difference."""
+    r"""The chance that a paired t-test of n pairs tells a true difference.
+
+    $P(|T| > c) = E_Z[P(\chi^2_{n-1} < (n-1) (Z + \delta)^2 / c^2)]$ with a standard normal $Z$, by the trapezoidal
+    rule: scipy's noncentral t is NaN for large $\delta$ and few degrees of freedom.
+    """
     if n < 2:
         return 0.0
     critical = stats.t.ppf(1 - alpha / 2, n - 1)
     shift = abs(difference) / spread * math.sqrt(n)
-    return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))
+    chances = special.chdtr(n - 1, (n - 1) * ((NORMAL + shift) / critical) ** 2)
+    return float(np.average(chances, weights=stats.norm.pdf(NORMAL)))
 
 
 def seeds_needed(difference: float, spread: float, alpha: float = 1 - LEVEL) -> float:
-    """The pairs that tell a difference with 80 % power; NaN where none would, infinite where too many to name."""
-    if math.isnan(difference) or math.isnan(spread) or difference == 0:
+    """The pairs that tell a difference with 80 % power; infinite where too many to name.
+
+    NaN where none would, or without a spread to judge by.
+    """
+    if math.isnan(difference) or math.isnan(alpha) or not spread > 0 or difference == 0:
         return math.nan
-    if spread == 0:
-        return 2
     low, high = 1, 2
     while power(high, difference, spread, alpha) < POWER:
         low, high = high, 2 * high
@@ -207,10 +243,8 @@ def seeds_needed(difference: float, spread: float, alpha: float = 1 - LEVEL) -> 
 
 def tells(n: int, spread: float, alpha: float = 1 - LEVEL) -> float:
     """The smallest difference that n pairs tell with 80 % power, if their spread is the observed one."""
-    if n < 2 or math.isnan(spread):
+    if n < 2 or math.isnan(alpha) or not spread > 0:
         return math.nan
-    if spread == 0:
-        return 0.0
     low, high = 0.0, spread
     while power(n, high, spread, alpha) < POWER:
         low, high = high, 2 * high

@@ -11,16 +11,16 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from ablab.ablation import local, slurm
-from ablab.ablation.ablation import Words
+from ablab.ablation.ablation import Ablation, Words
 from ablab.ablation.grid import DONE, Grid, Prepared
-from ablab.ablation.metrics import value
+from ablab.ablation.metrics import check_logged
 from ablab.ablation.progress import Progress
 from ablab.ablation.report import show, write
 from ablab.ablation.results import LOG, last_line, read, read_curve
 from ablab.ablation.tuning import outcome
 from ablab.ablation.words import asked_for
 from ablab.runs.folder import read_record, short
-from ablab.runs.outcome import RunError
+from ablab.runs.outcome import Diverged, RunError
 from ablab.runs.provenance import command
 from hydra_plugins.ablab_sweep import LocalLauncher, SlurmLauncher
 
@@ -36,7 +36,7 @@ def sweep(words: Words, cfg: DictConfig, loader: ConfigLoader, launcher: Launche
 
     Raises:
         ConfigError: something is wrong in some cell; nothing has been run.
-        RunError: some runs failed; the others are done.
+        RunError: some runs failed, the others are done; or all of them diverged.
         Stopped: a signal came; the same command goes on.
     """
     ablation, common = asked_for(words, cfg)
@@ -47,51 +47,81 @@ def sweep(words: Words, cfg: DictConfig, loader: ConfigLoader, launcher: Launche
         Path(str(cfg.output_dir)),
         elsewhere=not isinstance(launcher, LocalLauncher),
     )
-    print(f"{ablation.name}: {len(ablation.cells())} cells × {len(ablation.seeds)} seeds, in {short(grid.folder)}")
+    num_cells = len(ablation.cells())
+    print(
+        f"{ablation.name}: {num_cells} cells × {ablation.runs_of_a_cell}, {ablation.num_runs()} runs, "
+        f"in {short(grid.folder)}"
+    )
     plans, tuning = list(ablation.runs()), None
     if ablation.tune is not None:
-        tried = list(ablation.tuning_runs())
-        runs = grid.prepared_all(plan for plan, _ in tried)
-        carry_out(runs, launcher, "tuning")
-        tuning = outcome(ablation, runs, [value for _, value in tried])
+        tuning = tuned(ablation, grid, launcher)
         best = {tuple(entry["cell"].values()): entry["value"] for entry in tuning["chosen"]}
         plans = [ablation.at(plan, best[tuple(plan.cell.values())]) for plan in plans]
     runs = grid.prepared_all(plans)
     grid.record(shlex.join(command()), runs, tuning)
     carry_out(runs, launcher)
     results = read(grid.folder)
-    if "finished" in set(results.runs["status"]):
+    states = list(results.runs["status"])
+    if "finished" in states:
         show(write(results, grid.folder), grid.folder)
-    if failed := [run for run in runs if run.status not in DONE]:
-        raise RunError(report_failed(failed, len(runs)))
+    demand(runs)
+    if "finished" not in states:
+        raise Diverged(
+            f"{len(runs)} of {len(runs)} runs diverged, so there is no report; see {LOG} in each folder of "
+            f"{short(grid.folder)}"
+        )
     return results
 
 
-def report_failed(failed: list[Prepared], total: int) -> str:
+def tuned(ablation: Ablation, grid: Grid, launcher: Launcher) -> dict[str, Any]:
+    """Do the runs that tune; what they found.
+
+    Raises:
+        RunError: some failed: without them the choice would be another one.
+    """
+    tried = list(ablation.tuning_runs())
+    values = [value for _, value in tried]
+    runs = grid.prepared_all(plan for plan, _ in tried)
+    if not all(run.done for run in runs):
+        grid.record(shlex.join(command()), [], outcome(ablation, runs, values) | {"chosen": []})
+    carry_out(runs, launcher, "tuning")
+    demand(runs, "tuning runs")
+    return outcome(ablation, runs, values)
+
+
+def demand(runs: list[Prepared], what: str = "runs") -> None:
+    """Have every run done.
+
+    Raises:
+        RunError: some are not.
+    """
+    if failed := [run for run in runs if run.status not in DONE]:
+        raise RunError(report_failed(failed, len(runs), what))
+
+
+def report_failed(failed: list[Prepared], total: int, what: str = "runs") -> str:
     """What did not work, and where to look."""
-    lines = [f"{len(failed)} of {total} runs failed; the same command tries them again, and them alone"]
+    lines = [f"{len(failed)} of {total} {what} failed; the same command tries them again, and them alone"]
     for run in failed:
         log = run.folder / LOG
-        lines.append(f"  {run.plan.label}: {last_line(log) or run.status}")
+        lines.append(f"  {run.plan.label}: {last_line(log) or run.status.replace('missing', 'not begun')}")
         if log.exists():
             lines.append(f"    see {short(log)}")
     return "\n".join(lines)
 
 
-def has_metrics(run: Prepared) -> None:
-    """Refuse a metric that the first run has not logged: the others will not either.
+def have_metrics(runs: list[Prepared]) -> None:
+    """Refuse a metric that the first runs of all cells have not logged: the others will not either.
 
     Raises:
-        ConfigError: with what it has logged. It is not lost: the metrics are no part of a run.
+        ConfigError: with what was logged. It is not lost: the metrics are no part of a run.
     """
-    record, curve = read_record(run.folder), read_curve(run.folder)
-    for metric in run.metrics:
-        value(metric, record, curve)
+    check_logged(runs[0].metrics, [(read_record(run.folder), read_curve(run.folder)) for run in runs])
 
 
 def carry_out(runs: list[Prepared], launcher: Launcher, title: str = "") -> None:
     """Do every run that is not done: on this machine, by Slurm, or where another of Hydra's launchers takes it."""
-    progress = Progress(runs, title, has_metrics)
+    progress = Progress(runs, title, have_metrics)
     if isinstance(launcher, LocalLauncher):
         local.launch(runs, launcher.num_processes, progress)
     elif isinstance(launcher, SlurmLauncher):

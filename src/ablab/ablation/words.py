@@ -37,10 +37,14 @@ def asked_for(words: Words, cfg: DictConfig) -> tuple[Ablation, Words]:
         container: Any = OmegaConf.to_container(cfg.ablation, resolve=True)
         given = {key: value for key, value in container.items() if key != "_target_"}
     factors, seeds, common = dict(given.get("factors", {})), given.get("seeds", [cfg.seed]), []
+    added: dict[str, str] = {}  # words that no file foresaw, by their keys
     for override in OverridesParser.create().parse_overrides(words):
-        name = override.get_key_element().lstrip("+~")
+        name = key_of(str(override.input_line))
+        check_of_many(name, override)
+        if name not in factors:
+            added[name] = str(override.input_line)
         if name == "seed" and (override.is_sweep_override() or "seeds" in given):
-            seeds = [int(level) for level in levels(override)]
+            seeds = [whole(level, override) for level in levels(override)]
         elif isinstance(factors.get(name), dict):
             factors[name] = narrowed(name, factors[name], levels(override))
         elif name in factors or override.is_sweep_override():
@@ -54,7 +58,50 @@ def asked_for(words: Words, cfg: DictConfig) -> tuple[Ablation, Words]:
             "metrics": [f"test/{str(cfg.monitor.metric).rpartition('/')[2]}"],
         }
     with blame("ablation"):
-        return Ablation(**{**given, "factors": factors, "seeds": seeds}), common
+        ablation = Ablation(**{**given, "factors": factors, "seeds": seeds})
+    for name, word in added.items():
+        check_free(name, word, ablation)
+    return ablation, common
+
+
+def check_of_many(name: str, override: Override) -> None:
+    """Refuse a word that is for one run alone.
+
+    Raises:
+        ConfigError: with the remedy.
+    """
+    if name in ("resume", "folder"):
+        raise ConfigError(
+            f"{override.input_line}: each run of a sweep has its own folder, and the same command goes on with those "
+            "that are not done; leave it out"
+        )
+
+
+def check_free(name: str, word: str, ablation: Ablation) -> None:
+    """Refuse a word that the ablation would undo, or that would undo some levels.
+
+    Raises:
+        ConfigError: with the levels that set the same key.
+    """
+    remedy = f"leave it out, or change the ablation's file, conf/ablation/{ablation.name}.yaml"
+    if ablation.tune is not None and name == ablation.tune.key:
+        raise ConfigError(f"{word}: {name} is what ablation.tune chooses for each cell; {remedy}")
+    for factor, of in ablation.levels.items():
+        setting = [level for level, words in of.items() if name != factor and name in map(key_of, words)]
+        if setting:
+            raise ConfigError(f"{word}: {factor}={','.join(setting)} set {name}, too; {remedy}")
+
+
+def key_of(word: str) -> str:
+    """What a word sets."""
+    return word.partition("=")[0].lstrip("+~")
+
+
+def whole(level: str, override: Override) -> int:
+    try:
+        return int(level)
+    except ValueError as error:
+        raise ConfigError(f"{override.input_line}: a seed is a whole number, seed=0,1,2 or seed=range(5)") from error
 
 
 def levels(override: Override) -> Levels:
@@ -70,9 +117,9 @@ def levels(override: Override) -> Levels:
     return found
 
 
-def narrowed(name: str, whole: dict[str, Any], wanted: Levels) -> dict[str, Any]:
+def narrowed(name: str, every: dict[str, Any], wanted: Levels) -> dict[str, Any]:
     """Some of the levels of a factor whose levels have names."""
-    named = {show(level): words for level, words in whole.items()}
+    named = {show(level): words for level, words in every.items()}
     for level in wanted:
         if level not in named:
             raise ConfigError(f"{name}={level}: there is no such level; {menu(level, [*named], name)}")
