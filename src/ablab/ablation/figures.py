@@ -25,6 +25,7 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX<>*"
 PANEL = (3.4, 2.6)  # inches; the width of a paper's column
 LEGEND = 1.1  # inches beside them
+FITTING, LETTER = 12, 0.07  # letters of a legend that fit there, and the inches that each one more needs
 MOST_PANELS = 8
 SAY_NOTHING = ("true", "false", "none", "null", "full")  # levels, without their factor's name
 STYLE: Any = {
@@ -313,6 +314,8 @@ class Drawing:
         for ax in axes:
             handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
         if factor is not None and handles:
+            more = max(map(len, handles)) - FITTING  # the panels keep their width
+            figure.set_figwidth(figure.get_figwidth() + LETTER * max(0, more))
             last = axes[min(len(axes), columns_of(len(axes))) - 1]
             last.legend(
                 handles.values(), handles.keys(), title=readable(factor), loc="upper left", bbox_to_anchor=(1.0, 1.0)
