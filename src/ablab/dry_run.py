@@ -15,6 +15,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_class, get_object
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -22,7 +23,6 @@ from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ablab.callbacks.measures.measure import Measure
 from ablab.config.build import blame, build
 from ablab.config.errors import CONF, ConfigError, menu
 from ablab.config.schema import show
@@ -218,9 +218,15 @@ def check_accelerator(trainer: DictConfig) -> None:
 
 
 def check_launcher(trainer: L.Trainer) -> None:
-    """Refuse a sweep whose processes are not its own, and processes that have been started for another number."""
+    """Refuse a sweep whose processes are not its own, and processes that are not those that the run takes them for."""
     wanted = trainer.num_devices * trainer.num_nodes
     outside = launcher()
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if environment is not None and outside is None and not isinstance(environment, LightningEnvironment):
+        raise ConfigError(
+            f"trainer.strategy: Lightning would wait for processes that something has started "
+            f"({type(environment).__name__}), and nothing has; choose trainer=ddp or trainer=ddp_cpu, which start them"
+        )
     if outside and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigError(
             f"-m under {outside}: each of its processes would do the whole sweep; a sweep starts the processes of each "
@@ -232,12 +238,17 @@ def check_launcher(trainer: L.Trainer) -> None:
             f"trainer.devices, trainer.num_nodes: they make {wanted} processes, and {outside} has started "
             f"{started}; give the processes of a machine and the machines"
         )
+    if outside and environment is not None:
+        with blame("trainer"):
+            environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
 
 
 def check_sharding(cfg: DictConfig, trainer: L.Trainer) -> None:
     """Refuse what needs a whole model, or gradients as they are, where each process has a part."""
     if not isinstance(trainer.strategy, Sharded):
         return
+    from ablab.callbacks.measures.measure import Measure  # off, nothing of a measure is loaded
+
     for name, callback in cfg.callbacks.items():
         made_by = None if callback is None else get_object(callback._target_)
         if isinstance(made_by, type) and issubclass(made_by, Measure | WeightAveraging):

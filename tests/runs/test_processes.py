@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+import torch.distributed as dist
 from tests.runs import wandb_file
 
 from ablab.config.errors import ConfigError
+from ablab.runs import place
 from ablab.runs.checkpoints import BEST, read_weights
 from ablab.runs.metrics import read_rows
+from ablab.runs.processes import of_the_connection
 
 ROOT = Path(__file__).parents[2]
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -72,6 +79,95 @@ def test_a_sweep_of_runs_of_two_processes_is_one_folder_and_one_wandb_run_a_cell
             assert wandb_file.exit_code(file) == 0
             assert len(wandb_file.history(file)) == len((path.parent / "metrics.csv").read_text().splitlines()) - 1
     assert "2 of 4 runs finished" in result.stdout
+
+
+@pytest.mark.slow
+def test_a_run_of_one_process_leaves_nothing_to_the_next_run_of_its_sweep(command: Command, tmp_path: Path) -> None:
+    words = ("trainer=ddp_cpu", "norm=groupnorm", "logger=csv", *SMALL)
+    for more in (("trainer.devices=2", "folder=alone"), ("trainer.devices=1,2", "output_dir=sweep", "-m")):
+        done = command(*more[::-1], *words, OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stderr
+    cells = [record(path.parent) for path in (tmp_path / "sweep").glob("*/*/run.json")]
+    assert sorted(cell["processes"] for cell in cells) == [1, 2]
+    [second] = [cell for cell in cells if cell["processes"] == 2]
+    assert second["weights_sha256"] == record(tmp_path / "alone")["weights_sha256"]
+
+
+def allocation(tasks_per_node: int) -> dict[str, str]:
+    """What Slurm sets in an allocation of two tasks, where a program is started without srun."""
+    return {
+        "SLURM_JOB_ID": "77",
+        "SLURM_JOB_NAME": "x",
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": str(tasks_per_node),
+        "SLURM_NNODES": str(2 // tasks_per_node),
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks_per_node", [1, 2])
+def test_in_an_allocation_of_slurm_without_srun_a_run_starts_its_processes(
+    tasks_per_node: int, command: Command, tmp_path: Path
+) -> None:
+    words = ("trainer=ddp_cpu", "trainer.strategy.timeout=20", "logger=csv", "folder=run", *SMALL)
+    done = command(*words, OMP_NUM_THREADS="1", **allocation(tasks_per_node))
+    assert done.returncode == 0, done.stderr
+    assert record(tmp_path / "run")["processes"] == 2
+
+
+def test_in_an_allocation_of_slurm_lightnings_own_strategy_is_refused(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in allocation(2).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"trainer.strategy: Lightning would wait .* choose trainer=ddp or trainer="):
+        run("trainer.strategy=ddp", "trainer.devices=2")
+
+
+def test_a_torchrun_that_srun_has_started_is_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**allocation(1), "SLURM_STEP_NUM_TASKS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert place.launcher() == "srun"
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "RANK": "3", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert (place.launcher(), place.rank(), place.first_here()) == ("torchrun", 3, False)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_process_that_waits_for_others_leaves_at_once(number: signal.Signals, tmp_path: Path) -> None:
+    """As torchrun starts the first of two, when the second never comes."""
+    port = free_port()
+    outside = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "trainer=ddp_cpu", "logger=csv"],
+        cwd=tmp_path,
+        env={**os.environ, **outside, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not answers(port):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(1)
+        process.send_signal(number)
+        assert process.wait(5) == -number
+    finally:
+        process.kill()
+    assert not list(tmp_path.glob("runs/*"))
 
 
 @pytest.mark.slow
@@ -217,6 +313,30 @@ def test_with_a_part_of_every_weight_training_is_the_same(name: str, command: Co
         torch.testing.assert_close(value, weights["two"][key], rtol=1e-7, atol=1e-10)
 
 
+class SameBuffers(L.Callback):
+    """Fails where the processes of a run do not score the same averages."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for name, buffer in pl_module.named_buffers():
+            if buffer.is_floating_point():
+                largest, smallest = buffer.clone(), -buffer
+                dist.all_reduce(largest, dist.ReduceOp.MAX)
+                dist.all_reduce(smallest, dist.ReduceOp.MAX)
+                assert torch.equal(largest, -smallest), name
+
+    on_test_end = on_validation_end
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("several", [FSDP, ("trainer=ddp_cpu",)], ids=["fsdp", "ddp"])
+def test_all_processes_score_the_same_running_averages(
+    several: tuple[str, ...], command: Command, tmp_path: Path
+) -> None:
+    witness = "+callbacks.witness={_target_:tests.runs.test_processes.SameBuffers}"
+    done = command(*several, "norm=batchnorm", "logger=csv", witness, *SMALL, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -257,3 +377,44 @@ def test_a_process_that_fails_ends_all_and_the_run_goes_on_to_the_same_bits(how:
     differs, done = harness.disturbed(faults.words_of("rnn", 0, 2), how, harness.fail(how, 2), 1)
     assert (differs, len(done)) == ("", 1)
     assert harness.slowest <= faults.LIMIT
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trainer.num_nodes=2"], "trainer.num_nodes=2: a run starts the processes of its own machine alone; torchrun"),
+        (["trainer.strategy.compression=bf16"], "trainer.strategy.compression=bf16: it is for GPUs, and this run"),
+        (
+            ["trainer.strategy.static_graph=true"],
+            "trainer.strategy.static_graph=True, fixed_buckets=True: .* and trainer.strategy.fixed_buckets .* to false",
+        ),
+    ],
+)
+def test_what_processes_cannot_be_is_refused(words: list[str], message: str, run: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run("trainer=ddp_cpu", *words)
+
+
+def test_a_process_group_of_another_program_is_not_taken_for_the_runs(run: Callable[..., Any]) -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    with pytest.raises(ConfigError, match=r"this Python process is in a process group already"):
+        run("trainer=ddp_cpu")
+    assert dist.is_initialized()
+
+
+@pytest.mark.slow
+def test_a_port_that_another_program_has_is_no_loss_of_a_process(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("", 0)) as server:
+        monkeypatch.setenv("MASTER_PORT", str(server.getsockname()[1]))
+        with pytest.raises(dist.DistNetworkError, match="EADDRINUSE"):
+            run("trainer=ddp_cpu")
+
+
+def test_only_the_words_of_a_lost_connection_are_taken_for_one() -> None:
+    lost = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:3"
+    assert of_the_connection(RuntimeError(lost))
+    assert of_the_connection(dist.DistBackendError("NCCL communicator was aborted"))
+    assert not of_the_connection(RuntimeError("no file /data/gloo/train.parquet"))
+    assert not of_the_connection(ValueError(lost))

@@ -9,24 +9,21 @@ REPORTS = "ABLAB_REPORTS"  # names the pipe by which a process tells the one tha
 
 def rank() -> int:
     """This process's number among those of its run, as its launcher has set it; 0 of a process on its own."""
-    if in_srun():
+    if launcher() == "srun":
         return int(os.environ["SLURM_PROCID"])
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
 
 
 def first_here() -> bool:
     """Whether this is the first of the run's processes on this machine."""
-    local = os.environ["SLURM_LOCALID"] if in_srun() else os.environ.get("LOCAL_RANK", "0")
+    local = os.environ["SLURM_LOCALID"] if launcher() == "srun" else os.environ.get("LOCAL_RANK", "0")
     return int(local) == 0
 
 
 def launcher() -> str | None:
     """What has started the processes of this run from outside: "torchrun", "srun", or nothing has."""
-    if in_srun():
-        return "srun"
-    return "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else None
-
-
-def in_srun() -> bool:
-    """Whether this is one of several tasks of a Slurm step; a batch script itself is none."""
-    return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # also where srun has started one torchrun a machine
+        return "torchrun"
+    # one of several tasks of a Slurm step; a batch script itself is none
+    several = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    return "srun" if several else None

@@ -25,10 +25,12 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from ablab.config.errors import ConfigError
+from ablab.runs import signals
 from ablab.runs.identity import flat, plain
 from ablab.runs.outcome import CRASHED, RunError, Stopped
 from ablab.runs.place import REPORTS, launcher
@@ -68,10 +70,10 @@ class Members(_Launcher):
         self.failure: Failed | None = None
         self.failed = threading.Event()
         self.ending = False
+        self.aborting = threading.Lock()
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         """Call a function in this process, once the others have been started."""
-        self.environment.validate_settings(num_devices=self.num_here, num_nodes=self.world_size // self.num_here)
         if not self.environment.creates_processes_externally:
             self.start()
         return function(*args, **kwargs)
@@ -86,7 +88,6 @@ class Members(_Launcher):
         os.environ |= {
             "MASTER_ADDR": self.environment.main_address,
             "MASTER_PORT": str(self.environment.main_port),
-            "NODE_RANK": str(self.environment.node_rank()),
             "LOCAL_RANK": "0",
             "WORLD_SIZE": str(self.world_size),
         }
@@ -118,13 +119,20 @@ class Members(_Launcher):
         if self.ending:
             return
         time.sleep(GRACE)  # this process meets the loss itself, at the next thing that all do together
+        if self.ending:  # the next run of a sweep may have begun
+            return
         self.kill(signal.SIGKILL)
-        if dist.is_initialized() and dist.get_backend() == "nccl":
-            dist.distributed_c10d._abort_process_group()  # which frees a main thread that waits on a GPU
+        self.abort()  # frees a main thread that waits on a GPU
         time.sleep(LONGEST_END)
         if not self.ending:
             print(f"error: {self.failure}; process 0 hangs and is ended too", file=sys.stderr, flush=True)
             os._exit(CRASHED)
+
+    def abort(self) -> None:
+        """Leave NCCL's group without the others; gloo's knows by itself that one is gone."""
+        with self.aborting:
+            if dist.is_initialized() and dist.get_backend() == "nccl":
+                dist.distributed_c10d._abort_process_group()
 
     def end(self, *, well: bool) -> None:
         """Wait for the others to end as this one has, or end them; forget what they had in common."""
@@ -150,16 +158,17 @@ def together(trainer: L.Trainer, cfg: DictConfig) -> Iterator[Members | None]:
         cfg: its config; `resume` becomes what the first process has.
 
     Raises:
-        ConfigError: the processes have composed different configs.
+        ConfigError: the processes have composed different configs, or there can be none from here.
         Failed: another process has failed, or does not answer.
     """
-    if trainer.world_size == 1:
+    if not isinstance(trainer.strategy, ParallelStrategy):
         try:
             yield None
         except Stopped:
             go_on_later(cfg)
             raise
         return
+    check_possible(cfg, trainer)
     strategy: Any = trainer.strategy
     members = Members(trainer, cfg)
     strategy._launcher = members
@@ -168,7 +177,7 @@ def together(trainer: L.Trainer, cfg: DictConfig) -> Iterator[Members | None]:
     environment, threads = dict(os.environ), torch.get_num_threads()
     well = False
     try:
-        with first_failure(members):
+        with first_failure(members), signals.at_once():
             members.launch(lambda: joined(strategy))
             agree(cfg, trainer)
         yield members
@@ -181,12 +190,38 @@ def together(trainer: L.Trainer, cfg: DictConfig) -> Iterator[Members | None]:
         raise
     finally:
         members.end(well=well)
-        if dist.is_initialized() and (well or dist.get_backend() != "nccl"):
+        if not well:
+            members.abort()
+        if dist.is_initialized():
             dist.destroy_process_group()
-        if members.processes:
-            for name in set(os.environ) - set(environment):
-                del os.environ[name]
-            torch.set_num_threads(threads)
+        for name in set(os.environ) - set(environment):
+            del os.environ[name]
+        torch.set_num_threads(threads)
+
+
+def check_possible(cfg: DictConfig, trainer: L.Trainer) -> None:
+    """Refuse processes that cannot be brought together from here.
+
+    Raises:
+        ConfigError: with the remedy.
+    """
+    if trainer.num_nodes > 1 and launcher() is None:
+        raise ConfigError(
+            f"trainer.num_nodes={trainer.num_nodes}: a run starts the processes of its own machine alone; torchrun or "
+            "srun start those of several machines, see docs/cluster.md"
+        )
+    if dist.is_initialized():
+        raise ConfigError(
+            f"trainer.devices={cfg.trainer.devices}: this Python process is in a process group already, whose size "
+            "would be taken for the run's; end it first with torch.distributed.destroy_process_group()"
+        )
+    strategy = cfg.trainer.strategy
+    compression = strategy.get("compression") if isinstance(strategy, DictConfig) else None
+    if compression is not None and trainer.strategy.root_device.type != "cuda":
+        raise ConfigError(
+            f"trainer.strategy.compression={compression}: it is for GPUs, and this run is on "
+            f"{trainer.strategy.root_device.type}; leave it out"
+        )
 
 
 @contextlib.contextmanager
@@ -206,6 +241,7 @@ def joined(strategy: Any) -> None:
     """Join the other processes; loading what they need takes longer than a step may."""
     timeout, strategy._timeout = strategy._timeout, max(strategy._timeout, STARTING)
     strategy.setup_environment()
+    assert dist.get_world_size() == strategy.num_nodes * strategy.num_processes
     strategy._timeout = timeout
     dist.distributed_c10d._set_pg_timeout(timeout)
 
@@ -296,16 +332,11 @@ def told() -> Failed | None:
 
 def of_the_connection(error: BaseException) -> bool:
     """Whether an error only says that another process is gone or silent."""
+    if "EADDRINUSE" in str(error):  # of a port here, taken by another program
+        return False
     if isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError):
         return True
-    words = (
-        "gloo",
-        "NCCL",
-        "Connection closed by peer",
-        "Connection reset by peer",
-        "Timed out waiting",
-        "pair closure",
-    )
+    words = ("gloo/transport", "Gloo connect", "Connection closed by peer", "Connection reset by peer", "pair closure")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 

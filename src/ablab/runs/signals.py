@@ -5,8 +5,11 @@ A scheduler sends one some time before it kills. Before the run has anything to 
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from ablab.runs.outcome import LEFT_AT_ONCE, STOPPED
@@ -24,6 +27,7 @@ def install() -> None:
     global installed
     installed = True
     restore()
+    atexit.register(ignore)  # what has been done is recorded; Python's last moments are not worth another exit code
 
 
 def restore() -> None:
@@ -31,6 +35,22 @@ def restore() -> None:
     if installed:
         for number in SIGNALS:
             signal.signal(number, note)
+
+
+def ignore() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Let them end the process as they do without Python, which notes none while it waits in C++."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS} if installed else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def note(number: int, frame: FrameType | None) -> None:

@@ -8,6 +8,12 @@ from typing import Any, Literal
 
 import lightning as L
 import torch.distributed as dist
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -22,6 +28,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+
+from ablab.runs.place import launcher
 
 HOOKS = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
 
@@ -44,11 +52,11 @@ def ddp(
         find_unused_parameters: some parameters get no gradient in some steps; costs a walk through the graph.
         fixed_buckets: gradients are put together for sending in the same way in every step. Otherwise that changes
             after the first step of a process, so on three and more processes a resumed run adds in another order,
-            and its last bits differ. Costs the same walk.
+            and its last bits differ. Costs the same walk. Not with `static_graph`, which changes it all the same.
         compression: send gradients with 16 bits, on GPUs; halves the traffic, and rounds.
 
     Raises:
-        ValueError: a time or a size that is none, or a compression that there is not.
+        ValueError: a time or a size that is none, a compression that there is not, or what does not go together.
 
     References:
         Li et al. 2020, https://arxiv.org/abs/2006.15704
@@ -59,8 +67,15 @@ def ddp(
         raise ValueError(f"bucket_cap_mb={bucket_cap_mb}: more than 0 is needed")
     if compression is not None and compression not in HOOKS:
         raise ValueError(f"compression={compression}: bf16, fp16 or null is needed")
+    if static_graph and fixed_buckets:
+        raise ValueError(
+            "static_graph=True, fixed_buckets=True: with a static graph torch puts gradients together anew after the "
+            "first step; set one of trainer.strategy.static_graph and trainer.strategy.fixed_buckets (which "
+            "trainer=ddp_cpu sets) to false"
+        )
     return FixedBuckets(
         fixed=fixed_buckets,
+        cluster_environment=cluster_environment(),
         timeout=timedelta(seconds=timeout),
         bucket_cap_mb=bucket_cap_mb,
         static_graph=static_graph,
@@ -68,6 +83,12 @@ def ddp(
         gradient_as_bucket_view=True,
         ddp_comm_hook=None if compression is None else HOOKS[compression],
     )
+
+
+def cluster_environment() -> ClusterEnvironment:
+    """What tells Lightning which process this is; by itself, it would take any allocation of Slurm for srun."""
+    environments = {"srun": SLURMEnvironment, "torchrun": TorchElasticEnvironment, None: LightningEnvironment}
+    return environments[launcher()]()
 
 
 class FixedBuckets(DDPStrategy):
@@ -99,14 +120,19 @@ def fsdp(*, timeout: float = 600.0, reshard_after_forward: bool = True) -> Shard
     """
     if not timeout > 0:
         raise ValueError(f"timeout={timeout}: more than 0 seconds are needed")
-    return Sharded(timeout=timedelta(seconds=timeout), reshard_after_forward=reshard_after_forward)
+    return Sharded(
+        cluster_environment=cluster_environment(),
+        timeout=timedelta(seconds=timeout),
+        reshard_after_forward=reshard_after_forward,
+    )
 
 
 class Sharded(DDPStrategy):
     """FSDP2 in the place of DDP: the same processes, the same batches, the same files.
 
     What is gathered at once is one of the model's `blocks`, or the model, if it has none. A checkpoint holds whole
-    tensors, so that any number of processes, and one without FSDP, can read the weights.
+    tensors, so that any number of processes, and one without FSDP, can read the weights. Of a batch that is taken in
+    parts, each part's gradients are exchanged: kept for the last part, they would be there as a whole.
     """
 
     def __init__(self, *, reshard_after_forward: bool, **settings: Any) -> None:
@@ -122,7 +148,7 @@ class Sharded(DDPStrategy):
             mesh = init_device_mesh(self.root_device.type, (self.world_size,))
             for part in (*getattr(model, "blocks", nn.ModuleList()), model):
                 fully_shard(part, mesh=mesh, reshard_after_forward=self.reshard_after_forward)
-            model.register_forward_pre_hook(same_buffers)
+            model.register_forward_pre_hook(before_forward)
         super().model_to_device()
 
     def configure_ddp(self) -> None:
@@ -136,6 +162,14 @@ class Sharded(DDPStrategy):
         self.accelerator.setup(trainer)
         self.model_to_device()
         self.setup_precision_plugin()
+
+    def on_validation_start(self) -> None:
+        """Score one model: each process has averages of norms from its own part of the last batch."""
+        assert self.lightning_module is not None
+        same_buffers(self.lightning_module)
+
+    def on_test_start(self) -> None:
+        self.on_validation_start()
 
     def teardown(self) -> None:
         """Leave the model where it is: its parts belong to this device."""
@@ -168,11 +202,16 @@ class Sharded(DDPStrategy):
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def same_buffers(model: nn.Module, arguments: Any) -> None:
-    """Give all processes the first one's buffers before a forward pass of training, as DDP does: averages of norms."""
+def before_forward(model: nn.Module, arguments: Any) -> None:
+    """Begin a forward pass of training with the same buffers, as DDP does."""
     if model.training:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
+        same_buffers(model)
+
+
+def same_buffers(model: nn.Module) -> None:
+    """Give all processes the first one's buffers: averages of norms."""
+    for buffer in model.buffers():
+        dist.broadcast(buffer, 0)
 
 
 def whole_weights(model: nn.Module) -> dict[str, Any]:
