@@ -15,7 +15,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_class, get_object
-from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -222,11 +221,6 @@ def check_launcher(trainer: L.Trainer) -> None:
     wanted = trainer.num_devices * trainer.num_nodes
     outside = launcher()
     environment = getattr(trainer.strategy, "cluster_environment", None)
-    if environment is not None and outside is None and not isinstance(environment, LightningEnvironment):
-        raise ConfigError(
-            f"trainer.strategy: Lightning would wait for processes that something has started "
-            f"({type(environment).__name__}), and nothing has; choose trainer=ddp or trainer=ddp_cpu, which start them"
-        )
     if outside and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigError(
             f"-m under {outside}: each of its processes would do the whole sweep; a sweep starts the processes of each "

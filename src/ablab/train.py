@@ -23,7 +23,7 @@ from ablab.runs.folder import go_on_command, short
 from ablab.runs.outcome import Stopped
 from ablab.runs.processes import first_failure, together
 from ablab.runs.run import Run
-from ablab.runs.strategies import load_weights, whole_weights
+from ablab.runs.strategies import cluster_environment, load_weights, whole_weights
 from ablab.tasks.task import Task
 
 say = rank_zero_only(print)
@@ -147,7 +147,7 @@ def tried(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") 
         callbacks=callbacks,
         logger=False,
         use_distributed_sampler=False,  # the data's own order knows the processes, see ablab.data.order
-        plugins=[VerifiedFiles()],
+        plugins=[VerifiedFiles(), cluster_environment()],
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
     )
     check_launcher(trainer)

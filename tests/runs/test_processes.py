@@ -108,23 +108,22 @@ def allocation(tasks_per_node: int) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tasks_per_node", [1, 2])
+@pytest.mark.parametrize(
+    ("words", "tasks_per_node", "processes"),
+    [
+        ("trainer=ddp_cpu trainer.strategy.timeout=20", 1, 2),
+        ("trainer=ddp_cpu trainer.strategy.timeout=20", 2, 2),
+        ("trainer=cpu trainer.strategy=ddp trainer.devices=2", 2, 2),
+        ("trainer=cpu", 1, 1),
+    ],
+)
 def test_in_an_allocation_of_slurm_without_srun_a_run_starts_its_processes(
-    tasks_per_node: int, command: Command, tmp_path: Path
+    words: str, tasks_per_node: int, processes: int, command: Command, tmp_path: Path
 ) -> None:
-    words = ("trainer=ddp_cpu", "trainer.strategy.timeout=20", "logger=csv", "folder=run", *SMALL)
-    done = command(*words, OMP_NUM_THREADS="1", **allocation(tasks_per_node))
+    small = ("logger=csv", "folder=run", *SMALL)
+    done = command(*words.split(), *small, OMP_NUM_THREADS="1", **allocation(tasks_per_node))
     assert done.returncode == 0, done.stderr
-    assert record(tmp_path / "run")["processes"] == 2
-
-
-def test_in_an_allocation_of_slurm_lightnings_own_strategy_is_refused(
-    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in allocation(2).items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=r"trainer.strategy: Lightning would wait .* choose trainer=ddp or trainer="):
-        run("trainer.strategy=ddp", "trainer.devices=2")
+    assert record(tmp_path / "run")["processes"] == processes
 
 
 def test_a_torchrun_that_srun_has_started_is_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:

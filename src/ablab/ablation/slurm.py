@@ -153,7 +153,7 @@ def script(name: str, number: int, resources: Resources, site: Site, place: Path
             *(f"#SBATCH --{key}" + (f"={show(value)}" if value != "" else "") for key, value in given.items()),
             "",
             *site.setup,
-            "if [[ -v SLURM_CPUS_PER_TASK ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi  # srun asks for it",
+            "if [[ -v SLURM_CPUS_PER_TASK ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi",
             "export WANDB_MODE=${WANDB_MODE:-offline}  # scripts/sync.py sends it from a machine with internet",
             f'line=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(place / name))}.tsv)',
             "folder=${line%%$'\\t'*} command=${line#*$'\\t'}",

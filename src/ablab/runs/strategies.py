@@ -75,7 +75,6 @@ def ddp(
         )
     return FixedBuckets(
         fixed=fixed_buckets,
-        cluster_environment=cluster_environment(),
         timeout=timedelta(seconds=timeout),
         bucket_cap_mb=bucket_cap_mb,
         static_graph=static_graph,
@@ -121,7 +120,6 @@ def fsdp(*, timeout: float = 600.0, reshard_after_forward: bool = True) -> Shard
     if not timeout > 0:
         raise ValueError(f"timeout={timeout}: more than 0 seconds are needed")
     return Sharded(
-        cluster_environment=cluster_environment(),
         timeout=timedelta(seconds=timeout),
         reshard_after_forward=reshard_after_forward,
     )
