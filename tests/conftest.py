@@ -18,6 +18,7 @@ import torch.distributed
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
+from tests import forked
 
 from ablab.config.schema import check
 
@@ -93,15 +94,13 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run train.py, or another script, as a user does, in another process and another folder."""
 
     def start(*words: str, script: str = "train.py", **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(ROOT / script), *words],
-            cwd=tmp_path,
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        settings = {**os.environ, **environment}
+        if any(name.startswith("PYTHON") for name in environment):  # Python itself has to see them
+            program = [sys.executable, str(ROOT / script), *words]
+            return subprocess.run(
+                program, cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=300, check=False
+            )
+        return forked.run(ROOT / script, words, folder=tmp_path, environment=settings, timeout=300)
 
     return start
 

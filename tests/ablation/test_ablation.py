@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from ablab.ablation.ablation import Ablation, typed
+from ablab.ablation.ablation import Ablation
 from ablab.ablation.words import asked_for
 from ablab.config.errors import ConfigError
+from ablab.config.schema import quoted
 
 GRID: dict[str, Any] = {
     "name": "small",
@@ -97,7 +98,7 @@ def test_the_runs_of_a_grid_are_those_that_take_place() -> None:
 
 def test_values_are_typed_so_that_hydra_reads_them_again(config: Callable[..., DictConfig]) -> None:
     for value in ("a b", "it's", "x,y", [1, 0.5], True, None, "last(train/loss)"):
-        assert config(f"cell={{value:{typed(value)}}}").cell.value == value
+        assert config(f"cell={{value:{quoted(value)}}}").cell.value == value
 
 
 def test_words_narrow_and_widen_an_ablation(config: Callable[..., DictConfig]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations, parametrize
 
+from ablab.callbacks.noisy_norms import NoisyNorms
 from ablab.data.batch import Batch
 from ablab.data.datamodule import DataModule
 from ablab.data.draws import generator, seed_step
@@ -242,7 +243,9 @@ class Trial:
             self.task.float()
         self.model = self.task.model
         for module in self.task.modules():
-            module._forward_pre_hooks.clear()  # they are for the processes of a run: buffers that are sent around
+            for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
+                for key in [key for key, hook in hooks.items() if not is_noise(hook)]:
+                    del hooks[key]
             if isinstance(module, BatchNormLayer) and module.norm.sync:
                 module.norm.sync = False
         self.seeds = seeds
@@ -318,6 +321,11 @@ class Trial:
             part = vector[start : start + parameter.numel()]
             parameter.add_(part.view_as(parameter))
             start += parameter.numel()
+
+
+def is_noise(hook: Any) -> bool:
+    """Whether a hook is part of what is computed; others look, or serve the processes of a run."""
+    return isinstance(getattr(hook, "__self__", None), NoisyNorms)
 
 
 def length_and_direction(length: Tensor, direction: Tensor, *, dim: int) -> Tensor:
