@@ -18,6 +18,7 @@ a run that nobody disturbed. Exit code 1: some run differed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -66,14 +67,18 @@ EVENTS |= {"metrics": 11, "test": 2, "any moment": 100}
 
 
 def be_killed(event: str, count: int) -> None:
-    """Have this process and its group killed when it comes to a place for the count-th time."""
+    """Have this process and all of its run killed when it comes to a place for the count-th time."""
     import torch
 
     from ablab.runs.metrics import MetricsCSV
     from ablab.tasks.task import Task
 
     def kill() -> None:
-        os.killpg(0, signal.SIGKILL)
+        for pid in in_session(os.getsid(0)):
+            if pid != os.getpid():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(60)  # the signal is on its way
 
     def killing(owner: Any, name: str, *, after: bool = False) -> None:
@@ -259,7 +264,7 @@ class Harness:
             if how == "raise" and printed.count(f"RuntimeError: a bug in process {rank}\n") not in (1, 2):
                 raise RuntimeError(f"process {rank} of {processes}: its error is not said, or too often\n{printed}")
             time.sleep(0.5)
-            if any(group_of(int(entry.name)) == process.pid for entry in Path("/proc").iterdir() if is_alive(entry)):
+            if in_session(process.pid):
                 raise RuntimeError(f"process {rank} of {processes}, {how}: processes are left behind")
             return f"process {rank} of {processes} before step {step}"
 
@@ -277,7 +282,7 @@ class Harness:
         place, span = self.folder / "killed", max(ended) - min(ended)
         for number in range(kills):
             process = self.start(*words, f"output_dir={place}")
-            wait_until_it_trains(process, place, same_group=True)
+            wait_until_it_trains(process, place, same_session=True)
             time.sleep(self.random.uniform(0, span / kills))
             if process.poll() is not None:
                 raise RuntimeError(f"the ablation had ended before kill {number + 1}; it is too short for so many")
@@ -294,12 +299,12 @@ class Harness:
         return len(expected), differ
 
 
-def wait_until_it_trains(process: subprocess.Popen[str], folder: Path, *, same_group: bool = False) -> None:
+def wait_until_it_trains(process: subprocess.Popen[str], folder: Path, *, same_session: bool = False) -> None:
     """Wait until a process, or one that it has started, has a run's folder, below this one or this one itself."""
     while process.poll() is None:
         for record in (*folder.glob("run.json"), *folder.glob("*/run.json"), *folder.glob("*/*/run.json")):
             pid = json.loads(record.read_text()).get("pid", 0)
-            if pid == process.pid or (same_group and group_of(pid) == process.pid):
+            if pid == process.pid or (same_session and session_of(pid) == process.pid):
                 return
         time.sleep(0.02)
 
@@ -312,10 +317,16 @@ def is_alive(entry: Path) -> bool:
         return False
 
 
-def group_of(pid: int) -> int | None:
-    """The process group of a process; None where it has gone."""
+def in_session(session: int) -> list[int]:
+    """The processes of a session: of a run, all that it has started."""
+    alive = [int(entry.name) for entry in Path("/proc").iterdir() if is_alive(entry)]
+    return [pid for pid in alive if session_of(pid) == session]
+
+
+def session_of(pid: int) -> int | None:
+    """The session of a process, which is that of all that one started; None where it has gone."""
     try:
-        return os.getpgid(pid)
+        return os.getsid(pid)
     except ProcessLookupError:
         return None
 

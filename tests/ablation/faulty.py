@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -50,3 +52,15 @@ class Kills(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, *arguments: Any) -> None:
         os._exit(1)
+
+
+class LeavesAChild(L.Callback):
+    """The second process starts one of its own, whose number it writes to a file, and raises."""
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
+        if trainer.global_rank == 1:
+            self.file.write_text(str(subprocess.Popen(["sleep", "300"]).pid))
+            raise RuntimeError("a bug")

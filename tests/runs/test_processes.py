@@ -93,6 +93,16 @@ def test_a_run_of_one_process_leaves_nothing_to_the_next_run_of_its_sweep(comman
     assert second["weights_sha256"] == record(tmp_path / "alone")["weights_sha256"]
 
 
+@pytest.mark.slow
+def test_what_a_process_has_started_ends_with_it(command: Command, tmp_path: Path) -> None:
+    bug = ("+callbacks.bug._target_=tests.ablation.faulty.LeavesAChild", f"+callbacks.bug.file={tmp_path}/child")
+    done = command("trainer=ddp_cpu", "logger=csv", *SMALL, *bug)
+    assert done.returncode == 1
+    assert done.stderr.count("RuntimeError: a bug\n") in (1, 2)
+    child = Path("/proc") / (tmp_path / "child").read_text() / "stat"
+    assert not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 def allocation(tasks_per_node: int) -> dict[str, str]:
     """What Slurm sets in an allocation of two tasks, where a program is started without srun."""
     return {

@@ -79,8 +79,10 @@ class Members(_Launcher):
         return function(*args, **kwargs)
 
     def kill(self, signum: int) -> None:
+        """Send a signal to the others, and to the workers of each."""
         for process in self.processes:
-            process.send_signal(signum)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signum)
 
     def start(self) -> None:
         """Start the others, each with its rank in the environment and the config on its standard input."""
@@ -99,6 +101,7 @@ class Members(_Launcher):
                 stdin=subprocess.PIPE,
                 env={**os.environ, "LOCAL_RANK": str(rank), REPORTS: str(theirs)},
                 pass_fds=[theirs],
+                process_group=0,  # its workers belong to it, and are ended with it
             )
             os.close(theirs)
             self.processes.append(process)
@@ -141,8 +144,8 @@ class Members(_Launcher):
         for process in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
+        self.kill(signal.SIGKILL)
         for process in self.processes:
-            process.kill()
             process.wait()
             assert process.stdin is not None
             with contextlib.suppress(OSError):
