@@ -146,8 +146,8 @@ def in_processes(runs: list[Prepared], progress: Progress, devices: list[str | N
             for pipe, run in [(pipe, run) for pipe, run in pipes.items() if pipe in ready and run]:
                 try:
                     progress.ended(run, pipe.recv())
-                except EOFError:  # killed, or out of memory: the others go on without it
-                    progress.ended(run, "failed")
+                except (EOFError, ConnectionError):  # killed, or out of memory: the others go on without it
+                    progress.ended(run, "stopped" if signals.requested else "failed")
                     pipes[pipe] = None
                     continue
                 hand_out(pipe, todo, pipes, progress)
