@@ -1,0 +1,192 @@
+"""What a step of training costs beside its mathematics: a run's own loop, bare Lightning, and a loop written by hand.
+
+All three train the same network on the same samples with the same optimizer, count the accuracy of the epoch, look at
+every loss and gradient norm, and write loss and rate every ten steps.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torchmetrics.classification import MulticlassAccuracy
+
+from ablab.optim.optimizer import make_optimizer
+from ablab.runs.run import Run
+from ablab.train import Parts, assemble, seen_by
+from benchmarks.measuring import Ratio, measure
+
+CONF = Path(__file__).parents[2] / "conf"
+SKIPPED, STEPS = 10, 100  # steps of a training that are not timed, and that are
+EVERY = 10  # steps between two rows of metrics.csv
+PLACES = {
+    "resnet-8, 8 digits": ("data.batch_size=8",),
+    "resnet-8, 64 digits": ("data.batch_size=64",),
+    "resnet18, 128 of 32x32": (
+        "model=resnet18",
+        "data=synthetic_images",
+        "data.num_samples=2048",
+        "data.batch_size=128",
+    ),
+}
+
+
+def step(rounds: int, device: torch.device) -> Iterator[Ratio]:
+    """A step of a run, and one of bare Lightning, against one of a loop by hand."""
+    trainer = "gpu" if device.type == "cuda" else "cpu"
+    for place, words in PLACES.items():
+        few = 4 if "resnet18" in place and device.type == "cpu" else STEPS
+        length = f"trainer.max_steps={SKIPPED + few}"
+        cfg = composed(f"trainer={trainer}", length, "logger=csv", "trainer.deterministic=false", *words)
+        turns = max(2, rounds // 4) if few < STEPS else rounds
+
+        def timed(
+            train: Callable[[DictConfig, int], float], cfg: DictConfig = cfg, few: int = few
+        ) -> Callable[[], float]:
+            return lambda: train(cfg, few)
+
+        yield measure(place, "a run's step", timed(of_a_run), "by hand", timed(by_hand), turns, warmup=1)
+        yield measure(place, "bare Lightning", timed(bare_lightning), "by hand", timed(by_hand), turns, warmup=1)
+
+
+def composed(*words: str) -> DictConfig:
+    limits = ("trainer.max_epochs=-1", "trainer.limit_val_batches=1", "trainer.check_val_every_n_epoch=1000000")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", [*limits, "callbacks.samples=null", *words])
+
+
+class Clock(L.Callback):
+    """The time from one step to another."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+        self.seconds = math.nan
+
+    def on_train_batch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
+        if trainer.global_step == SKIPPED:
+            self.began = now()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        if trainer.global_step == self.last:
+            self.seconds = now() - self.began
+
+
+def now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def of_a_run(cfg: DictConfig, steps: int) -> float:
+    """Seconds a step of a run with all that it does by default, checkpoints and the look at gradients among it."""
+    cfg = cfg.copy()
+    clock = Clock(SKIPPED + steps)
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        cfg.output_dir = folder
+        parts = assemble(cfg)
+        parts.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
+        batch_sizes = seen_by(parts.data, parts.norm, parts.trainer)
+        with Run.open(cfg, data=parts.data.record(), batch_sizes=batch_sizes) as run:
+            parts.trainer.loggers = run.start([])
+            parts.trainer.fit(parts.task, datamodule=parts.data)
+    return clock.seconds / steps
+
+
+class Bare(L.LightningModule):
+    """A module as tutorials have it, of the same model, optimizer, data and schedule."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self.parts = [parts]
+        self.model = parts.task.model
+        self.accuracy = MulticlassAccuracy(parts.data.model_sizes["num_classes"], average="micro")
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        logits = self.model(batch.inputs)
+        loss = F.cross_entropy(logits, batch.targets)
+        self.accuracy(logits, batch.targets)
+        self.log("train/loss", loss)
+        self.log("train/accuracy", self.accuracy, on_step=False, on_epoch=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return self.parts[0].task.configure_optimizers()
+
+
+def bare_lightning(cfg: DictConfig, steps: int) -> float:
+    """Seconds a step of Lightning with one metric and its CSV logger."""
+    clock = Clock(SKIPPED + steps)
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        parts = assemble(cfg)
+        trainer = L.Trainer(
+            default_root_dir=folder,
+            accelerator=cfg.trainer.accelerator,
+            devices=1,
+            max_steps=SKIPPED + steps,
+            log_every_n_steps=EVERY,
+            logger=L.pytorch.loggers.CSVLogger(folder),
+            callbacks=[clock],
+            limit_val_batches=0,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        )
+        module = Bare(parts)
+        parts.task.trainer = trainer
+        trainer.fit(module, datamodule=parts.data)
+    return clock.seconds / steps
+
+
+def by_hand(cfg: DictConfig, steps: int) -> float:
+    """Seconds a step of a loop without a framework."""
+    with redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
+        parts = assemble(cfg)
+        device = torch.device("cuda" if cfg.trainer.accelerator == "gpu" else "cpu")
+        data, model = parts.data, parts.task.model.to(device)
+        optimizer = make_optimizer(parts.task.optimizer_factory, model)
+        schedule = parts.task.scheduler_factory(optimizer, SKIPPED + steps)
+        assert data.splits is not None
+        inputs, targets, *_ = data.on_after_batch_transfer(data.splits.train.whole(), 0)
+        inputs, targets = inputs.to(device), targets.to(device)
+        size, position, right, seen = data.batch_size, len(targets), torch.zeros((), device=device), 0
+        order = torch.empty(0)
+        model.train()
+        file = (Path(folder) / "metrics.csv").open("w", newline="")
+        rows = csv.writer(file)
+        began = 0.0
+        for number in range(SKIPPED + steps):
+            if number == SKIPPED:
+                began = now()
+            if position + size > len(targets):
+                order, position = torch.randperm(len(targets)).to(device), 0
+            chosen = order[position : position + size]
+            position += size
+            logits = model(inputs[chosen])
+            loss = F.cross_entropy(logits, targets[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+                raise RuntimeError(f"step {number}: the loss or its gradient is not finite")
+            optimizer.step()
+            schedule.step()
+            right += (logits.detach().argmax(-1) == targets[chosen]).sum()
+            seen += size
+            if number % EVERY == 0:
+                rows.writerow([number, loss.item(), norm.item(), schedule.get_last_lr()[0]])
+        seconds = now() - began
+        file.close()
+    return seconds / steps
