@@ -25,7 +25,7 @@ def records(path: Path) -> list[Record]:
 
 
 def read(path: Path) -> list[Record]:
-    """The records that are there, checksums verified."""
+    """The records that are there whole, checksums verified."""
     content = path.read_bytes()
     assert content[:4] == b":W&B"
     position, parts, found = 7, b"", []
@@ -35,6 +35,8 @@ def read(path: Path) -> list[Record]:
             continue
         checksum, length, kind = struct.unpack_from("<IHB", content, position)
         data = content[position + 7 : position + 7 + length]
+        if len(data) < length:
+            break  # its process has not written all of it yet
         assert zlib.crc32(data, zlib.crc32(bytes([kind]))) == checksum
         position += 7 + length
         parts = data if kind in (FULL, FIRST) else parts + data
