@@ -19,7 +19,6 @@ from hydra import compose, initialize_config_dir
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
-from ablab.config.build import blame, build
 from ablab.config.errors import ConfigError, readable_errors
 from ablab.config.schema import check
 from ablab.dry_run import CONF
@@ -30,7 +29,7 @@ from ablab.runs.folder import config_of, read_environment, read_record
 from ablab.runs.identity import differences, plain
 from ablab.runs.outcome import Diverged
 from ablab.runs.resume import first_words
-from ablab.train import train
+from ablab.train import data_of, train
 
 NOT_EQUAL = 4
 
@@ -49,25 +48,15 @@ def config_again(folder: Path, changes: list[str]) -> DictConfig:
             raise ConfigError(f"{change}: key=value is needed, as on the command line")
         if key in ("resume", "folder"):
             raise ConfigError(f"{change}: a run is made again from its beginning; leave it out")
-    cfg = config_of(folder)
-    if [change for change in changes if not change.startswith("output_dir=")]:
+    cfg, places = config_of(folder), [change for change in changes if change.startswith("output_dir=")]
+    if len(places) < len(changes):
         with initialize_config_dir(str(CONF), version_base="1.3"):  # what depends on a changed value changes with it
             cfg = compose("train", [*first_words(folder), *changes])
     cfg.logger = {}
-    cfg.output_dir = str(folder.absolute().parent / "reproductions")
-    for change in changes:
-        if change.startswith("output_dir="):
-            cfg.output_dir = change.partition("=")[2]
+    beside = f"output_dir={folder.absolute().parent / 'reproductions'}"
+    cfg.output_dir = [beside, *places][-1].partition("=")[2]
     cfg.resume = cfg.folder = cfg.ablation = None
     return cfg
-
-
-def data_changes(folder: Path, cfg: DictConfig) -> list[str]:
-    """What is said of data that are not those of the run."""
-    data, then = build(cfg.data), read_record(folder)["data"]["fingerprint"]
-    with blame("data"):
-        data.setup("fit")
-    return [] if data.fingerprint == then else [f"the data: {then[:12]} then, {data.fingerprint[:12]} now"]
 
 
 def run_again(cfg: DictConfig) -> Path:
@@ -95,7 +84,9 @@ def main() -> int:
     check(cfg, root=CONF / "train.yaml")
     record, environment = read_record(options.run), read_environment(options.run)
     take_threads(environment)
-    changes = [*provenance.changes_since(record, environment), *data_changes(options.run, cfg)]
+    changes = provenance.changes_since(record, environment)
+    then, now = record["data"]["fingerprint"], data_of(cfg).fingerprint
+    changes += [f"the data: {then[:12]} then, {now[:12]} now"] if then != now else []
     changes += [f"{key}: {a} then, {b} now" for key, a, b in differences(plain(config_of(options.run)), plain(cfg))]
     for line in changes:
         say(f"not as it was: {line}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -85,6 +86,40 @@ def run(config: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., Simp
         return SimpleNamespace(
             metrics=done.metrics, folder=done.folder, printed=printed.getvalue(), cfg=cfg, words=words
         )
+
+    return start
+
+
+@pytest.fixture
+def stop(
+    run: Callable[..., SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path | None]:
+    """A run that gets a signal in its k-th step of a kind; gives its folder, or None if it ends before."""
+    from ablab.runs import signals
+    from ablab.runs.outcome import Stopped
+    from ablab.tasks.task import Task
+
+    def start(step: str, k: int, *words: str) -> Path | None:
+        passed, original = 0, getattr(Task, step)
+
+        def count(self: Task, *arguments: Any) -> Any:
+            nonlocal passed
+            passed += 1
+            if passed == k:
+                signals.requested = signal.SIGTERM
+            return original(self, *arguments)
+
+        place = tmp_path / f"{step}{k}"
+        with monkeypatch.context() as patch:
+            patch.setattr(Task, step, count)
+            try:
+                run(*words, f"output_dir={place}")
+            except Stopped:
+                [folder] = place.iterdir()
+                return folder
+            finally:
+                signals.requested = None
+        return None
 
     return start
 

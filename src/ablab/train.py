@@ -133,10 +133,7 @@ def tried(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") 
         L.seed_everything(cfg.seed, workers=True, verbose=False)
 
     check_trainer(cfg)
-    data = build(cfg.data)
-    data.scored = scored
-    with blame("data"):
-        data.setup("fit")
+    data = data_of(cfg, scored=scored)
     norm = build(cfg.norm)
     callbacks = [build(callback) for callback in cfg.callbacks.values() if callback is not None]
     callbacks.sort(key=lambda callback: not isinstance(callback, Checkpoints))  # the state before others' hooks
@@ -154,6 +151,19 @@ def tried(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") 
     check_sharding(cfg, trainer)
     dry_run(cfg, data, norm, trainer.world_size)
     return data, norm, trainer
+
+
+def data_of(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") -> DataModule:
+    """The data of a config, read.
+
+    Raises:
+        ConfigError: there are no such data.
+    """
+    data: DataModule = build(cfg.data)
+    data.scored = scored
+    with blame("data"):
+        data.setup("fit")
+    return data
 
 
 def seen_by(data: DataModule, norm: Norm, trainer: L.Trainer) -> dict[str, int]:

@@ -21,9 +21,8 @@ from ablab.config.errors import ConfigError
 from ablab.runs import signals
 from ablab.runs.checkpoints import in_order
 from ablab.runs.folder import go_on_command
-from ablab.runs.outcome import RunError, Stopped
+from ablab.runs.outcome import RunError
 from ablab.runs.resume import is_finished, resumed
-from ablab.tasks.task import Task
 
 Start = Callable[..., SimpleNamespace]
 Stop = Callable[..., Path | None]
@@ -54,35 +53,6 @@ RUNS = {
 def _no_signal_is_left() -> Iterator[None]:
     yield
     signals.requested = None
-
-
-@pytest.fixture
-def stop(run: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stop:
-    """A run that gets a signal in its k-th step of a kind; gives its folder, or None if it ends before."""
-
-    def start(step: str, k: int, *words: str) -> Path | None:
-        passed, original = 0, getattr(Task, step)
-
-        def count(self: Task, *arguments: Any) -> Any:
-            nonlocal passed
-            passed += 1
-            if passed == k:
-                signals.requested = signal.SIGTERM
-            return original(self, *arguments)
-
-        place = tmp_path / f"{step}{k}"
-        with monkeypatch.context() as patch:
-            patch.setattr(Task, step, count)
-            try:
-                run(*words, f"output_dir={place}")
-            except Stopped:
-                [folder] = place.iterdir()
-                return folder
-            finally:
-                signals.requested = None
-        return None
-
-    return start
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,9 +17,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from ablab.ablation import metrics
 from ablab.ablation.ablation import Ablation, Planned, Words
-from ablab.ablation.results import RECORD, status_of
+from ablab.ablation.results import RECORD, put, status_of
 from ablab.ablation.words import short
-from ablab.config.build import blame, build
 from ablab.config.errors import CONF, ConfigError
 from ablab.config.schema import check, quoted
 from ablab.runs.folder import read_record
@@ -146,13 +144,12 @@ class Grid:
         self.check(runs)
         return runs
 
-    def check(self, runs: Iterable[Prepared]) -> None:
+    def check(self, runs: list[Prepared]) -> None:
         """Refuse what cannot be run, for every cell, before any is.
 
         Raises:
             ConfigError: with a line or more for each cell.
         """
-        runs = list(runs)
         from ablab.train import tried
 
         seen: set[tuple[str, ...]] = set()
@@ -196,12 +193,11 @@ class Grid:
 
     def fingerprint(self, run: Prepared) -> str:
         """Of a run's data; they are read once for all runs with the same ones."""
+        from ablab.train import data_of
+
         key = of_data(run.cfg)
         if key not in self.fingerprints:
-            data = build(run.cfg.data)
-            with blame("data"):
-                data.setup("fit")
-            self.fingerprints[key] = data.fingerprint
+            self.fingerprints[key] = data_of(run.cfg).fingerprint
         return self.fingerprints[key]
 
     def record(self, command: str, runs: list[Prepared], tuning: dict[str, Any] | None) -> None:
@@ -213,9 +209,7 @@ class Grid:
             "runs": [run.entry for run in runs],
             "tuning": tuning,
         }
-        temporary = self.folder / f".{RECORD}.{os.getpid()}"
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(temporary, self.folder / RECORD)
+        put(self.folder / RECORD, json.dumps(content, indent=2) + "\n")
 
 
 def of_data(cfg: DictConfig) -> str:

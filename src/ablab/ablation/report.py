@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from ablab.ablation import statistics
 from ablab.ablation.figures import STYLE, figures, label, readable
 from ablab.ablation.html import page
 from ablab.ablation.metrics import is_never
-from ablab.ablation.results import Results
+from ablab.ablation.results import Results, put
 from ablab.config.errors import ConfigError
 from ablab.runs.folder import short
 
@@ -320,13 +319,6 @@ def write(results: Results, folder: Path) -> Report:
     put(place / "tables.tex", "\n".join(latex(table) for table in report.tables))
     put(place / "report.html", page(report, svg, HOW_TO_READ))
     return report
-
-
-def put(file: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, file)
 
 
 def markdown(report: Report) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,13 @@ def read(folder: Path, *, mix_code: bool = False, baseline: dict[str, str] | Non
         results.tuned_key, results.tuning_grid = ablation.tune.key, ablation.tune.values
         results.tuning_metric, results.tuning_mode = tuning["metric"], tuning["mode"]
     return results
+
+
+def put(file: Path, text: str) -> None:
+    """Write a file, whole or not at all, also where several launches do."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, file)
 
 
 def code_notes(folders: list[Path], mix_code: bool) -> list[str]:

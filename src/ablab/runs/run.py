@@ -81,13 +81,21 @@ class Run:
             ConfigError: there can be no such folder, or it cannot be gone on with.
         """
         signals.begin()  # from the first file on there is something to save
-        facts = {"processes": world_size, "data": data, **facts}
+        try:
+            return cls.opened(cfg, {"processes": world_size, "data": data, **facts}, rank=rank)
+        except ConfigError:
+            signals.end()
+            raise
+
+    @classmethod
+    def opened(cls, cfg: DictConfig, facts: dict[str, Any], *, rank: int) -> Run:
+        """The run, as the first process has made it or found it."""
+        world_size = facts["processes"]
         if cfg.resume is not None:  # another number of threads rounds otherwise
             torch.set_num_threads(read_environment(Path(str(cfg.resume)))["threads"]["torch"])
         if rank > 0:
             problem, folder, checkpoint = shared(None, world_size)
             if problem:
-                signals.end()
                 raise ConfigError(problem)
             run = cls(folder, plain(cfg), owner=False)
             run.facts = facts
@@ -96,7 +104,6 @@ class Run:
         try:
             run = cls.begun(cfg, facts)
         except ConfigError as error:
-            signals.end()
             shared((str(error), None, None), world_size)
             raise
         shared((None, run.folder, run.checkpoint), world_size)
@@ -131,8 +138,7 @@ class Run:
         try:
             self.lock.acquire(blocking=False)
         except Timeout as error:
-            record = self.folder / "run.json"
-            owner = json.loads(record.read_text()) if record.exists() else {}
+            owner = read_record(self.folder) if (self.folder / "run.json").exists() else {}
             raise Taken(
                 f"resume={self.folder}: this run is going on, in process {owner.get('pid')} on {owner.get('host')}; "
                 "end it first, or wait"
@@ -272,7 +278,6 @@ class Run:
         return self.loggers
 
     def __enter__(self) -> Run:
-        signals.begin()
         return self
 
     def __exit__(

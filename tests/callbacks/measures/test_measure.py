@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,10 +20,7 @@ from torch import Tensor, nn
 
 from ablab.callbacks.measures.measure import Trial, layers, sees_batch
 from ablab.data.batch import Batch
-from ablab.runs import signals
-from ablab.runs.outcome import Stopped
 from ablab.runs.resume import resumed
-from ablab.tasks.task import Task
 
 Start = Callable[..., SimpleNamespace]
 
@@ -82,32 +78,6 @@ def test_with_all_measures_a_run_is_the_same_to_the_bit(run: Start, name: str) -
     assert not any(measured(row) for row in rows(off.folder))
 
 
-@pytest.fixture
-def stopped(run: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """A run that gets a signal in its k-th step of training or validation; gives its folder."""
-
-    def start(step: str, k: int, *words: str) -> Path:
-        passed, original = 0, getattr(Task, step)
-
-        def count(self: Task, *arguments: Any) -> Any:
-            nonlocal passed
-            passed += 1
-            if passed == k:
-                signals.requested = signal.SIGTERM
-            return original(self, *arguments)
-
-        place = tmp_path / f"{step}{k}"
-        with monkeypatch.context() as patch:
-            patch.setattr(Task, step, count)
-            with pytest.raises(Stopped):
-                run(*words, f"output_dir={place}")
-        signals.requested = None
-        [folder] = place.iterdir()
-        return folder
-
-    return start
-
-
 def result(folder: Path) -> Any:
     record = json.loads((folder / "run.json").read_text())
     return (record["status"], record["metrics"], record["weights_sha256"], (folder / "metrics.csv").read_text())
@@ -122,14 +92,15 @@ def result(folder: Path) -> Any:
     ],
 )
 def test_a_stopped_run_with_all_measures_goes_on_to_the_same_bytes(
-    run: Start, stopped: Callable[..., Path], name: str, places: list[tuple[str, int]]
+    run: Start, stop: Callable[..., Path | None], name: str, places: list[tuple[str, int]]
 ) -> None:
     from ablab.train import train
 
     words = [*STEPS, *RUNS[name], *ALL]
     expected = result(run(*words).folder)
     for step, k in places:
-        folder = stopped(step, k, *words)
+        folder = stop(step, k, *words)
+        assert folder is not None
         train(resumed(OmegaConf.create({"resume": str(folder)})))
         assert result(folder) == expected, f"stopped in {step} number {k}"
 

@@ -11,13 +11,13 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ablab.callbacks.measures.measure import Trial, at_least, by_layer, exact, layers, log, watched
+from ablab.callbacks.measures.measure import Checked, Trial, at_least, by_layer, exact, layers, log, watched
 from ablab.data.batch import Batch
 from ablab.data.datamodule import DataModule
 from ablab.tasks.task import Task
 
 
-class CovariateShift(L.Callback):
+class CovariateShift(Checked):
     """Internal covariate shift as the change of gradients: ‖G − G'‖ and cos(G, G') of each layer, over a step.
 
     G = ∇_{W_i} L(W_1, …, W_k), the gradient by layer i's weight and bias before step t, and
@@ -57,11 +57,6 @@ class CovariateShift(L.Callback):
             raise ValueError(
                 f"{type(model).__name__} has a single layer with weights, and none below it; leave CovariateShift out"
             )
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            assert isinstance(pl_module, Task)
-            self.check(trainer.datamodule, pl_module.model, trainer.world_size)  # type: ignore[attr-defined]
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *arguments: Any

@@ -28,7 +28,24 @@ PROBE = 20180529  # draws the samples that are measured on: the same for every r
 AT_ONCE = 64  # samples of a forward pass, where a norm does not care how many they are
 
 
-class Measure(L.Callback, ABC):
+class Checked(L.Callback, ABC):
+    """A callback that says what it cannot measure before anything is trained."""
+
+    @abstractmethod
+    def check(self, data: DataModule, model: nn.Module, world_size: int) -> None:
+        """Refuse what cannot be measured.
+
+        Raises:
+            ValueError: with the remedy.
+        """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            assert isinstance(pl_module, Task)
+            self.check(trainer.datamodule, pl_module.model, trainer.world_size)  # type: ignore[attr-defined]
+
+
+class Measure(Checked, ABC):
     """Something of a run that is measured before every so many steps, and of its last weights.
 
     A measurement changes nothing: it works on a copy of the task and puts the random numbers back. It is logged
@@ -89,11 +106,6 @@ class Measure(L.Callback, ABC):
                 f"num_samples={self.num_samples}: the model's norm sees the {size} samples of a forward pass of "
                 f"training together; choose a multiple of {size}, for {type(self).__name__}"
             )
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            assert isinstance(pl_module, Task)
-            self.check(trainer.datamodule, pl_module.model, trainer.world_size)  # type: ignore[attr-defined]
 
     def due(self, trainer: L.Trainer) -> bool:
         return trainer.global_step % self.every_n_steps == 0

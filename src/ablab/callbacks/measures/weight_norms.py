@@ -8,12 +8,12 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from ablab.callbacks.measures.measure import at_least, by_layer, direction, exact, layers, log
+from ablab.callbacks.measures.measure import Checked, at_least, by_layer, direction, exact, layers, log
 from ablab.data.datamodule import DataModule
 from ablab.tasks.task import Task
 
 
-class WeightNorms(L.Callback):
+class WeightNorms(Checked):
     """Length of each layer's weight w, of its gradient, its effective learning rate, and its angular update in a step.
 
     Norm ‖w‖, gradient norm ‖∂L/∂w‖ (before clipping, of the whole batch), effective learning rate lr / ‖w‖², angular
@@ -53,11 +53,6 @@ class WeightNorms(L.Callback):
             raise ValueError(
                 f"{type(model).__name__} has no layer with a weight that is trained; leave WeightNorms out"
             )
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            assert isinstance(pl_module, Task)
-            self.check(trainer.datamodule, pl_module.model, trainer.world_size)  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
         if trainer.global_step % self.every_n_steps == 0:
