@@ -25,6 +25,7 @@ from ablab.runs.processes import first_failure, together
 from ablab.runs.run import Run
 from ablab.runs.strategies import cluster_environment, load_weights, whole_weights
 from ablab.tasks.task import Task
+from ablab.trainer import Trainer
 
 say = rank_zero_only(print)
 
@@ -89,7 +90,7 @@ class Parts:
 
     data: DataModule
     norm: Norm
-    trainer: L.Trainer
+    trainer: Trainer
     task: Task
     checkpoints: Checkpoints | None
 
@@ -117,12 +118,13 @@ def assemble(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test
         **data.task_sizes,
     )
     trainer.precision_plugin.convert_module(task)  # Lightning does after it has read a checkpoint, into float32
+    trainer.prepare(task.model)
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     checkpoints = next((callback for callback in callbacks if isinstance(callback, Checkpoints)), None)
     return Parts(data, norm, trainer, task, checkpoints)
 
 
-def tried(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") -> tuple[DataModule, Norm, L.Trainer]:
+def tried(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") -> tuple[DataModule, Norm, Trainer]:
     """Data, norm and trainer of a config, once everything has been tried on the meta device.
 
     Raises:
@@ -139,7 +141,7 @@ def tried(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") 
     callbacks.sort(key=lambda callback: not isinstance(callback, Checkpoints))  # the state before others' hooks
     if not any(isinstance(callback, Checkpoints) for callback in callbacks):
         callbacks.insert(0, Unsaved())
-    trainer: L.Trainer = build(
+    trainer: Trainer = build(
         cfg.trainer,
         callbacks=callbacks,
         logger=False,

@@ -77,7 +77,7 @@ def test_a_config_whose_secrets_are_blotted_out_can_be_read_again(run: Any, monk
     )
     cfg = config_of(done.folder)
     assert (cfg.logger.wandb.notes, cfg.logger.wandb.group) == ("***", "***")
-    assert cfg.trainer._target_ == "lightning.pytorch.Trainer", "it can be built again"
+    assert cfg.trainer._target_ == "ablab.trainer.Trainer", "it can be built again"
     for path in (path for path in done.folder.rglob("*") if path.is_file()):
         content = path.read_bytes()
         assert odd[:20].encode() not in content, path
