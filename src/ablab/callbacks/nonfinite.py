@@ -52,7 +52,7 @@ class NonFinite(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         assert isinstance(pl_module, Task)
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = float(get_total_norm(gradients))
         loss = float(pl_module.step_loss)
         scaled = isinstance(trainer.precision_plugin, MixedPrecision) and trainer.precision_plugin.scaler is not None
@@ -64,11 +64,10 @@ class NonFinite(L.Callback):
             self.leave_out(trainer, pl_module)
         else:
             raise Diverged(self.report(trainer, pl_module, loss, norm))
-        # in every step: Lightning repeats an epoch's last value in later rows, which a resumed run would not know
-        pl_module.log("train/gradient_norm", norm)
+        pl_module.observed["train/gradient_norm"] = norm
         if self.skip:
-            pl_module.log("train/skipped_steps", float(len(self.skipped)))
-            pl_module.log("train/lr", optimizer.param_groups[0]["lr"])  # which may be lower than the schedule's
+            pl_module.observed["train/skipped_steps"] = len(self.skipped)
+            pl_module.observed["train/lr"] = optimizer.param_groups[0]["lr"]  # which may be lower than the schedule's
 
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
         self.batch, self.buffers = None, []

@@ -155,6 +155,13 @@ class DataModule(L.LightningDataModule, ABC):
         batch = self.on_after_batch_transfer(Seeded(self.splits.train, self.seed)[0, indices], 0)
         return batch.parts(self.micro_batch_size)[-1]  # the last part is the smallest
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return (
+            batch
+            if batch.targets.device == device
+            else Batch(*(t if t is None else t.to(device, non_blocking=True) for t in batch))
+        )
+
     def train_dataloader(self) -> Any:
         return self.loader("train")
 

@@ -53,15 +53,17 @@ class Classification(Task):
         self.class_names = class_names
         self.label_smoothing = label_smoothing
         num_classes = len(class_names)
-        self.train_metrics = collection({"accuracy": MulticlassAccuracy(num_classes, average="micro")})
+        self.train_metrics = collection(
+            {"accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False)}
+        )
         for stage in ("val", "test"):
             metrics = {
                 "loss": MeanMetric(),
-                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-                "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15),
+                "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+                "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15, validate_args=False),
             }
             if per_class:
-                metrics["accuracy_per_class"] = MulticlassAccuracy(num_classes, average="none")
+                metrics["accuracy_per_class"] = MulticlassAccuracy(num_classes, average="none", validate_args=False)
             setattr(self, f"{stage}_metrics", collection(metrics))
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:

@@ -26,8 +26,9 @@ Stage = Literal["train", "val", "test"]
 class Task(L.LightningModule, ABC):
     """A model in training.
 
-    Logs `train/loss` and `train/lr` every `log_every_n_steps` steps, and the metrics of a stage at the end of each of
-    its epochs, as `train/accuracy`, `val/loss`, … over exactly the samples of that stage, on all processes together.
+    Logs `train/loss`, `train/lr` and what callbacks have put into `observed` every `log_every_n_steps` steps, and the
+    metrics of a stage at the end of each of its epochs, as `train/accuracy`, `val/loss`, … over exactly the samples of
+    that stage, on all processes together.
 
     Args:
         model: from inputs (and `valid`, where a batch has it) to logits.
@@ -54,6 +55,7 @@ class Task(L.LightningModule, ABC):
         self.model = model
         self.seed = seed
         self.step_loss = torch.zeros(())  # of the batch in hand, on all processes once its gradients are
+        self.observed: dict[str, Tensor | float] = {}  # of the step in hand, by the names under which they are logged
         self.exchange = Exchange()
         self.earlier_counts: list[dict[str, Any]] | None = None
         self.micro_batch_size = micro_batch_size
@@ -106,12 +108,27 @@ class Task(L.LightningModule, ABC):
         loss = self.part_of_loss(last, batch)
         self.step_loss = total + loss.detach()
         self.exchange.begin(self.step_loss)
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.observed["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         return loss
 
     def on_after_backward(self) -> None:
-        self.step_loss = self.exchange.end(self.step_loss)
-        self.log("train/loss", self.step_loss, prog_bar=True)
+        self.step_loss = self.observed["train/loss"] = self.exchange.end(self.step_loss)
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0 or self.trainer.should_stop:
+            self.log_step()
+
+    def log_step(self) -> None:
+        """Log what was observed of a step; the only moment at which the CPU waits for an accelerator.
+
+        The loggers are told at once: `self.log` would do work in every step for what is logged now and then.
+        """
+        values = {name: float(value) for name, value in self.observed.items()}
+        for logger in self.loggers:
+            logger.log_metrics({"epoch": self.current_epoch, **values}, step=self.trainer.global_step - 1)
+            logger.save()
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        self.trainer.progress_bar_metrics["train/loss"] = values["train/loss"]
 
     def optimizer_zero_grad(self, *arguments: Any) -> None:
         """Nothing: Lightning calls it between a step's forward and backward pass, when parts have left gradients."""
