@@ -95,6 +95,8 @@ class LabelledData(DataModule):
             return train, val
         if val is not None and self.folds is None:
             return train, val
+        if self.val_fraction == 0 and self.folds is None:
+            return train, train.part(torch.arange(0))
         if self.folds is None:
             kept, held_out = hold_out(train, self.val_fraction, self.split_seed)
         else:
