@@ -297,6 +297,11 @@ def check_task(cfg: DictConfig, data: DataModule) -> None:
             f"task: {task.__name__} does not go with {type(data).__name__}, which gives {', '.join(sorted(strange))}; "
             "leave task= out, the data chooses it"
         )
+    if cfg.task.get("test_time_augmentation", "none") != "none" and data.kind != "images":
+        raise ConfigError(
+            f"task.test_time_augmentation={cfg.task.test_time_augmentation}: it makes views of images, and "
+            f"{type(data).__name__} gives {data.kind}; leave it at none"
+        )
     metrics = [f"val/{name}" for name in task.monitorable]
     if cfg.monitor.metric not in metrics:
         raise ConfigError(
@@ -349,7 +354,7 @@ def check_amounts(cfg: DictConfig, num_batches: dict[str, int]) -> None:
     """Refuse a share of the batches that is less than one."""
     for part, number in num_batches.items():
         share = cfg.trainer[f"limit_{part}_batches"]
-        if isinstance(share, float) and int(share * number) == 0:
+        if isinstance(share, float) and int(share * number) == 0 < number:
             raise ConfigError(
                 f"trainer.limit_{part}_batches={share}: that is less than one of {number} batches; give a larger "
                 "share, or how many batches as a whole number"

@@ -20,6 +20,7 @@ NAGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"It is recommended to use `self.log\('.*', \.\.\., sync_dist=True\)`",  # torchmetrics has reduced it already
     r"The number of training batches \(\d+\) is smaller than the logging interval",
+    r"Total length of `list` across ranks is zero",  # no validation, asked for with data.val_fraction=0
     r"The `srun` command is available on your system but is not used",  # on a cluster's login node, on purpose
 )
 

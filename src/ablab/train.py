@@ -17,6 +17,7 @@ from ablab.config.build import blame, build
 from ablab.data.datamodule import DataModule
 from ablab.digest import weights_digest
 from ablab.dry_run import check_launcher, check_sharding, check_trainer, dry_run
+from ablab.models.interface import InitFromData
 from ablab.norms import Norm
 from ablab.runs.checkpoints import BEST, VerifiedFiles, read_weights
 from ablab.runs.folder import go_on_command, short
@@ -28,6 +29,8 @@ from ablab.tasks.task import Task
 from ablab.trainer import Trainer
 
 say = rank_zero_only(print)
+
+SHOWN = 5000  # training samples that a model may take its first weights from
 
 
 def train(cfg: DictConfig) -> Run:
@@ -107,6 +110,8 @@ def assemble(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test
     """
     data, norm, trainer = tried(cfg, scored=scored)
     model = build(cfg.model, norm=norm, **data.model_sizes)
+    if isinstance(model, InitFromData):
+        model.init_from_data(data.first(SHOWN).inputs)
     optimizer, scheduler = build(cfg.optimizer), build(cfg.scheduler)
     task = build(
         cfg.task,

@@ -81,17 +81,18 @@ class Augment:
         """What is done to images as they are stored."""
         assert batch.seeds is not None
         own, epoch = batch.seeds.unbind(1)
-        seeds = in_epoch(own, epoch)
         images = batch.inputs
         if self.crop_padding or self.flip != "none":
             images = self.moved(images, own, epoch)
         if self.color_jitter:
-            images = self.jittered(images.float(), seeds, value_range)
+            images = self.jittered(images.float(), in_epoch(own, epoch), value_range)
         return batch._replace(inputs=images)
 
     def after(self, batch: Batch, num_classes: int) -> Batch:
         """What is done to images that are standardized, where 0 is the mean."""
         assert batch.seeds is not None
+        if not (self.cutout or self.mixup or self.cutmix):
+            return batch
         seeds = in_epoch(*batch.seeds.unbind(1))
         if self.cutout:
             height, width = batch.inputs.shape[2:]
@@ -111,8 +112,10 @@ class Augment:
             raise ValueError(
                 f"augment.crop_padding={padding}: images of {height}x{width} have fewer pixels to pad with; choose less"
             )
-        rows = torch.arange(height, device=images.device) + offsets(seeds, ROW, padding)[:, None]
-        columns = torch.arange(width, device=images.device) + offsets(seeds, COLUMN, padding)[:, None]
+        both = torch.arange(ROW, COLUMN + 1, device=images.device)[:, None]  # two streams in one go
+        down, right = offsets(seeds, both, padding)[..., None]
+        rows = torch.arange(height, device=images.device) + down
+        columns = torch.arange(width, device=images.device) + right
         flipped = self.flipped(own, epoch, seeds)
         columns = torch.where(flipped[:, None], columns.flip(1), columns)
         if self.crop_mode == "reflect":
@@ -191,8 +194,8 @@ class Augment:
         }
 
 
-def offsets(seeds: Tensor, stream: int, padding: int) -> Tensor:
-    """Whole numbers from −padding to padding `(N)`."""
+def offsets(seeds: Tensor, stream: int | Tensor, padding: int) -> Tensor:
+    """Whole numbers from −padding to padding, one for each seed and stream."""
     return (uniform(seeds, stream) * (2 * padding + 1)).long() - padding
 
 

@@ -87,11 +87,15 @@ class Samples(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.tensors.targets if self.members is None else self.members)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the samples are."""
+        return self.tensors.targets.device
+
     def __getitem__(self, indices: Sequence[int] | Tensor) -> Batch:
-        chosen = torch.as_tensor(indices)
+        chosen = torch.as_tensor(indices).to(self.device, non_blocking=True)
         if self.members is not None:
-            chosen = self.members[chosen]
-        chosen = chosen.to(self.tensors.targets.device, non_blocking=True)
+            chosen = self.members.index_select(0, chosen)
         # index_select copies rows; indexing with brackets takes twenty times as long
         return Batch(*(None if t is None else t.index_select(0, chosen) for t in self.tensors))  # type: ignore[arg-type]
 
@@ -114,7 +118,8 @@ class Samples(Dataset[Batch]):
         inputs, targets, valid, *_ = (None if tensor is None else copies[tensor] for tensor in self.tensors)
         assert inputs is not None
         assert targets is not None
-        return Samples(inputs, targets, valid, members=self.members, content=self.content)
+        members = None if self.members is None else self.members.to(targets.device)
+        return Samples(inputs, targets, valid, members=members, content=self.content)
 
     def digest_of_tensors(self) -> str:
         if self.content is None:

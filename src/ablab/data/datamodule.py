@@ -27,7 +27,7 @@ class DataModule(L.LightningDataModule, ABC):
         batch_size: samples of a step of the optimizer, over all processes; "full" is the whole training split.
         micro_batch_size: most samples of a forward pass in one process; more are taken one part after another, and
             their gradients added up. None takes them all at once.
-        val_fraction: held out of the training samples for validation.
+        val_fraction: held out of the training samples for validation; 0 trains on all and validates never.
         folds, fold: cross-validation: the validation part is the one numbered `fold` of so many disjoint ones that
             cover the training samples; val_fraction then does not matter. None is no cross-validation.
         split_seed: decides which samples are held out.
@@ -148,7 +148,7 @@ class DataModule(L.LightningDataModule, ABC):
         """
         assert self.splits is not None, "call setup first"
         for name, split in (("validation", self.splits.val), ("test", self.splits.test)):
-            if len(split) < world_size:
+            if len(split) < world_size and not (name == "validation" and len(split) == 0):
                 raise ValueError(f"{len(split)} {name} samples cannot be shared by {world_size} processes; use fewer")
         self.forward_size(world_size)
         indices = list(range(self.batch_size // world_size))
@@ -156,17 +156,22 @@ class DataModule(L.LightningDataModule, ABC):
         return batch.parts(self.micro_batch_size)[-1]  # the last part is the smallest
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return (
-            batch
-            if batch.targets.device == device
-            else Batch(*(t if t is None else t.to(device, non_blocking=True) for t in batch))
-        )
+        if batch.targets.device == device:
+            return batch
+        return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in batch))  # type: ignore[arg-type]
+
+    def first(self, number: int) -> Batch:
+        """The first training samples, at most so many, as a model gets them where nothing is augmented."""
+        assert self.splits is not None, "call setup first"
+        train = self.splits.train
+        return self.on_after_batch_transfer(train[range(min(number, len(train)))], 0)
 
     def train_dataloader(self) -> Any:
         return self.loader("train")
 
-    def val_dataloader(self) -> Loader:
-        return self.loader("val")
+    def val_dataloader(self) -> Loader | list[Any]:
+        assert self.splits is not None, "call setup first"
+        return self.loader("val") if len(self.splits.val) else []  # Lightning leaves a validation without loaders out
 
     def test_dataloader(self) -> Loader:
         return self.loader("test")

@@ -26,7 +26,7 @@ def sample_seeds(seed: int, epoch: int, indices: Tensor) -> Tensor:
 
 def own_seeds(seed: int, indices: Tensor) -> Tensor:
     """A seed for each sample, the same in every epoch."""
-    return scramble(scramble(torch.tensor(seed, device=indices.device)) + indices)
+    return scramble(indices + int(scramble(torch.tensor(seed))))
 
 
 def in_epoch(seeds: Tensor, epoch: Tensor) -> Tensor:
@@ -44,8 +44,10 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     random.seed(drawn)
 
 
-def uniform(seeds: Tensor, stream: int) -> Tensor:
+def uniform(seeds: Tensor, stream: int | Tensor) -> Tensor:
     """Uniform numbers in [0, 1), one for each seed; every use of randomness takes a `stream` of its own.
+
+    Several streams at once, as a tensor that broadcasts against the seeds, take no more operations than one.
 
     Shape:
         seeds `(N)` -> `(N)`, float32

@@ -95,6 +95,8 @@ class LabelledData(DataModule):
             return train, val
         if val is not None and self.folds is None:
             return train, val
+        if self.val_fraction == 0 and self.folds is None:
+            return train, train.part(torch.arange(0))
         if self.folds is None:
             kept, held_out = hold_out(train, self.val_fraction, self.split_seed)
         else:
@@ -168,7 +170,9 @@ class LabelledData(DataModule):
         if augment is not None:
             batch = augment.before(batch, self.value_range)
         inputs = batch.inputs.to(torch.float32, copy=True)  # a copy, to be worked on in place
-        inputs.sub_(self.mean.to(inputs.device)).div_(self.std.to(inputs.device))
+        if self.mean.device != inputs.device:  # once: a copy in each step would wait for the device
+            self.mean, self.std = self.mean.to(inputs.device), self.std.to(inputs.device)
+        inputs.sub_(self.mean).div_(self.std)
         if batch.valid is not None:
             inputs *= batch.valid[..., None]
         batch = batch._replace(inputs=inputs)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ablab.data.batch import Batch, Split
+from ablab.data.batch import Batch, Samples, Split
 from ablab.data.draws import own_seeds
 from ablab.data.order import BatchOrder
 
@@ -69,6 +71,8 @@ class Loader(Resumable, DataLoader[Batch]):
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # torch draws a seed for workers; from the global one, it would move dropout's
         )
+        if isinstance(split, Samples) and not num_workers:
+            order.device = split.device
         self.order = order
         self.position = position
         self.decides = order.decides
@@ -85,7 +89,7 @@ class InEpoch(Sampler[Any]):
     def __init__(self, order: BatchOrder) -> None:
         self.order = order
 
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+    def __iter__(self) -> Iterator[tuple[int, list[int] | Tensor]]:
         return ((self.order.epoch, indices) for indices in self.order)
 
     def __len__(self) -> int:
@@ -102,9 +106,17 @@ class Seeded(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, drawn: tuple[int, list[int]]) -> Batch:
+    def __getitem__(self, drawn: tuple[int, Sequence[int] | Tensor]) -> Batch:
         epoch, indices = drawn
-        own = own_seeds(self.seed, torch.tensor(indices))
-        seeds = torch.stack([own, torch.full_like(own, epoch)], dim=1)
         batch = self.split[indices]
-        return batch._replace(seeds=seeds.to(batch.targets.device, non_blocking=True))
+        if isinstance(indices, Tensor):
+            own = self.all_seeds.index_select(0, indices)
+        else:
+            own = own_seeds(self.seed, torch.tensor(indices)).to(batch.targets.device, non_blocking=True)
+        return batch._replace(seeds=torch.stack([own, torch.full_like(own, epoch)], dim=1))
+
+    @cached_property
+    def all_seeds(self) -> Tensor:
+        """Every sample's own seed, where the samples are: picked from there, they take one operation a step."""
+        assert isinstance(self.split, Samples), "only samples are asked for by a tensor"
+        return own_seeds(self.seed, torch.arange(len(self), device=self.split.device))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 
-class BatchOrder(Sampler[list[int]]):
+class BatchOrder(Sampler[list[int] | Tensor]):
     """The indices of each batch of an epoch, as this process sees them.
 
     The order is a permutation that (seed, epoch) alone decide; a global batch is a slice of it, and a process takes
@@ -44,6 +44,7 @@ class BatchOrder(Sampler[list[int]]):
         self.world_size = world_size
         self.epoch = 0
         self.start = 0  # the batch to begin at, in the middle of an epoch if need be
+        self.device: torch.device | None = None  # a device to have the indices on, as tensors; None: lists of numbers
 
     @property
     def decides(self) -> dict[str, Any]:
@@ -60,10 +61,13 @@ class BatchOrder(Sampler[list[int]]):
         """Random numbers of this epoch."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[int] | Tensor]:
         order = self.permutation()
+        if self.device is not None:  # all of an epoch's at once: a copy in each step would cost more than the samples
+            order = order.to(self.device, non_blocking=True)
         for batch in range(self.start, len(self)):
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size][self.rank :: self.world_size].tolist()
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size][self.rank :: self.world_size]
+            yield chosen.tolist() if self.device is None else chosen
 
     def __len__(self) -> int:
         """The batches of a whole epoch, wherever it is entered."""

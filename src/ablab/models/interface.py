@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class NormFactory(Protocol):
@@ -29,3 +29,13 @@ class NormFactory(Protocol):
     def wrap(self, module: nn.Module) -> nn.Module: ...
 
     def zero_init(self, layer: nn.Module, module: nn.Module) -> None: ...
+
+
+@runtime_checkable
+class InitFromData(Protocol):
+    """A model whose first weights depend on its data: a run shows it training samples before the training begins.
+
+    What it makes of them is among its weights, so a checkpoint has it.
+    """
+
+    def init_from_data(self, inputs: Tensor) -> None: ...

@@ -79,3 +79,42 @@ def decayed_names(name: str, module: nn.Module) -> tuple[str, ...]:
             'give the class an attribute weight_decay = ("weight",) with the names that are decayed, or () for none'
         )
     return ()
+
+
+def norms_and_others(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """What norms learn, gains and shifts, and everything else that is trained.
+
+    Norms are the modules of which nothing decays and whose own parameters are vectors.
+    """
+    norms: dict[int, nn.Parameter] = {}
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if own and not isinstance(module, parametrize.ParametrizationList) and not decayed_names(name, module):
+            norms |= {id(p): p for p in own.values() if p.dim() == 1}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [p for p in trained if id(p) in norms], [p for p in trained if id(p) not in norms]
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The weights between the first layer and the last: matrices, or convolutions that are matrices of their patches.
+
+    Embeddings count as layers. A model that has its layers in another order than it uses them in should not be asked.
+    """
+    layers: list[list[nn.Parameter]] = []
+    for name, module in model.named_modules():
+        if isinstance(module, parametrize.ParametrizationList):
+            continue
+        names = decayed_names(name, module)
+        own = [p for key, p in module.named_parameters(recurse=False) if key in names]
+        if parametrize.is_parametrized(module):
+            own += [
+                parameter
+                for tensor_name, chain in module.parametrizations.items()
+                for original, parameter in chain.named_parameters(recurse=False)
+                if tensor_name in names and original != "original0"
+            ]
+        matrices = [p for p in own if p.dim() > 1]
+        if matrices or isinstance(module, nn.Embedding):
+            layers.append(matrices)
+    hidden = {id(p): p for matrices in layers[1:-1] for p in matrices if p.requires_grad}
+    return list(hidden.values())

@@ -16,7 +16,8 @@ def make_optimizer(factory: Callable[..., Optimizer], model: nn.Module) -> Optim
     """Give an optimizer the model's parameters, in groups with and without weight decay.
 
     Args:
-        factory: a `functools.partial` of an optimizer class; its `weight_decay` applies to the decayed group.
+        factory: a `functools.partial` of an optimizer class; its `weight_decay` applies to the decayed group. A class
+            that treats parameters otherwise has a function `groups(model, settings)` that makes its groups.
         model: whose parameters are trained.
 
     Raises:
@@ -31,4 +32,11 @@ def make_optimizer(factory: Callable[..., Optimizer], model: nn.Module) -> Optim
             raise ValueError(f"{name}={value}: a share of the past is kept, at least 0 and below 1")
     if settings.get("nesterov") and settings.get("momentum", 0) == 0:
         raise ValueError("momentum=0, nesterov=true: Nesterov's is a momentum; set optimizer.nesterov=false")
-    return factory(parameter_groups(model, settings.get("weight_decay", 0.0)))
+    return factory(groups_for(factory, model))
+
+
+def groups_for(factory: Callable[..., Optimizer], model: nn.Module) -> list[dict[str, Any]]:
+    """The model's parameters as the optimizer that `factory` makes wants them."""
+    settings: dict[str, Any] = getattr(factory, "keywords", {})
+    own = getattr(getattr(factory, "func", None), "groups", None)
+    return parameter_groups(model, settings.get("weight_decay", 0.0)) if own is None else own(model, settings)

@@ -107,6 +107,40 @@ def one_cycle(
     )
 
 
+def triangular(
+    optimizer: Optimizer,
+    total_steps: int,
+    *,
+    peak: float = 0.23,
+    initial_ratio: float = 0.2,
+    final_ratio: float = 0.07,
+) -> LambdaLR:
+    """A straight line up to lr, and one down.
+
+    Args:
+        total_steps: optimizer steps of the whole run.
+        peak: the share of the run at which lr is reached; 0 begins there.
+        initial_ratio: where the climb starts, as a share of lr.
+        final_ratio: where the fall ends, as a share of lr.
+
+    References:
+        Jordan 2024, https://arxiv.org/abs/2404.00498
+    """
+    if not 0 <= peak < 1:
+        raise ValueError(f"peak={peak}: a share of the run is needed, at least 0 and below 1")
+    for name, ratio in (("initial_ratio", initial_ratio), ("final_ratio", final_ratio)):
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"{name}={ratio}: a share of lr is needed, from 0 to 1")
+    top = int(peak * total_steps)
+
+    def factor(step: int) -> float:
+        if step < top:
+            return initial_ratio + (1 - initial_ratio) * step / top
+        return 1 - (1 - final_ratio) * min(1.0, (step - top) / (total_steps - top))
+
+    return LambdaLR(optimizer, factor)
+
+
 def warmup(step: int, warmup_steps: int) -> float:
     return min(1.0, (step + 1) / (warmup_steps + 1))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from ablab.data.batch import Batch
-from ablab.tasks.task import Task, collection
+from ablab.tasks.task import Stage, Task, collection
 
 
 class Classification(Task):
@@ -26,9 +26,13 @@ class Classification(Task):
         class_names: the classes, in the order of their numbers.
         label_smoothing: the share of the target that is spread over all classes, in training only.
         per_class: log each class's accuracy in validation and test.
+        test_time_augmentation: "mirror" averages the logits of an image and of its mirror image in validation and test;
+            "mirror_translate" takes half of its weight from the same two of the image moved by a pixel, up and to the
+            left or down and to the right.
 
     References:
-        Guo et al. 2017 (calibration), https://arxiv.org/abs/1706.04599
+        Guo et al. 2017 (calibration), https://arxiv.org/abs/1706.04599;
+        Jordan 2024 (these views), https://arxiv.org/abs/2404.00498
     """
 
     monitorable: ClassVar = {"loss": "min", "accuracy": "max", "calibration_error": "min"}
@@ -42,6 +46,7 @@ class Classification(Task):
         class_names: list[str],
         label_smoothing: float = 0.0,
         per_class: bool = False,
+        test_time_augmentation: Literal["none", "mirror", "mirror_translate"] = "none",
         micro_batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -52,6 +57,7 @@ class Classification(Task):
             raise ValueError(f"label_smoothing={label_smoothing}: a share of the target is needed, at least 0, below 1")
         self.class_names = class_names
         self.label_smoothing = label_smoothing
+        self.test_time_augmentation = test_time_augmentation
         num_classes = len(class_names)
         self.train_metrics = collection(
             {"accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False)}
@@ -65,6 +71,26 @@ class Classification(Task):
             if per_class:
                 metrics["accuracy_per_class"] = MulticlassAccuracy(num_classes, average="none", validate_args=False)
             setattr(self, f"{stage}_metrics", collection(metrics))
+
+    def evaluate(self, batch: Batch, stage: Stage) -> None:
+        logits = self.over_views(batch)
+        self.update(self.metrics(stage), logits, self.loss(logits, batch), batch)
+
+    def over_views(self, batch: Batch) -> Tensor:
+        """The logits of a batch, or their mean over the views of each image."""
+        if self.test_time_augmentation == "none":
+            return self(batch)
+
+        def mirrored(images: Tensor) -> Tensor:
+            return (self(batch._replace(inputs=images)) + self(batch._replace(inputs=images.flip(-1)))) / 2
+
+        logits = mirrored(batch.inputs)
+        if self.test_time_augmentation == "mirror_translate":
+            height, width = batch.inputs.shape[2:]
+            padded = F.pad(batch.inputs, (1, 1, 1, 1), "reflect")
+            moved = mirrored(padded[:, :, :height, :width]) + mirrored(padded[:, :, 2:, 2:])
+            logits = (logits + moved / 2) / 2
+        return logits
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         smoothing = self.label_smoothing if self.training else 0.0
