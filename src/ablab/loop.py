@@ -11,92 +11,94 @@ from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from torch import Tensor
 
+Hook = Callable[..., Any]
+
 
 class TrainingEpoch(_TrainingEpochLoop):
-    """Does what Lightning's does in a step, in the same order, with less around it.
+    """Does in a step what Lightning's loop does, in the same order, with less around it.
 
-    Lightning calls each of some twenty hooks of a step on every callback, the module and the strategy, and opens a
-    context for a profile around each; the batch, the closure and the optimizer are wrapped on their way. On a small
-    model that is a tenth of a step. Here a hook is called where someone has defined it. All that happens once an epoch,
-    and the step at which a run resumes, is Lightning's.
+    Lightning calls every hook of a step on each callback, the module, the data and the strategy, whether or not there
+    is anything behind it, and wraps the closure and the optimizer: on a small network that is a tenth of a step. Here a
+    hook is called where it does something. All that happens once an epoch, and the step at which a run resumes, is
+    Lightning's own.
     """
 
-    hooks: dict[str, list[Callable[..., Any]]]
+    transfer: tuple[Hook, ...]
+    hooks: dict[str, list[Hook]]
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         super().on_run_start(data_fetcher)
-        self.hooks = {name: self.listeners(name) for name in HOOKS}
+        chosen = self.trainer._data_connector._datahook_selector
+        assert chosen is not None
+        self.transfer = tuple(
+            getattr(chosen.get_instance(name), name)
+            for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+        )
+        self.hooks = {
+            name: self.listeners(name) for name in ("on_train_batch_start", "on_before_zero_grad", "on_train_batch_end")
+        }
 
-    def listeners(self, name: str) -> list[Callable[..., Any]]:
-        """Who does something at a hook: callbacks, in their order, then the module."""
+    def listeners(self, name: str) -> list[Hook]:
+        """Those who do something at a hook: callbacks, in their order, then the module."""
         trainer, task = self.trainer, self.trainer.lightning_module
-        found = [
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        found: list[Hook] = [
             partial(getattr(callback, name), trainer, task)
-            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            for callback in callbacks
             if getattr(type(callback), name) is not getattr(Callback, name)
         ]
-        if getattr(type(task), name, None) is not getattr(LightningModule, name, None):
+        if getattr(type(task), name) is not getattr(LightningModule, name):
             found.append(getattr(task, name))
         return found
 
     def call(self, name: str, *arguments: Any) -> None:
-        vars(self.trainer.lightning_module)["_current_fx_name"] = name  # for `self.log` in a hook
+        vars(self.trainer.lightning_module)["_current_fx_name"] = name  # `self.log` asks where it is called
         for hook in self.hooks[name]:
             hook(*arguments)
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         if self.restarting:
-            return super().advance(data_fetcher)
+            super().advance(data_fetcher)
+            return
         trainer, task, strategy = self.trainer, self.trainer.lightning_module, self.trainer.strategy
-        self.val_loop.restarting = False
-        batch, _, _ = next(data_fetcher)
+        progress, steps = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
+        logged = trainer._logger_connector
+        before_transfer, move, after_transfer = self.transfer
+
+        batch, *_ = next(data_fetcher)
         number = self.batch_idx + 1
-        progress = self.batch_progress
         progress.is_last_batch = data_fetcher.done
-        datamodule = trainer.datamodule
-        batch = trainer.precision_plugin.convert_input(batch)
-        batch = datamodule.transfer_batch_to_device(batch, strategy.root_device, 0)
-        batch = datamodule.on_after_batch_transfer(batch, 0)
+        batch = before_transfer(trainer.precision_plugin.convert_input(batch), 0)
+        batch = after_transfer(move(batch, strategy.root_device, 0), 0)
         progress.increment_ready()
-        trainer._logger_connector.on_batch_start(batch)
+        logged.on_batch_start(batch)
         self.call("on_train_batch_start", batch, number)
         progress.increment_started()
+
         optimizer = trainer.optimizers[0]
-        steps = self.automatic_optimization.optim_progress.optimizer
-        steps.step.increment_ready()
-        outputs: dict[str, Any] = {}
+        outputs: dict[str, Tensor] = {}
 
         def forward_and_backward() -> Tensor:
             vars(task)["_current_fx_name"] = "training_step"
             loss = strategy.training_step(batch, number)
+            assert isinstance(loss, Tensor)
             steps.zero_grad.increment_ready()
             self.call("on_before_zero_grad", optimizer)
             steps.zero_grad.increment_started()
             steps.zero_grad.increment_completed()
-            self.call("on_before_backward", loss)
-            strategy.precision_plugin.backward(loss, task, optimizer)
             outputs["loss"] = loss.detach()
-            self.call("on_after_backward")
-            self.call("on_before_optimizer_step", optimizer)
-            trainer.precision_plugin._clip_gradients(
-                task, optimizer, trainer.gradient_clip_val, gradient_clip_algorithm=trainer.gradient_clip_algorithm)
+            strategy.backward(loss, optimizer)
             return outputs["loss"]
 
-        optimizer.step(forward_and_backward)
+        steps.step.increment_ready()
+        strategy.optimizer_step(optimizer, forward_and_backward, task)
         steps.step.increment_completed()
         progress.increment_processed()
         self.update_lr_schedulers("step", update_plateau_schedulers=False)
+
         self.call("on_train_batch_end", outputs, batch, number)
-        trainer._logger_connector.on_batch_end()
+        if self._results:
+            logged.on_batch_end()
         progress.increment_completed()
-        trainer._logger_connector.update_train_step_metrics()
-
-
-HOOKS = (
-    "on_train_batch_start",
-    "on_before_zero_grad",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-    "on_train_batch_end",
-)
+        if self._results:
+            logged.update_train_step_metrics()

@@ -99,6 +99,11 @@ class DataModule(L.LightningDataModule, ABC):
     def names(self) -> list[str]:
         """What the numbers of the targets stand for: classes, or tokens."""
 
+    @property
+    def augmented(self) -> bool:
+        """Whether something is drawn at random for each training sample."""
+        return False
+
     def changed(self, splits: Splits) -> Splits:
         """The splits after what is done to them on purpose; the fingerprint is of those before."""
         return splits
@@ -181,7 +186,7 @@ class DataModule(L.LightningDataModule, ABC):
         rank, world_size = self.place
         if name == "train":
             order = self.training_order(split, rank, world_size)
-            return Loader(split, order, num_workers=self.num_workers, position=self.position)
+            return Loader(split, order, num_workers=self.num_workers, seeded=self.augmented, position=self.position)
         # no batch of an evaluation is larger than a forward pass of training may be
         size = min(self.batch_size, (self.micro_batch_size or self.batch_size) * world_size)
         order = BatchOrder(len(split), batch_size=size, shuffle=False, seed=self.seed, rank=rank, world_size=world_size)
