@@ -85,9 +85,7 @@ class Block(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, norm: NormFactory, norm_gain: bool) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(
-            [convolution(in_channels, channels, norm), convolution(channels, channels, norm)]
-        )
+        self.convs = nn.ModuleList([convolution(in_channels, channels, norm), convolution(channels, channels, norm)])
         self.norms = nn.ModuleList(norm(channels, "image", activation=nn.GELU()) for _ in range(2))
         for layer in self.norms:
             gain = getattr(layer, "weight", None)
