@@ -142,7 +142,7 @@ def call_problems(node: dict[Any, Any], place: str) -> Iterator[str]:
         signature = read_signature(target)
     except LookupError as error:
         if extra := OPTIONAL.get(target.split(".")[0]):
-            yield f"{place}: {target} is in a package that is not installed; pip install -e '.[{extra}]', or choose another"
+            yield f"{place}: {target} needs a package that is not there; pip install -e '.[{extra}]', or choose another"
         else:
             yield f"{place}._target_={target}: {error.args[0]}; give the path of one, package.module.Name"
         return

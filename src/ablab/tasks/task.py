@@ -170,8 +170,8 @@ class Task(L.LightningModule, ABC):
             self.earlier_counts = None
         self.switch("train")
 
-    # A schedule-free optimizer evaluates other weights than it steps from. Callbacks' hooks come first: a state to go on
-    # from is saved before the switch at a validation's start, and the best weights before the one at its end.
+    # A schedule-free optimizer evaluates other weights than it steps from. Callbacks' hooks come first: a state to go
+    # on from is saved before the switch at a validation's start, and the best weights before the one at its end.
 
     def on_validation_start(self) -> None:
         self.switch("eval")
