@@ -3,6 +3,7 @@
     python scripts/benchmark.py norms            print the table
     python scripts/benchmark.py norms --write    and put it into docs/benchmarks.md, the numbers beside it as JSON
     python scripts/benchmark.py data --threads 2 --root FOLDER
+    python scripts/benchmark.py cifar10 --rounds 5 --root FOLDER
 
 A ratio of 1.00 is the peer's speed, 2.00 takes twice as long. Each is the median over the rounds of the two times of
 one round, with the quartiles; absolute times depend on what else the machine does, ratios much less.
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import data, measures, norms, scaling, step
+from benchmarks import cifar10, data, measures, norms, scaling, step
 from benchmarks.measuring import Ratio
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 # What is written --------------------------------------------------------------------------------------------------
 
 SUITES: dict[str, Callable[[int, torch.device, Path | None], Iterator[Ratio]]] = {
+    "cifar10": cifar10.cifar10,
     "data": data.data,
     "measures": lambda rounds, device, root: measures.measures(rounds, device),
     "norms": lambda rounds, device, root: norms.norms(rounds, device),
@@ -68,7 +70,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="pairs of times, 40")
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU, 1")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--root", type=Path, help="a folder with CIFAR-10's parquet files, for data")
+    parser.add_argument("--root", type=Path, help="a folder with CIFAR-10's parquet files, for data and cifar10")
     parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)

@@ -22,7 +22,7 @@ from ablab.runs.checkpoints import BEST, read_weights
 Start = Callable[..., SimpleNamespace]
 Command = Callable[..., Any]
 
-NEEDS_DATA = {"cifar10_resnet8": "cifar10"}
+NEEDS_DATA = dict.fromkeys(("cifar10_resnet8", "cifar10_speedrun", "cifar10_speedrun_muon"), "cifar10")
 
 
 def words_for(choice: str, shared_data: Callable[[str], Path]) -> list[str]:

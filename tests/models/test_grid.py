@@ -24,6 +24,7 @@ OVER_POSITIONS = OVER_POSITIONS_ALONE | {
     "batchnorm",
     "batchnorm_weightnorm",
     "batchrenorm",
+    "fastbatchnorm",
     "evonorm_s0",
     "ghostbatchnorm",
     "groupnorm",

@@ -106,9 +106,20 @@ def test_one_cycle_starts_low_and_peaks_at_lr() -> None:
     assert seen.index(max(seen)) in (29, 30)
 
 
+def test_triangular_climbs_to_its_peak_and_falls_to_its_end() -> None:
+    seen = rates(schedules.triangular, peak=0.2, initial_ratio=0.5, final_ratio=0.1)
+    assert seen[0] == 0.25
+    assert seen[20] == 0.5
+    assert seen[10] == pytest.approx(0.375)
+    assert seen[-1] == pytest.approx(0.05 + 0.45 / 80)
+    assert rates(schedules.triangular, peak=0.0, final_ratio=0.0)[::50] == pytest.approx([0.5, 0.25])
+
+
 @pytest.mark.parametrize(
     ("schedule", "settings", "message"),
     [
+        (schedules.triangular, {"peak": 1}, "peak=1"),
+        (schedules.triangular, {"final_ratio": 2}, "final_ratio=2"),
         (schedules.cosine, {"warmup_steps": -1}, "warmup_steps=-1"),
         (schedules.constant, {"warmup_steps": -1}, "warmup_steps=-1"),
         (schedules.multistep, {"milestones": [60]}, r"milestones=\[60\]: they are shares of the run"),

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ablab.config.errors import ConfigError
 from ablab.runs import signals
-from ablab.runs.checkpoints import in_order
+from ablab.runs.checkpoints import in_order, read
 from ablab.runs.folder import go_on_command
 from ablab.runs.outcome import RunError
 from ablab.runs.resume import is_finished, resumed
@@ -93,6 +93,35 @@ def test_a_run_stopped_in_any_step_goes_on_to_the_same_bits(
             k += 1
         assert k > 1, "it was never stopped"
     assert {name.partition("-")[2] for name in places} == {"training.ckpt", "validation.ckpt", "end.ckpt"}
+
+
+@pytest.mark.parametrize(("step", "k"), [("training_step", 4), ("validation_step", 2)])
+def test_a_schedule_free_run_goes_on_to_the_same_bits(
+    run: Start, stop: Stop, go_on: Callable[[Path], None], last_weights: Callable[..., Any], step: str, k: int
+) -> None:
+    words = ["trainer=cpu", "optimizer=schedulefree_sgd", "trainer.max_epochs=2", "trainer.limit_train_batches=3"]
+    done = run(*words, *SHORT)
+    folder = stop(step, k, *words, *SHORT)
+    assert folder is not None
+    go_on(folder)
+    assert result(folder) == result(done.folder)
+    state = read(in_order(done.folder / "checkpoints")[0])  # saved before the last validation
+    assert state["optimizer_states"][0]["param_groups"][0]["train_mode"]
+    assert not torch.equal(state["state_dict"]["model.head.weight"], last_weights(done.folder)["head.weight"])
+
+
+@pytest.mark.parametrize("optimizer", ["decoupled_sgd", "muon"])
+def test_a_speed_run_goes_on_to_the_same_bits(
+    run: Start, stop: Stop, go_on: Callable[[Path], None], optimizer: str
+) -> None:
+    words = ["experiment=cifar10_speedrun", f"optimizer={optimizer}", "trainer=cpu", "data=synthetic_images"]
+    words += ["data.num_samples=60", "data.batch_size=20", "trainer.max_steps=7", "model.widths=[24,24,24]"]
+    words += ["callbacks.lookahead.start_epoch=0", "callbacks.lookahead.every_n_steps=2", "callbacks.freeze.epoch=1"]
+    expected = result(run(*words, *SHORT).folder)
+    folder = stop("training_step", 5, *words, *SHORT)
+    assert folder is not None
+    go_on(folder)
+    assert result(folder) == expected
 
 
 def test_a_run_that_is_resumed_with_other_workers_goes_on_to_the_same_bits(run: Start, stop: Stop) -> None:

@@ -25,4 +25,4 @@ class Freeze(L.Callback):
         if trainer.current_epoch < self.epoch:
             return
         for name in self.parameters:
-            pl_module.model.get_parameter(name).requires_grad_(False)  # type: ignore[union-attr,operator]
+            pl_module.model.get_parameter(name).requires_grad_(False)  # type: ignore[union-attr]

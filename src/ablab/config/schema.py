@@ -22,6 +22,7 @@ from ablab.config.errors import ConfigError, menu
 
 PLAIN_WORD = re.compile(r"[\w./%*@?|+-]+")  # what Hydra takes without quotes
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+OPTIONAL = {"lion_pytorch": "optim", "schedulefree": "optim"}  # packages that an extra of pyproject.toml brings
 SEVERAL = ("callbacks", "logger")  # the groups whose choices are several things, each with a name
 
 
@@ -140,7 +141,10 @@ def call_problems(node: dict[Any, Any], place: str) -> Iterator[str]:
     try:
         signature = read_signature(target)
     except LookupError as error:
-        yield f"{place}._target_={target}: {error.args[0]}; give the path of one, package.module.Name"
+        if extra := OPTIONAL.get(target.split(".")[0]):
+            yield f"{place}: {target} needs a package that is not there; pip install -e '.[{extra}]', or choose another"
+        else:
+            yield f"{place}._target_={target}: {error.args[0]}; give the path of one, package.module.Name"
         return
     for key, value in node.items():
         if key in HYDRA_KEYS:

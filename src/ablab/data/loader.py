@@ -113,7 +113,7 @@ class Seeded(Dataset[Batch]):
 
     def __getitem__(self, drawn: tuple[int, Sequence[int] | Tensor]) -> Batch:
         epoch, indices = drawn
-        batch = self.split[indices]  # type: ignore[index]
+        batch = self.split[indices]  # type: ignore[index]  # samples take a tensor too
         if isinstance(indices, Tensor):
             own = self.all_seeds.index_select(0, indices)
         else:

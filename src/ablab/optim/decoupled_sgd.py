@@ -13,15 +13,15 @@ from ablab.optim.groups import norms_and_others
 class DecoupledSGD(torch.optim.SGD):
     """SGD with Nesterov momentum; neither the momentum changes the size of a step nor the rate that of the decay.
 
-    Under a constant gradient Nesterov's steps are k = 1 + 1 / (1 − momentum) times the plain ones. So torch's SGD gets
-    the rate lr / k, and a weight decay by which weights lose the share weight_decay / k in a step at the full rate.
-    Gains and shifts of norms have a larger rate and the same loss; all parameters decay.
+    Under a constant gradient torch's SGD takes steps of lr / (1 − momentum). Here it gets the rate lr · (1 − momentum),
+    and a weight decay by which weights lose the share `weight_decay` in a step at the full rate. Gains and shifts of
+    norms can have a larger rate, at the same decay; all parameters decay.
 
     Args:
         params: groups as from `groups`.
-        lr: the mean step, times the gradient of the mean loss.
+        lr: the step under a constant gradient, which multiplies the gradient of the mean loss.
         momentum: of Nesterov's kind.
-        weight_decay: the mean share that a step takes from the weights.
+        weight_decay: the share that a step takes from the weights.
         norm_lr_scale: multiplies the rate of what norms learn.
 
     Raises:
@@ -45,7 +45,7 @@ class DecoupledSGD(torch.optim.SGD):
             raise ValueError(f"lr={lr}, norm_lr_scale={norm_lr_scale}: rates above 0 are needed")
         if not 0 < momentum < 1:
             raise ValueError(f"momentum={momentum}: a share of the past is needed, above 0 and below 1")
-        plain = lr / (1 + 1 / (1 - momentum))
+        plain = lr * (1 - momentum)
         groups = []
         for group in params:
             scale = norm_lr_scale if group.get("of_norms") else 1.0

@@ -59,9 +59,9 @@ class Classification(Task):
         self.label_smoothing = label_smoothing
         self.test_time_augmentation = test_time_augmentation
         num_classes = len(class_names)
-        self.train_metrics = collection(
-            {"accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False)}
-        )
+        # the data have checked their labels; doing so in each step would wait for the device
+        accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.train_metrics = collection({"accuracy": accuracy})
         for stage in ("val", "test"):
             metrics = {
                 "loss": MeanMetric(),

@@ -191,6 +191,25 @@ class Task(L.LightningModule, ABC):
                 self.metrics("train"), self.earlier_counts, rank=self.global_rank, world_size=self.trainer.world_size
             )
             self.earlier_counts = None
+        self.switch("train")
+
+    # A schedule-free optimizer evaluates other weights than it steps from. Callbacks' hooks come first: a state to go
+    # on from is saved before the switch at a validation's start, and the best weights before the one at its end.
+
+    def on_validation_start(self) -> None:
+        self.switch("eval")
+
+    def on_validation_end(self) -> None:
+        self.switch("train")
+
+    def on_train_end(self) -> None:
+        self.switch("eval")
+
+    def switch(self, mode: Literal["train", "eval"]) -> None:
+        """Tell optimizers that know of it which weights the model is to have."""
+        for optimizer in self.trainer.optimizers:
+            if hasattr(optimizer, mode):
+                getattr(optimizer, mode)()
 
     def configure_optimizers(self) -> Any:
         # Lightning cannot clip gradients that a fused optimizer is to unscale
