@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from ablab.config import help
 from ablab.config.errors import readable_errors
 from ablab.config.schema import check
+from ablab.loading import loading
 from ablab.runs.resume import is_finished, resumed
 
 CONF = Path(__file__).parent / "conf"
@@ -25,7 +26,8 @@ def main(cfg: DictConfig) -> None:
     check(cfg, root=CONF / "train.yaml")
     if is_finished(cfg):
         return
-    from ablab.train import train  # only now: torch and lightning take seconds to load, a typo should not
+    with loading():
+        from ablab.train import train  # only now: torch and lightning take seconds to load, a typo should not
 
     train(cfg)
 

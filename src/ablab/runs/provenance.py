@@ -79,8 +79,18 @@ def changes_since(record: Mapping[str, Any], then: Mapping[str, Any]) -> list[st
 @cache
 def packages() -> dict[str, str]:
     """Every installed package and its version."""
-    found = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}
+    found = dict(filter(None, map(name_and_version, metadata.distributions())))
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def name_and_version(package: metadata.Distribution) -> tuple[str, str] | None:
+    """Of an installed package; None where it does not say its name.
+
+    Only two lines are read: `package.metadata` reads all of it anew each time it is asked, and a run's start waits.
+    """
+    text = package.read_text("METADATA") or package.read_text("PKG-INFO") or ""
+    about = dict(re.findall(r"^(Name|Version): *(.*?)\s*$", text.partition("\n\n")[0], re.MULTILINE))
+    return (about["Name"], about["Version"]) if about.get("Name") else None
 
 
 @cache
