@@ -1,9 +1,12 @@
 """Train a model: python train.py norm=groupnorm data.batch_size=8 (python train.py --help shows what there is)."""
 
+import gc
+
 from ablab.runs import signals
 
 if __name__ == "__main__":
     signals.install()  # before all that takes time to import: a signal has a meaning from here on
+    gc.disable()  # until the libraries are loaded, see ablab.loading
 
 from pathlib import Path
 
