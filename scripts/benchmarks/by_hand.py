@@ -1,7 +1,7 @@
 """The default run written by hand, as a careful person does without any framework: the peer of `startup`.
 
-A ResNet-8 on scikit-learn's digits, the same stratified parts, SGD with a warmup and a cosine, a CSV of losses. It prints
-the clock after its first step, and --epochs 0 leaves it at that.
+A ResNet-8 on scikit-learn's digits, the same stratified parts, SGD with a warmup and a cosine, a CSV of losses. It
+prints the clock after its first step, and --epochs 0 leaves it at that.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ class ResNet(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
-        self.blocks = nn.Sequential(
-            Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2)
-        )
+        self.blocks = nn.Sequential(Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2))
         self.head = nn.Linear(4 * width, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -36,8 +36,8 @@ lock = threading.RLock()
 def loading() -> Iterator[None]:
     """Import within.
 
-    Imports make objects that stay, and as these pile up Python looks through all of them for garbage, time and again: a
-    tenth of a run's start, so train.py turns that off as it begins. Behind this it is on, and passes over what there is.
+    Imports make objects that stay, and as these pile up Python looks through all of them for garbage, time and again:
+    a fifth of a run's start, so train.py turns that off as it begins. Behind this it is on, and passes over them.
     """
     finder = Finder()
     gc.disable()

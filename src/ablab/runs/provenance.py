@@ -159,9 +159,15 @@ def code_hash() -> str:
 def redacted(text: str) -> str:
     """The text without the values of environment variables that are named like secrets, and what is assigned to one."""
     for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET and not os.path.exists(value):
+        if like_a_secret(name) and len(value) >= SHORTEST_SECRET and not os.path.exists(value):
             text = text.replace(value, "***")
     return IN_AN_ADDRESS.sub(r"\1***@", SECRET_ASSIGNMENT.sub(r"\1***", text))
+
+
+@cache
+def like_a_secret(name: str) -> bool:
+    """Whether an environment variable is named like a secret; asked for every text of a record."""
+    return SECRET_NAME.search(name) is not None
 
 
 def without_secrets(value: Any, key: str = "") -> Any:
