@@ -15,12 +15,14 @@ from ablab import terminal
 from ablab.callbacks.checkpoints import Checkpoints, Unsaved
 from ablab.config.build import blame, build
 from ablab.data.datamodule import DataModule
+from ablab.data.reading import set_up
 from ablab.digest import weights_digest
 from ablab.dry_run import check_launcher, check_sharding, check_trainer, dry_run
 from ablab.models.interface import InitFromData
 from ablab.norms import Norm
 from ablab.runs.checkpoints import BEST, VerifiedFiles, read_weights
 from ablab.runs.folder import go_on_command, short
+from ablab.runs.identity import plain
 from ablab.runs.outcome import Stopped
 from ablab.runs.processes import first_failure, together
 from ablab.runs.run import Run
@@ -169,7 +171,7 @@ def data_of(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test"
     data: DataModule = build(cfg.data)
     data.scored = scored
     with blame("data"):
-        data.setup("fit")
+        set_up(data, plain(cfg.data))
     return data
 
 

@@ -22,6 +22,7 @@ from ablab.ablation.grid import Prepared
 from ablab.ablation.progress import Progress
 from ablab.ablation.results import LOG
 from ablab.config.errors import ConfigError
+from ablab.data.reading import read_once
 from ablab.runs import signals
 from ablab.runs.folder import made
 from ablab.runs.outcome import Diverged, RunError, Stopped
@@ -179,6 +180,7 @@ def hand_out(
         return
 
 
+@read_once()
 def serve(pipe: Connection, device: str | None, num_threads: int) -> None:
     """Do the runs that come through a pipe, until there are no more."""
     signals.install()

@@ -83,7 +83,11 @@ class DataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def read(self) -> Splits:
-        """Read, or make, the three splits."""
+        """Read, or make, the three splits.
+
+        They do not depend on batch sizes, workers or the order's seed: runs that differ in these share them, see
+        `ablab.data.reading`. Nobody writes to what is read.
+        """
 
     @property
     @abstractmethod
@@ -109,14 +113,13 @@ class DataModule(L.LightningDataModule, ABC):
         return splits
 
     def setup(self, stage: str | None = None) -> None:
-        if self.splits is not None:
-            return
-        splits = self.read()
-        self.fingerprint = digest(splits.train.digest(), splits.val.digest(), splits.test.digest(), self.names())
-        self.splits = self.changed(replace(splits, test=getattr(splits, self.scored)))
-        if len(splits.train) < self.batch_size:
+        if self.splits is None:
+            splits = self.read()
+            self.fingerprint = digest(splits.train.digest(), splits.val.digest(), splits.test.digest(), self.names())
+            self.splits = self.changed(replace(splits, test=getattr(splits, self.scored)))
+        if len(self.splits.train) < self.batch_size:
             raise ValueError(
-                f"batch_size={self.batch_size} is more than the {len(splits.train)} training samples; "
+                f"batch_size={self.batch_size} is more than the {len(self.splits.train)} training samples; "
                 "choose a smaller one, or full"
             )
 
