@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import data, measures, norms, scaling, step
+from benchmarks import data, measures, norms, scaling, seeds, step
 from benchmarks.measuring import Ratio
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +31,7 @@ SUITES: dict[str, Callable[[int, torch.device, Path | None], Iterator[Ratio]]] =
     "data": data.data,
     "measures": lambda rounds, device, root: measures.measures(rounds, device),
     "norms": lambda rounds, device, root: norms.norms(rounds, device),
+    "seeds": lambda rounds, device, root: seeds.seeds(rounds, device),
     "step": lambda rounds, device, root: step.step(rounds, device),
     "scaling": lambda rounds, device, root: scaling.scaling(rounds, device),
 }
