@@ -1,7 +1,7 @@
 """What five seeds at once cost on one device, against one: in processes of their own, and as one stacked network.
 
-A process each is what `hydra.launcher.num_processes=5` does; every run is then the run that it is alone, to the bit. One
-network with a dimension more (`torch.func`) is written by hand here: it is no run, and rounds otherwise.
+A process each is what `hydra.launcher.num_processes=5` does; every run is then the run that it is alone, to the bit.
+One network with a dimension more (`torch.func`) is written by hand here: it is no run, and rounds otherwise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
 from ablab.optim.optimizer import make_optimizer
