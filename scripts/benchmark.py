@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cifar10, data, measures, norms, scaling, startup, step, sweep
+from benchmarks import cifar10, data, measures, norms, scaling, seeds, startup, step, sweep
 from benchmarks.measuring import Ratio, Time
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +35,7 @@ SUITES: dict[str, Callable[[int, torch.device, Path | None], Iterator[Ratio | Ti
     "data": data.data,
     "measures": lambda rounds, device, root: measures.measures(rounds, device),
     "norms": lambda rounds, device, root: norms.norms(rounds, device),
+    "seeds": lambda rounds, device, root: seeds.seeds(rounds, device),
     "step": lambda rounds, device, root: step.step(rounds, device),
     "scaling": lambda rounds, device, root: scaling.scaling(rounds, device),
     "startup": lambda rounds, device, root: startup.startup(rounds, device),

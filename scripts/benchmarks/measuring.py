@@ -54,10 +54,13 @@ def measure(
             synchronize()
             if round_number >= warmup:
                 times[one].append(time.perf_counter() - start if own_time is None else own_time)
-    ratios = [ours / theirs for ours, theirs in zip(times[step], times[peers_step], strict=True)]
-    first, median, third = quartiles(ratios)
-    milliseconds = 1000 * statistics.median(times[step])
-    return Ratio(place, what, peer, median, first, third, rounds, milliseconds)
+    return compared(place, what, times[step], peer, times[peers_step])
+
+
+def compared(place: str, what: str, ours: list[float], peer: str, theirs: list[float]) -> Ratio:
+    """The line of a table, from the times of each round in seconds."""
+    first, median, third = quartiles([one / other for one, other in zip(ours, theirs, strict=True)])
+    return Ratio(place, what, peer, median, first, third, len(ours), 1000 * statistics.median(ours))
 
 
 def spread(place: str, what: str, step: Step, rounds: int, *, warmup: int = 1) -> Time:

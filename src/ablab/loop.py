@@ -24,7 +24,7 @@ class TrainingEpoch(_TrainingEpochLoop):
     """
 
     transfer: tuple[Hook, ...]
-    hooks: dict[str, list[Hook]]
+    hooks: dict[str, list[tuple[str, Hook]]]
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         super().on_run_start(data_fetcher)
@@ -38,23 +38,25 @@ class TrainingEpoch(_TrainingEpochLoop):
             name: self.listeners(name) for name in ("on_train_batch_start", "on_before_zero_grad", "on_train_batch_end")
         }
 
-    def listeners(self, name: str) -> list[Hook]:
-        """Those who do something at a hook: callbacks, in their order, then the module."""
+    def listeners(self, name: str) -> list[tuple[str, Hook]]:
+        """Those who do something at a hook, with the names that a profile knows: callbacks, then the module."""
         trainer, task = self.trainer, self.trainer.lightning_module
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        found: list[Hook] = [
-            partial(getattr(callback, name), trainer, task)
+        found: list[tuple[str, Hook]] = [
+            (f"[Callback]{callback.state_key}.{name}", partial(getattr(callback, name), trainer, task))
             for callback in callbacks
             if getattr(type(callback), name) is not getattr(Callback, name)
         ]
         if getattr(type(task), name) is not getattr(LightningModule, name):
-            found.append(getattr(task, name))
+            found.append((f"[LightningModule].{name}", getattr(task, name)))
         return found
 
     def call(self, name: str, *arguments: Any) -> None:
         vars(self.trainer.lightning_module)["_current_fx_name"] = name  # `self.log` asks where it is called
-        for hook in self.hooks[name]:
-            hook(*arguments)
+        part = self.trainer.profiler.profile
+        for label, hook in self.hooks[name]:
+            with part(label):
+                hook(*arguments)
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         if self.restarting:
@@ -64,12 +66,14 @@ class TrainingEpoch(_TrainingEpochLoop):
         progress, steps = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
         logged = trainer._logger_connector
         before_transfer, move, after_transfer = self.transfer
+        part = trainer.profiler.profile  # costs nothing where nobody asked for a profile
 
         batch, *_ = next(data_fetcher)
         number = self.batch_idx + 1
         progress.is_last_batch = data_fetcher.done
-        batch = before_transfer(trainer.precision_plugin.convert_input(batch), 0)
-        batch = after_transfer(move(batch, strategy.root_device, 0), 0)
+        with part("[Strategy].batch_to_device"):
+            batch = before_transfer(trainer.precision_plugin.convert_input(batch), 0)
+            batch = after_transfer(move(batch, strategy.root_device, 0), 0)
         progress.increment_ready()
         logged.on_batch_start(batch)
         self.call("on_train_batch_start", batch, number)
@@ -80,7 +84,8 @@ class TrainingEpoch(_TrainingEpochLoop):
 
         def forward_and_backward() -> Tensor:
             vars(task)["_current_fx_name"] = "training_step"
-            loss = strategy.training_step(batch, number)
+            with part("[Strategy].training_step"):
+                loss = strategy.training_step(batch, number)
             assert isinstance(loss, Tensor)
             steps.zero_grad.increment_ready()
             self.call("on_before_zero_grad", optimizer)
@@ -91,7 +96,8 @@ class TrainingEpoch(_TrainingEpochLoop):
             return outputs["loss"]
 
         steps.step.increment_ready()
-        strategy.optimizer_step(optimizer, forward_and_backward, task)
+        with part("[LightningModule].optimizer_step"):
+            strategy.optimizer_step(optimizer, forward_and_backward, task)
         steps.step.increment_completed()
         progress.increment_processed()
         self.update_lr_schedulers("step", update_plateau_schedulers=False)

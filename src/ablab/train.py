@@ -74,6 +74,8 @@ def train(cfg: DictConfig) -> Run:
             began = time.perf_counter()
             trainer.fit(task, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
             run.seconds = time.perf_counter() - began
+            if trainer.profile is not None:
+                run.record["profile"] = trainer.profile.found
             run.weights = {"last": weights_digest(whole_weights(task.model))}
             chosen: dict[str, float] = {}
             if parts.checkpoints is not None and parts.checkpoints.best_score is not None:
