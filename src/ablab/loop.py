@@ -53,7 +53,7 @@ class TrainingEpoch(_TrainingEpochLoop):
 
     def call(self, name: str, *arguments: Any) -> None:
         vars(self.trainer.lightning_module)["_current_fx_name"] = name  # `self.log` asks where it is called
-        part = self.trainer.profiler.profile
+        part = self.trainer.profiler.profile  # type: ignore[attr-defined]
         for label, hook in self.hooks[name]:
             with part(label):
                 hook(*arguments)
@@ -66,7 +66,7 @@ class TrainingEpoch(_TrainingEpochLoop):
         progress, steps = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
         logged = trainer._logger_connector
         before_transfer, move, after_transfer = self.transfer
-        part = trainer.profiler.profile  # costs nothing where nobody asked for a profile
+        part = trainer.profiler.profile  # type: ignore[attr-defined]  # nothing, where nobody asked for a profile
 
         batch, *_ = next(data_fetcher)
         number = self.batch_idx + 1
