@@ -1,7 +1,8 @@
 """What a step of training costs beside its mathematics: a run's own loop, bare Lightning, and a loop written by hand.
 
-All three train the same network on the same samples with the same optimizer, count the accuracy of the epoch, look at
-every loss and gradient norm, and write loss and rate every ten steps.
+All three train the same network on as many samples with the same optimizer and count the accuracy of each epoch. The
+run and the loop by hand look at every loss and gradient norm, and write both and the rate every ten steps; tutorials,
+and so bare Lightning here, do without the look at gradients.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -33,26 +34,23 @@ from benchmarks.measuring import Ratio, measure
 CONF = Path(__file__).parents[2] / "conf"
 SKIPPED, STEPS = 10, 100  # steps of a training that are not timed, and that are
 EVERY = 10  # steps between two rows of metrics.csv
-PLACES = {
+SMALL = {
     "resnet-8, 8 digits": ("data.batch_size=8",),
     "resnet-8, 64 digits": ("data.batch_size=64",),
-    "resnet18, 128 of 32x32": (
-        "model=resnet18",
-        "data=synthetic_images",
-        "data.num_samples=2048",
-        "data.batch_size=128",
-    ),
 }
+LARGE = ("model=resnet18", "data=synthetic_images", "data.num_samples=2048", "data.batch_size=128")
+FAST = (*LARGE, "trainer.precision=bf16-mixed", "trainer.channels_last=true")
 
 
 def step(rounds: int, device: torch.device) -> Iterator[Ratio]:
     """A step of a run, and one of bare Lightning, against one of a loop by hand."""
-    trainer = "gpu" if device.type == "cuda" else "cpu"
-    for place, words in PLACES.items():
-        few = 4 if "resnet18" in place and device.type == "cpu" else STEPS
-        length = f"trainer.max_steps={SKIPPED + few}"
-        cfg = composed(f"trainer={trainer}", length, "logger=csv", "trainer.deterministic=false", *words)
+    places = {**SMALL, "resnet18, 128 of 32x32": LARGE}
+    if device.type == "cuda":
+        places["resnet18, 128 of 32x32, bf16, channels last"] = FAST
+    for place, words in places.items():
+        few = 4 if words[0] == LARGE[0] and device.type == "cpu" else STEPS
         turns = max(2, rounds // 4) if few < STEPS else rounds
+        cfg = training(device, few, *words)
 
         def timed(
             train: Callable[[DictConfig, int], float], cfg: DictConfig = cfg, few: int = few
@@ -61,6 +59,13 @@ def step(rounds: int, device: torch.device) -> Iterator[Ratio]:
 
         yield measure(place, "a run's step", timed(of_a_run), "by hand", timed(by_hand), turns, warmup=1)
         yield measure(place, "bare Lightning", timed(bare_lightning), "by hand", timed(by_hand), turns, warmup=1)
+
+
+def training(device: torch.device, steps: int, *words: str) -> DictConfig:
+    """The config of a training of so many steps, and those before that do not count."""
+    trainer = f"trainer={'gpu' if device.type == 'cuda' else 'cpu'}"
+    length = f"trainer.max_steps={SKIPPED + steps}"
+    return composed(trainer, length, "logger=csv", "trainer.deterministic=false", *words)
 
 
 def composed(*words: str) -> DictConfig:
@@ -143,6 +148,7 @@ def bare_lightning(cfg: DictConfig, steps: int) -> float:
             limit_val_batches=0,
             enable_model_summary=False,
             enable_progress_bar=False,
+            precision=cfg.trainer.precision,
         )
         module = Bare(parts)
         parts.task.trainer = trainer
@@ -150,19 +156,31 @@ def bare_lightning(cfg: DictConfig, steps: int) -> float:
     return clock.seconds / steps
 
 
-def by_hand(cfg: DictConfig, steps: int) -> float:
-    """Seconds a step of a loop without a framework."""
+def by_hand(cfg: DictConfig, steps: int, model: nn.Module | None = None) -> float:
+    """Seconds a step of a loop without a framework.
+
+    Args:
+        cfg: what is trained, on which device and in which precision.
+        steps: that are timed.
+        model: another one than the config's, of the same inputs and outputs.
+    """
     with redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
         parts = assemble(cfg)
         device = torch.device("cuda" if cfg.trainer.accelerator == "gpu" else "cpu")
-        data, model = parts.data, parts.task.model.to(device)
-        optimizer = make_optimizer(parts.task.optimizer_factory, model)
+        data, factory = parts.data, parts.task.optimizer_factory
+        if model is None:
+            model = parts.task.model.to(device)
+            optimizer = make_optimizer(factory, model)
+        else:
+            optimizer = factory(model.to(device).parameters(), fused=device.type == "cuda")
         schedule = parts.task.scheduler_factory(optimizer, SKIPPED + steps)
+        half = torch.autocast(device.type, torch.bfloat16, enabled=cfg.trainer.precision == "bf16-mixed")
         assert data.splits is not None
-        inputs, targets, *_ = data.on_after_batch_transfer(data.splits.train.whole(), 0)
+        inputs, targets, *_ = data.on_after_batch_transfer(data.splits.train[range(len(data.splits.train))], 0)
         inputs, targets = inputs.to(device), targets.to(device)
         size, position, right, seen = data.batch_size, len(targets), torch.zeros((), device=device), 0
         order = torch.empty(0)
+        good = torch.ones((), device=device, dtype=torch.bool)
         model.train()
         file = (Path(folder) / "metrics.csv").open("w", newline="")
         rows = csv.writer(file)
@@ -174,18 +192,24 @@ def by_hand(cfg: DictConfig, steps: int) -> float:
                 order, position = torch.randperm(len(targets)).to(device), 0
             chosen = order[position : position + size]
             position += size
-            logits = model(inputs[chosen])
-            loss = F.cross_entropy(logits, targets[chosen])
+            with half:
+                logits = model(inputs[chosen])
+                loss = F.cross_entropy(logits.flatten(0, -2), targets[chosen].flatten())
             optimizer.zero_grad()
             loss.backward()
             norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-            if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+            if device.type == "cuda":  # to ask in each step would wait for the device
+                good &= loss.isfinite() & norm.isfinite()
+            elif not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
                 raise RuntimeError(f"step {number}: the loss or its gradient is not finite")
             optimizer.step()
             schedule.step()
-            right += (logits.detach().argmax(-1) == targets[chosen]).sum()
-            seen += size
+            if targets.dim() == 1:
+                right += (logits.detach().argmax(-1) == targets[chosen]).sum()
+                seen += size
             if number % EVERY == 0:
+                if not good:
+                    raise RuntimeError(f"step {number} or one before: the loss or its gradient is not finite")
                 rows.writerow([number, loss.item(), norm.item(), schedule.get_last_lr()[0]])
         seconds = now() - began
         file.close()

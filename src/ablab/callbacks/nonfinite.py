@@ -78,42 +78,48 @@ class NonFinite(L.Callback):
         self.settle()  # the step before this one
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = get_total_norm(gradients)
+        sharded = isinstance(norm, DTensor)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         pl_module.observed["train/gradient_norm"] = norm
         values = torch.stack([pl_module.step_loss.to(norm.dtype), norm])
         lr = optimizer.param_groups[0]["lr"]
         self.pending = Found(trainer.global_step, trainer.current_epoch, self.batch, lr, Arriving(values))
-        if self.can_wait(optimizer, norm):
+        if norm.is_cuda and not sharded and self.can_wait(optimizer):
             if not scaled(trainer):  # whose scaler says it itself
                 optimizer.found_inf = (~values.isfinite().all()).float()
-        else:
-            self.settle()
+        elif self.settle():
             self.lower_rate(optimizer)
+            self.last["learning rate"] = optimizer.param_groups[0]["lr"]
         if self.skip:
             pl_module.observed["train/skipped_steps"] = len(self.skipped)
             pl_module.observed["train/lr"] = optimizer.param_groups[0]["lr"]  # which may be lower than the schedule's
 
-    def can_wait(self, optimizer: Any, norm: Tensor) -> bool:
+    def can_wait(self, optimizer: Any) -> bool:
         """Whether the look at a step can wait until the next one: a bad one changes no weights."""
-        left_out = all(group.get("fused") for group in optimizer.param_groups)
-        return norm.is_cuda and left_out and not self.skip and not isinstance(norm, DTensor)
+        return not self.skip and all(group.get("fused") for group in optimizer.param_groups)
 
-    def settle(self) -> None:
+    def settle(self) -> bool:
         """Look at the step that has not been looked at.
+
+        Returns:
+            whether it is good.
 
         Raises:
             Diverged: its loss or its gradient is not finite.
         """
         if self.pending is None:
-            return
+            return True
         found, self.pending = self.pending, None
         assert self.task is not None
         loss, norm = found.values.values()
         if math.isfinite(loss) and (math.isfinite(norm) or scaled(self.task.trainer)):
             self.last = {"loss": loss, "gradient norm": norm, "learning rate": found.lr}
-        elif len(self.skipped) < self.skip:
-            self.leave_out(self.task)
-        else:
+            return True
+        if len(self.skipped) == self.skip:
             raise Diverged(self.report(self.task, found, loss, norm))
+        self.leave_out(self.task)
+        return False
 
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
         self.batch, self.buffers = None, []

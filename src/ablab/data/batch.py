@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -61,7 +62,35 @@ class Splits:
     test: Split
 
 
-class Samples(Dataset[Batch]):
+class Tensors(Dataset[Batch], ABC):
+    """A split that is tensors, and can be moved to an accelerator; it is asked with a tensor of numbers too."""
+
+    @property
+    @abstractmethod
+    def all(self) -> Sequence[Tensor | None]:
+        """What it consists of."""
+
+    @abstractmethod
+    def on(self, copies: dict[Tensor, Tensor]) -> Self:
+        """The same split with other copies of its tensors, on a device."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(tensor.device for tensor in self.all if tensor is not None)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, indices: Sequence[int] | Tensor) -> Batch: ...
+
+    @abstractmethod
+    def digest(self) -> str:
+        """A hash of everything in it."""
+
+
+class Samples(Tensors):
     """Samples as tensors, in memory or in a mapped file.
 
     Args:
@@ -88,9 +117,8 @@ class Samples(Dataset[Batch]):
         return len(self.tensors.targets if self.members is None else self.members)
 
     @property
-    def device(self) -> torch.device:
-        """Where the samples are."""
-        return self.tensors.targets.device
+    def all(self) -> Sequence[Tensor | None]:
+        return self.tensors
 
     def __getitem__(self, indices: Sequence[int] | Tensor) -> Batch:
         chosen = torch.as_tensor(indices).to(self.device, non_blocking=True)
@@ -114,7 +142,6 @@ class Samples(Dataset[Batch]):
         return Samples(*self.tensors[:3], members=own, content=self.digest_of_tensors())
 
     def on(self, copies: dict[Tensor, Tensor]) -> Samples:
-        """The same split with other copies of its tensors, on a device."""
         inputs, targets, valid, *_ = (None if tensor is None else copies[tensor] for tensor in self.tensors)
         assert inputs is not None
         assert targets is not None

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from ablab.data.batch import Batch, Kind, Samples, Split, Splits
+from ablab.data.batch import Batch, Kind, Split, Splits, Tensors
 from ablab.data.loader import Loader, Seeded
 from ablab.data.order import BatchOrder
 from ablab.digest import digest
@@ -219,11 +219,11 @@ class DataModule(L.LightningDataModule, ABC):
         assert self.splits is not None, "call setup first"
         split: Split = getattr(self.splits, name)
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        if device.type != "cuda" or self.num_workers or not isinstance(split, Samples):
+        if device.type != "cuda" or self.num_workers or not isinstance(split, Tensors):
             return split
         if not self.resident:  # the parts share tensors: each is moved once
-            parts = (part for part in vars(self.splits).values() if isinstance(part, Samples))
-            tensors = {tensor for part in parts for tensor in part.tensors if tensor is not None}
+            parts = (part for part in vars(self.splits).values() if isinstance(part, Tensors))
+            tensors = {tensor for part in parts for tensor in part.all if tensor is not None}
             free, _ = torch.cuda.mem_get_info(device)
             fits = sum(tensor.nbytes for tensor in tensors) < RESIDENT_SHARE * free
             self.resident = {tensor: tensor.to(device) if fits else tensor for tensor in tensors}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ablab.data.batch import Batch, Samples, Split
+from ablab.data.batch import Batch, Split, Tensors
 from ablab.data.draws import own_seeds
 from ablab.data.order import BatchOrder
 
@@ -73,7 +73,7 @@ class Loader(Resumable, DataLoader[Batch]):
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # torch draws a seed for workers; from the global one, it would move dropout's
         )
-        if isinstance(split, Samples) and not num_workers:
+        if isinstance(split, Tensors) and not num_workers:
             order.device = split.device
         self.order = order
         self.position = position
@@ -123,5 +123,5 @@ class Seeded(Dataset[Batch]):
     @cached_property
     def all_seeds(self) -> Tensor:
         """Every sample's own seed, where the samples are: picked from there, they take one operation a step."""
-        assert isinstance(self.split, Samples), "only samples are asked for by a tensor"
+        assert isinstance(self.split, Tensors), "only samples are asked for by a tensor"
         return own_seeds(self.seed, torch.arange(len(self), device=self.split.device))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from ablab.data.batch import Batch, Kind, Splits
+from ablab.data.batch import Batch, Kind, Splits, Tensors
 from ablab.data.datamodule import DataModule
 from ablab.data.tokens import BytePairs, Bytes, Characters, Tokens
 from ablab.digest import digest
@@ -153,7 +153,7 @@ def cuts(length: int, data: DataModule, test_fraction: float) -> tuple[int, int,
     return begin, end, testing
 
 
-class Windows(Dataset[Batch]):
+class Windows(Tensors):
     """Consecutive windows of token streams; with `keep_short` the last is padded, so that every token counts once.
 
     Args:
@@ -177,9 +177,18 @@ class Windows(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, indices: Sequence[int]) -> Batch:
-        chosen = torch.as_tensor(indices)
-        positions = self.starts[chosen, None] + torch.arange(self.length)
+    @property
+    def all(self) -> Sequence[Tensor]:
+        return self.stream, self.starts, self.lasts
+
+    def on(self, copies: dict[Tensor, Tensor]) -> Windows:
+        moved = copy(self)
+        moved.stream, moved.starts, moved.lasts = (copies[tensor] for tensor in self.all)
+        return moved
+
+    def __getitem__(self, indices: Sequence[int] | Tensor) -> Batch:
+        chosen = torch.as_tensor(indices).to(self.device, non_blocking=True)
+        positions = self.starts[chosen, None] + torch.arange(self.length, device=self.device)
         last = self.lasts[chosen, None]
         inputs = self.stream[positions.minimum(last)].long()
         targets = self.stream[(positions + 1).minimum(last)].long()
