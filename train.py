@@ -1,9 +1,12 @@
 """Train a model: python train.py norm=groupnorm data.batch_size=8 (python train.py --help shows what there is)."""
 
+import gc
+
 from ablab.runs import signals
 
 if __name__ == "__main__":
     signals.install()  # before all that takes time to import: a signal has a meaning from here on
+    gc.disable()  # until the libraries are loaded, see ablab.loading
 
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from omegaconf import DictConfig
 from ablab.config import help
 from ablab.config.errors import readable_errors
 from ablab.config.schema import check
+from ablab.loading import loading
 from ablab.runs.resume import is_finished, resumed
 
 CONF = Path(__file__).parent / "conf"
@@ -25,7 +29,8 @@ def main(cfg: DictConfig) -> None:
     check(cfg, root=CONF / "train.yaml")
     if is_finished(cfg):
         return
-    from ablab.train import train  # only now: torch and lightning take seconds to load, a typo should not
+    with loading():
+        from ablab.train import train  # only now: torch and lightning take seconds to load, a typo should not
 
     train(cfg)
 

@@ -20,30 +20,40 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cifar10, data, measures, norms, scaling, step
-from benchmarks.measuring import Ratio
+from benchmarks import cifar10, data, measures, norms, scaling, seeds, startup, step, sweep
+from benchmarks.measuring import Ratio, Time
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 
 # What is written --------------------------------------------------------------------------------------------------
 
-SUITES: dict[str, Callable[[int, torch.device, Path | None], Iterator[Ratio]]] = {
+Rows = list[Ratio | Time]
+
+SUITES: dict[str, Callable[[int, torch.device, Path | None], Iterator[Ratio | Time]]] = {
     "cifar10": cifar10.cifar10,
     "data": data.data,
     "measures": lambda rounds, device, root: measures.measures(rounds, device),
     "norms": lambda rounds, device, root: norms.norms(rounds, device),
+    "seeds": lambda rounds, device, root: seeds.seeds(rounds, device),
     "step": lambda rounds, device, root: step.step(rounds, device),
     "scaling": lambda rounds, device, root: scaling.scaling(rounds, device),
+    "startup": lambda rounds, device, root: startup.startup(rounds, device),
+    "sweep": lambda rounds, device, root: sweep.sweep(rounds, device),
 }
 
 
-def table(ratios: list[Ratio]) -> str:
-    lines = ["| where | what | against | ratio (quartiles) | ms |", "|---|---|---|---|---|"]
-    for r in ratios:
-        spread = f"{r.median:.2f} ({r.first_quartile:.2f} to {r.third_quartile:.2f})"
-        lines.append(f"| {r.place} | {r.what} | {r.peer} | {spread} | {r.milliseconds:.1f} |")
-    return "\n".join(lines)
+def tables(rows: Rows) -> str:
+    """Ratios, and below them what has no peer."""
+    ratios = ["| where | what | against | ratio (quartiles) | ms |", "|---|---|---|---|---|"]
+    times = ["| where | what | s (quartiles) |", "|---|---|---|"]
+    for row in rows:
+        spread = f"{row.median:.2f} ({row.first_quartile:.2f} to {row.third_quartile:.2f})"
+        if isinstance(row, Ratio):
+            ratios.append(f"| {row.place} | {row.what} | {row.peer} | {spread} | {row.milliseconds:.1f} |")
+        else:
+            times.append(f"| {row.place} | {row.what} | {spread} |")
+    return "\n\n".join("\n".join(lines) for lines in (ratios, times) if len(lines) > 2)
 
 
 def machine(device: torch.device) -> str:
@@ -54,13 +64,17 @@ def machine(device: torch.device) -> str:
     return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
-def write(suite: str, ratios: list[Ratio], heading: str) -> None:
-    """Put the table between the suite's marks in docs/benchmarks.md, and the numbers into a JSON file."""
+def write(suite: str, rows: Rows, heading: str) -> None:
+    """Put the tables between the suite's marks in docs/benchmarks.md, and the numbers into a JSON file."""
     begin, end = f"<!-- {suite} -->", f"<!-- end of {suite} -->"
     before, _, rest = PAGE.read_text().partition(begin)
     _, _, after = rest.partition(end)
-    PAGE.write_text(f"{before}{begin}\n{heading}\n\n{table(ratios)}\n{end}{after}")
-    numbers = {"heading": heading, "ratios": [asdict(ratio) for ratio in ratios]}
+    PAGE.write_text(f"{before}{begin}\n{heading}\n\n{tables(rows)}\n{end}{after}")
+    numbers = {
+        "heading": heading,
+        "ratios": [asdict(row) for row in rows if isinstance(row, Ratio)],
+        "times": [asdict(row) for row in rows if isinstance(row, Time)],
+    }
     (PAGE.parent / f"benchmark_{suite}.json").write_text(json.dumps(numbers, indent=1) + "\n")
 
 
@@ -80,15 +94,13 @@ def main() -> None:
     command += " --root FOLDER" if chosen.root else ""
     heading = f"{machine(device)}; torch {torch.__version__}, Python {platform.python_version()}; `{command}`"
     print(heading)
-    ratios = []
-    for ratio in SUITES[chosen.suite](chosen.rounds, device, chosen.root):
-        ratios.append(ratio)
-        print(
-            f"{ratio.place:14} {ratio.what:32} {ratio.peer:18} {ratio.median:.2f}  {ratio.milliseconds:.1f} ms",
-            flush=True,
-        )
+    rows = []
+    for row in SUITES[chosen.suite](chosen.rounds, device, chosen.root):
+        rows.append(row)
+        peer, ms = (row.peer, f"{row.milliseconds:.1f} ms") if isinstance(row, Ratio) else ("", "s")
+        print(f"{row.place:14} {row.what:32} {peer:18} {row.median:.2f}  {ms}", flush=True)
     if chosen.write:
-        write(chosen.suite, ratios, heading)
+        write(chosen.suite, rows, heading)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ ALLOWED = {
             "ablab",
         ),
     },
-    "hydra_plugins": {"hydra", "omegaconf", "ablab.ablation"},
+    "hydra_plugins": {"hydra", "omegaconf", "ablab.ablation", "ablab.loading"},
     "ablab.dry_run": {"torch", "lightning", "hydra", "omegaconf", "ablab"},
     "ablab.evaluate": {"torch", "omegaconf", "ablab"},
     "ablab.train": {"lightning", "omegaconf", "ablab"},

@@ -28,6 +28,18 @@ class Ratio:
     milliseconds: float
 
 
+@dataclass(frozen=True)
+class Time:
+    """One line of a table without a peer: what something takes, in seconds."""
+
+    place: str
+    what: str
+    median: float
+    first_quartile: float
+    third_quartile: float
+    rounds: int
+
+
 def measure(
     place: str, what: str, step: Step, peer: str, peers_step: Step, rounds: int, *, warmup: int = WARMUP
 ) -> Ratio:
@@ -42,10 +54,29 @@ def measure(
             synchronize()
             if round_number >= warmup:
                 times[one].append(time.perf_counter() - start if own_time is None else own_time)
-    ratios = [ours / theirs for ours, theirs in zip(times[step], times[peers_step], strict=True)]
-    first, median, third = statistics.quantiles(ratios, n=4) if rounds > 1 else ratios * 3
-    milliseconds = 1000 * statistics.median(times[step])
-    return Ratio(place, what, peer, median, first, third, rounds, milliseconds)
+    return compared(place, what, times[step], peer, times[peers_step])
+
+
+def compared(place: str, what: str, ours: list[float], peer: str, theirs: list[float]) -> Ratio:
+    """The line of a table, from the times of each round in seconds."""
+    first, median, third = quartiles([one / other for one, other in zip(ours, theirs, strict=True)])
+    return Ratio(place, what, peer, median, first, third, len(ours), 1000 * statistics.median(ours))
+
+
+def spread(place: str, what: str, step: Step, rounds: int, *, warmup: int = 1) -> Time:
+    """Take one step again and again."""
+    times = []
+    for _ in range(warmup + rounds):
+        start = time.perf_counter()
+        own_time = step()
+        synchronize()
+        times.append(time.perf_counter() - start if own_time is None else own_time)
+    first, median, third = quartiles(times[warmup:])
+    return Time(place, what, median, first, third, rounds)
+
+
+def quartiles(values: list[float]) -> list[float]:
+    return statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
 
 
 def synchronize() -> None:

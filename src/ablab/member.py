@@ -23,6 +23,7 @@ import traceback
 from omegaconf import OmegaConf
 
 from ablab.config.errors import ConfigError
+from ablab.loading import loading
 from ablab.runs.outcome import CRASHED, FINISHED, RunError, Stopped
 from ablab.runs.place import REPORTS
 
@@ -34,7 +35,8 @@ def main() -> None:
     sys.path[:] = told["path"]
     threading.Thread(target=leave_with_the_starter, daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the first process speaks for all
-    from ablab.train import train
+    with loading():
+        from ablab.train import train
 
     try:
         train(OmegaConf.create(told["config"]))

@@ -15,12 +15,14 @@ from ablab import terminal
 from ablab.callbacks.checkpoints import Checkpoints, Unsaved
 from ablab.config.build import blame, build
 from ablab.data.datamodule import DataModule
+from ablab.data.reading import set_up
 from ablab.digest import weights_digest
 from ablab.dry_run import check_launcher, check_sharding, check_trainer, dry_run
 from ablab.models.interface import InitFromData
 from ablab.norms import Norm
 from ablab.runs.checkpoints import BEST, VerifiedFiles, read_weights
 from ablab.runs.folder import go_on_command, short
+from ablab.runs.identity import plain
 from ablab.runs.outcome import Stopped
 from ablab.runs.processes import first_failure, together
 from ablab.runs.run import Run
@@ -72,6 +74,8 @@ def train(cfg: DictConfig) -> Run:
             began = time.perf_counter()
             trainer.fit(task, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
             run.seconds = time.perf_counter() - began
+            if trainer.profile is not None:
+                run.record["profile"] = trainer.profile.found
             run.weights = {"last": weights_digest(whole_weights(task.model))}
             chosen: dict[str, float] = {}
             if parts.checkpoints is not None and parts.checkpoints.best_score is not None:
@@ -169,7 +173,7 @@ def data_of(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test"
     data: DataModule = build(cfg.data)
     data.scored = scored
     with blame("data"):
-        data.setup("fit")
+        set_up(data, plain(cfg.data))
     return data
 
 

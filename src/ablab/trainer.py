@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
+from lightning.pytorch.profilers import PassThroughProfiler
 from torch import nn
+
+from ablab.callbacks.profile import Profile
+from ablab.loop import TrainingEpoch
 
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
@@ -18,11 +25,24 @@ class Trainer(LightningTrainer):
         compile: translate the model's forward and backward pass with `torch.compile`, in this mode; "reduce-overhead"
             and "max-autotune" replay them as CUDA graphs. None carries out the operations as they are written.
         channels_last: keep images as N, H, W, C in memory, for which GPUs have faster convolutions.
+        profile: say where the time of a step goes, see `ablab.callbacks.profile`.
+        callbacks: what is done beside the training.
         settings: Lightning's own.
     """
 
-    def __init__(self, *, compile: Mode | None = None, channels_last: bool = False, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(
+        self,
+        *,
+        compile: Mode | None = None,
+        channels_last: bool = False,
+        profile: bool = False,
+        callbacks: Sequence[Callback] = (),
+        **settings: Any,
+    ) -> None:
+        self.profile = Profile() if profile else None
+        callbacks = [*callbacks, *([self.profile] if self.profile else [])]
+        super().__init__(callbacks=callbacks, profiler=Unobserved(), **settings)
+        self.fit_loop.epoch_loop = TrainingEpoch(self, min_steps=self.min_steps, max_steps=self.max_steps)
         self.compile = compile
         self.channels_last = channels_last
 
@@ -32,3 +52,12 @@ class Trainer(LightningTrainer):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.compile is not None:
             model.compile(mode=self.compile, dynamic=False)
+
+
+class Unobserved(PassThroughProfiler):
+    """No profile, and no work for it: Lightning's own makes a context for each of the fifty hooks of a step."""
+
+    nothing = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        return self.nothing

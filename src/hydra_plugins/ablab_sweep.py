@@ -13,6 +13,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from ablab.loading import loading
+
 
 class AblationSweeper(Sweeper):
     """Runs an ablation, or the grid that the words of a command make; see `ablab.ablation.sweep`."""
@@ -29,7 +31,8 @@ class AblationSweeper(Sweeper):
             raise HydraException(f"hydra/launcher: {error}; pip install {package}") from error
 
     def sweep(self, arguments: list[str]) -> Any:
-        from ablab.ablation.sweep import sweep  # only now: it loads torch and pandas
+        with loading():
+            from ablab.ablation.sweep import sweep  # only now: it loads torch and pandas
 
         assert self.hydra_context is not None
         assert self.config is not None

@@ -289,9 +289,44 @@ def test_each_process_has_a_gpu_of_those_that_are_given(monkeypatch: pytest.Monk
     assert local.workers("gpus") == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-8932f937")
     assert local.workers("gpus") == ["5", "GPU-8932f937"]
+    assert local.workers(3) == ["5", "GPU-8932f937", "5"], "more processes than GPUs share them"
+    assert local.workers(1) == [None], "one sees all"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert local.workers("gpus") == [None]
     assert local.workers(3) == [None] * 3
+
+
+def test_a_run_beside_others_has_workers_for_its_data(command: Command, undisturbed: Path, tmp_path: Path) -> None:
+    words = (GRID[0], "norm=batchnorm,groupnorm", "data.batch_size=32", "seed=0", *SMALL, "data.num_workers=1")
+    result = command(*words, "hydra.launcher.num_processes=2")
+    assert result.returncode == 0, result.stderr
+    done = outcomes(tmp_path / "runs" / "norm_batch_size")
+    assert list(done.values()) == [outcome for name, outcome in outcomes(undisturbed).items() if name in done]
+
+
+def test_a_sweep_needs_no_weights_and_biases(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "wandb.py").write_text("raise ModuleNotFoundError('wandb is not installed')")
+    result = command("-m", "seed=0,1", "hydra.launcher.num_processes=2", *SMALL, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+
+
+def test_ctrl_c_on_several_processes_leaves_runs_that_can_be_gone_on_with(
+    command: Command, undisturbed: Path, tmp_path: Path
+) -> None:
+    words = (*GRID, "hydra.launcher.num_processes=2")
+    launch, folder = start(tmp_path, *words), tmp_path / "runs" / "norm_batch_size"
+    until = time.monotonic() + 120
+    while not [record for record in records(folder).values() if record["status"] == "running"]:
+        assert time.monotonic() < until
+        assert launch.poll() is None, launch.communicate()
+        time.sleep(0.01)
+    os.killpg(launch.pid, signal.SIGINT)  # as a terminal does: to all of its processes
+    printed, _ = launch.communicate(timeout=120)
+    assert launch.returncode == 75, printed
+    assert "running" not in {record["status"] for record in records(folder).values()}
+    result = command(*words)
+    assert result.returncode == 0, result.stderr
+    assert outcomes(folder) == outcomes(undisturbed)
 
 
 def test_a_job_of_slurm_is_one_run_of_an_ablation_with_a_file(undisturbed: Path, tmp_path: Path) -> None:

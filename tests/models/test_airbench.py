@@ -70,7 +70,7 @@ def test_the_steps_are_those_of_a_loop_by_hand(
         batches += [data.on_after_batch_transfer(batch, 0) for batch in loader]
     norms = [p for name, p in model.named_parameters() if "norms" in name and p.requires_grad]
     others = [p for name, p in model.named_parameters() if "norms" not in name and p.requires_grad]
-    # as in the paper: the loss is summed, so rates are divided by the samples of a batch
+    # as in the paper: the loss is summed, so rates are divided by the batch's samples; its k is 1 + 1 / (1 - momentum)
     size = len(batches[0].targets)
     lr = 11.5 / (1 + 1 / 0.15) / size
     decay = 0.0133 * 0.15

@@ -151,7 +151,7 @@ def small_files() -> Iterator[Callable[[int], None]]:
 
 
 def test_rows_that_find_no_room_leave_those_before_them(tmp_path: Path, small_files: Callable[[int], None]) -> None:
-    log = MetricsCSV(tmp_path, flush_every=1000)
+    log = MetricsCSV(tmp_path, seconds=1000)
     log.log_metrics({"a": 1.0}, 0)
     log.save()
     before = (tmp_path / "metrics.csv").read_text()

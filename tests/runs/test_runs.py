@@ -128,7 +128,7 @@ def test_a_login_is_found_without_asking(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_values_of_the_csv_read_back_as_the_same_floats(tmp_path: Path) -> None:
-    log = MetricsCSV(tmp_path, flush_every=2)
+    log = MetricsCSV(tmp_path, seconds=0)
     values = [1 / 3, 1e-300, float("inf"), -0.0]
     for step, value in enumerate(values):
         log.log_metrics({"a": value}, step)

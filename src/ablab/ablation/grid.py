@@ -21,9 +21,10 @@ from ablab.ablation.results import RECORD, put, status_of
 from ablab.ablation.words import short
 from ablab.config.errors import CONF, ConfigError
 from ablab.config.schema import check, quoted
+from ablab.data.reading import what_is_read
 from ablab.runs.folder import read_record
 from ablab.runs.folder import short as short_path
-from ablab.runs.identity import identity
+from ablab.runs.identity import identity, plain
 from ablab.runs.provenance import code_hash
 
 Compose = Callable[[Words], DictConfig]
@@ -164,7 +165,7 @@ class Grid:
                 if not run.done:
                     HydraConfig.instance().set_config(run.hydra)
                     data, _, _ = tried(without_accelerator(run.cfg) if self.elsewhere else run.cfg)
-                    self.fingerprints[of_data(run.cfg)] = data.fingerprint
+                    self.fingerprints[what_is_read(plain(run.cfg.data))] = data.fingerprint
             except ConfigError as error:
                 found.setdefault(str(error), []).append(run.plan.cell_label)
         if found:
@@ -195,7 +196,7 @@ class Grid:
         """Of a run's data; they are read once for all runs with the same ones."""
         from ablab.train import data_of
 
-        key = of_data(run.cfg)
+        key = what_is_read(plain(run.cfg.data))
         if key not in self.fingerprints:
             self.fingerprints[key] = data_of(run.cfg).fingerprint
         return self.fingerprints[key]
@@ -210,12 +211,6 @@ class Grid:
             "tuning": tuning,
         }
         put(self.folder / RECORD, json.dumps(content, indent=2) + "\n")
-
-
-def of_data(cfg: DictConfig) -> str:
-    """What decides on the data: their config but for the seed, which is of their order."""
-    content: Any = OmegaConf.to_container(cfg.data, resolve=True)
-    return json.dumps({**content, "seed": None}, sort_keys=True)
 
 
 def without_accelerator(cfg: DictConfig) -> DictConfig:

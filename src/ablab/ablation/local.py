@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import signal
 import time
 import traceback
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from ablab.ablation.grid import Prepared
 from ablab.ablation.progress import Progress
 from ablab.ablation.results import LOG
 from ablab.config.errors import ConfigError
+from ablab.data.reading import read_once
 from ablab.runs import signals
 from ablab.runs.folder import made
 from ablab.runs.outcome import Diverged, RunError, Stopped
@@ -59,18 +62,21 @@ def launch(runs: list[Prepared], num_processes: int | str, progress: Progress) -
 def workers(num_processes: int | str) -> list[str | None]:
     """For each process the GPU that it alone sees, as CUDA_VISIBLE_DEVICES names it, or None.
 
+    More processes than GPUs share them evenly; a single process sees all of them.
+
     Raises:
         ConfigError: it is no number of processes.
     """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")  # a cluster's, which names the GPUs that are ours
+    number = torch.cuda.device_count()
+    gpus: list[str | None] = [*(given.split(",") if given else map(str, range(number)))][:number] or [None]
     if num_processes == "gpus":
-        number = torch.cuda.device_count()
-        given = os.environ.get("CUDA_VISIBLE_DEVICES")  # a cluster's, which names the GPUs that are ours
-        return [*(given.split(",") if given else map(str, range(number)))][:number] or [None]
+        return gpus
     if not str(num_processes).isdecimal() or int(num_processes) < 1:
         raise ConfigError(
             f"hydra.launcher.num_processes={num_processes}: give a whole number from 1 on, or gpus for one on each GPU"
         )
-    return [None] * int(num_processes)
+    return [None] if int(num_processes) == 1 else [gpus[i % len(gpus)] for i in range(int(num_processes))]
 
 
 def in_this_process(runs: list[Prepared], progress: Progress) -> None:
@@ -119,14 +125,18 @@ def at_work(cfg: DictConfig) -> str:
 
 
 def in_processes(runs: list[Prepared], progress: Progress, devices: list[str | None]) -> None:
-    """Do several runs at once, each process one after another."""
-    context = mp.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // len(devices))
+    """Do several runs at once, each process one after another.
+
+    The processes are forked from one that has loaded the libraries, and nothing else: no GPU, no threads.
+    """
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["ablab.train"])
+    threads = max(1, torch.get_num_threads() // len(devices))
     pipes: dict[Connection, Prepared | None] = {}
     processes = []
     for device in devices[: len(runs)]:
         ours, theirs = context.Pipe()
-        processes.append(context.Process(target=serve, args=(theirs, device, threads), daemon=True))
+        processes.append(context.Process(target=serve, args=(theirs, device, threads, dict(os.environ))))
         processes[-1].start()
         theirs.close()  # the worker's end is the worker's alone: it notices when this process is gone, and we its end
         pipes[ours] = None
@@ -141,7 +151,10 @@ def in_processes(runs: list[Prepared], progress: Progress, devices: list[str | N
                 passed_on = True
                 todo.clear()
                 for process in processes:
-                    os.kill(process.pid or 0, signals.requested)
+                    with suppress(ProcessLookupError):  # it has ended
+                        # a second SIGINT would end a run at once, and a terminal's Ctrl-C has sent it one
+                        interrupted = signals.requested == signal.SIGINT
+                        os.kill(process.pid or 0, signal.SIGTERM if interrupted else signals.requested)
             ready = wait([pipe for pipe, run in pipes.items() if run], timeout=0.2)
             for pipe, run in [(pipe, run) for pipe, run in pipes.items() if pipe in ready and run]:
                 try:
@@ -179,10 +192,12 @@ def hand_out(
         return
 
 
-def serve(pipe: Connection, device: str | None, num_threads: int) -> None:
+@read_once()
+def serve(pipe: Connection, device: str | None, num_threads: int, environment: Mapping[str, str]) -> None:
     """Do the runs that come through a pipe, until there are no more."""
     signals.install()
     signals.begin()  # those that the parent passes on are for the run in hand
+    os.environ.update(environment)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     torch.set_num_threads(num_threads)

@@ -30,6 +30,7 @@ from ablab.ablation.results import score, status_of
 from ablab.ablation.words import check_of_many
 from ablab.config.errors import ConfigError
 from ablab.config.schema import quoted, show
+from ablab.data.reading import read_once
 from ablab.runs import signals
 from ablab.runs.folder import short
 from ablab.runs.outcome import RunError, Stopped
@@ -37,6 +38,7 @@ from ablab.runs.outcome import RunError, Stopped
 STUDY = "study.db"
 
 
+@read_once()
 def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, num_trials: int, seed: int) -> None:
     """Look for the best values of the words that have several, by the metric that the run monitors.
 

@@ -19,12 +19,14 @@ from ablab.ablation.report import show, write
 from ablab.ablation.results import LOG, last_line, read, read_curve
 from ablab.ablation.tuning import outcome
 from ablab.ablation.words import asked_for
+from ablab.data.reading import read_once
 from ablab.runs.folder import read_record, short
 from ablab.runs.outcome import Diverged, RunError
 from ablab.runs.provenance import command
 from hydra_plugins.ablab_sweep import LocalLauncher, SlurmLauncher
 
 
+@read_once()
 def sweep(words: Words, cfg: DictConfig, loader: ConfigLoader, launcher: Launcher) -> Any:
     """Do what is missing of an ablation, and write its report.
 

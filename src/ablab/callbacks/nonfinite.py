@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -15,14 +16,29 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from ablab.data.batch import Batch
+from ablab.data.draws import seed_step
 from ablab.runs.outcome import Diverged
-from ablab.tasks.task import Task
+from ablab.tasks.arriving import Arriving
+from ablab.tasks.task import Task, without_exchange
+
+
+@dataclass
+class Found:
+    """What a step had before its weights were to take it; `loss` and `norm` may still be on their way."""
+
+    step: int
+    epoch: int
+    batch: Batch
+    lr: float
+    values: Arriving
 
 
 class NonFinite(L.Callback):
     """Ends a run whose loss or gradient is not finite, before the weights take the step; logs `train/gradient_norm`.
 
-    With a gradient scaler (16-mixed), whose gradients overflow now and then on purpose, only the loss is looked at.
+    On a GPU, an optimizer that leaves such a step out by itself (those with `fused=true`) is not waited for: the run
+    ends one step later, with the weights of before, and always before they are saved. With a gradient scaler
+    (16-mixed), whose gradients overflow now and then on purpose, only the loss is looked at.
 
     Args:
         skip: this many such steps of a run are left out (weights, averages and schedule of momentum as if they had not
@@ -44,6 +60,12 @@ class NonFinite(L.Callback):
         self.last: dict[str, float] = {}
         self.batch: Batch | None = None
         self.buffers: list[Tensor] = []
+        self.pending: Found | None = None
+        self.task: Task | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        self.task = pl_module
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *rest: Any) -> None:
         self.batch = batch
@@ -52,30 +74,56 @@ class NonFinite(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         assert isinstance(pl_module, Task)
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        norm = float(get_total_norm(gradients))
-        loss = float(pl_module.step_loss)
-        scaled = isinstance(trainer.precision_plugin, MixedPrecision) and trainer.precision_plugin.scaler is not None
-        bad = not math.isfinite(loss) or (not scaled and not math.isfinite(norm))
-        if not bad:
-            self.lower_rate(optimizer)
-            self.last = {"loss": loss, "gradient norm": norm, "learning rate": optimizer.param_groups[0]["lr"]}
-        elif len(self.skipped) < self.skip:
-            self.leave_out(trainer, pl_module)
+        assert self.batch is not None
+        self.settle()  # the step before this one
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = get_total_norm(gradients)
+        pl_module.observed["train/gradient_norm"] = norm
+        values = torch.stack([pl_module.step_loss.to(norm.dtype), norm])
+        lr = optimizer.param_groups[0]["lr"]
+        self.pending = Found(trainer.global_step, trainer.current_epoch, self.batch, lr, Arriving(values))
+        if self.can_wait(optimizer, norm):
+            if not scaled(trainer):  # whose scaler says it itself
+                optimizer.found_inf = (~values.isfinite().all()).float()
         else:
-            raise Diverged(self.report(trainer, pl_module, loss, norm))
-        # in every step: Lightning repeats an epoch's last value in later rows, which a resumed run would not know
-        pl_module.log("train/gradient_norm", norm)
+            self.settle()
+            self.lower_rate(optimizer)
         if self.skip:
-            pl_module.log("train/skipped_steps", float(len(self.skipped)))
-            pl_module.log("train/lr", optimizer.param_groups[0]["lr"])  # which may be lower than the schedule's
+            pl_module.observed["train/skipped_steps"] = len(self.skipped)
+            pl_module.observed["train/lr"] = optimizer.param_groups[0]["lr"]  # which may be lower than the schedule's
+
+    def can_wait(self, optimizer: Any, norm: Tensor) -> bool:
+        """Whether the look at a step can wait until the next one: a bad one changes no weights."""
+        left_out = all(group.get("fused") for group in optimizer.param_groups)
+        return norm.is_cuda and left_out and not self.skip and not isinstance(norm, DTensor)
+
+    def settle(self) -> None:
+        """Look at the step that has not been looked at.
+
+        Raises:
+            Diverged: its loss or its gradient is not finite.
+        """
+        if self.pending is None:
+            return
+        found, self.pending = self.pending, None
+        assert self.task is not None
+        loss, norm = found.values.values()
+        if math.isfinite(loss) and (math.isfinite(norm) or scaled(self.task.trainer)):
+            self.last = {"loss": loss, "gradient norm": norm, "learning rate": found.lr}
+        elif len(self.skipped) < self.skip:
+            self.leave_out(self.task)
+        else:
+            raise Diverged(self.report(self.task, found, loss, norm))
 
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
         self.batch, self.buffers = None, []
 
-    def leave_out(self, trainer: L.Trainer, task: Task) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.settle()
+
+    def leave_out(self, task: Task) -> None:
         """Take no step: parameters without gradients stay as they are, and the norms' averages get their old values."""
-        self.skipped.append(trainer.global_step)
+        self.skipped.append(task.trainer.global_step)
         for parameter in task.parameters():
             parameter.grad = None
         for buffer, old in zip(task.model.buffers(), self.buffers, strict=True):
@@ -96,40 +144,54 @@ class NonFinite(L.Callback):
 
         handle = optimizer.register_step_post_hook(restore)
 
-    def report(self, trainer: L.Trainer, task: Task, loss: float, norm: float) -> str:
+    def report(self, task: Task, found: Found, loss: float, norm: float) -> str:
         """What is not finite, where it begins, what the last good step was, and what may help."""
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the loss is {loss:.4g}, its gradient {norm}"
         last = ", ".join(f"{name} {value:.4g}" for name, value in self.last.items()) or "none: it was the first"
-        group = trainer.optimizers[0].param_groups[0]
+        group = task.trainer.optimizers[0].param_groups[0]
         rate = group.get("initial_lr", group["lr"])
         return (
-            f"step {trainer.global_step} (epoch {trainer.current_epoch}): {what}; {self.where(task)}.\n"
+            f"step {found.step} (epoch {found.epoch}): {what}; {self.where(task, found)}.\n"
             f"  The last finite step had {last}.\n"
             f"  What often helps: a lower rate (optimizer.lr={0.3 * rate:.1g}), trainer.gradient_clip_val=1.0, "
             "scheduler.warmup_steps=100; or leaving such steps out, callbacks.nonfinite.skip=3"
         )
 
-    def where(self, task: Task) -> str:
+    def where(self, task: Task, found: Found) -> str:
         """The first module of the forward pass whose output is not finite, or the last whose gradient is not."""
-        assert self.batch is not None
-        if not finite(self.batch.inputs):
+        if not finite(found.batch.inputs):
             return "its inputs are not finite"
-        task.derive_random_numbers()  # dropout as it was
-        with first_non_finite(task.model) as found, torch.no_grad():
-            for part in self.batch.parts(task.micro_batch_size):
-                task(part)
-        if found:
-            return f"the first output that is not finite is that of {found[0]}"
+        later = task.trainer.global_step > found.step or self.batch is not found.batch
+        seed_step(task.seed, found.step, task.global_rank)  # dropout as it was
+        if later:  # the gradients are another step's
+            task.trainer.optimizers[0].zero_grad()
+        with (
+            first_non_finite(task.model) as places,
+            torch.set_grad_enabled(later),
+            without_exchange(task.trainer.strategy),
+        ):
+            for part in found.batch.parts(task.micro_batch_size):
+                loss = task.loss(task(part), part)
+                if later and not places:
+                    loss.backward()
+        if places:
+            return f"the first output that is not finite is that of {places[0]}"
         names = [n for n, p in task.named_parameters() if p.grad is not None and not finite(p.grad)]
         if not names:
             return "all outputs and gradients of this process are finite"
         return f"all outputs are finite, and the first gradient that is not is that of {names[-1]}"
 
     def state_dict(self) -> dict[str, Any]:
+        self.settle()  # nothing is saved that is not known to be finite
         return {"skipped": self.skipped, "last": self.last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped, self.last = list(state_dict["skipped"]), dict(state_dict["last"])
+
+
+def scaled(trainer: L.Trainer) -> bool:
+    """Whether a gradient scaler leaves steps out by itself."""
+    return isinstance(trainer.precision_plugin, MixedPrecision) and trainer.precision_plugin.scaler is not None
 
 
 def finite(tensor: Tensor) -> bool:

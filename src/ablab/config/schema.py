@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -216,7 +217,7 @@ class Aliases(ast.NodeTransformer):
         self.module = module
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        found = None if node.id in WORDS else find(self.module, node.id)
+        found = None if node.id in WORDS else find(self.module, node.id, in_standard_library=False)
         if found is not None and isinstance(found[0], ast.Assign):
             value = found[0].value
             if isinstance(value, ast.Subscript | ast.BinOp):
@@ -225,8 +226,19 @@ class Aliases(ast.NodeTransformer):
 
 
 @cache
-def find(module: str, name: str) -> tuple[ast.ClassDef | ast.FunctionDef | ast.Assign, str] | None:
-    """The definition of a name and the module where it stands, through any number of re-exports."""
+def find(
+    module: str, name: str, *, in_standard_library: bool = True
+) -> tuple[ast.ClassDef | ast.FunctionDef | ast.Assign, str] | None:
+    """The definition of a name and the module where it stands, through any number of re-exports.
+
+    Args:
+        module: where the name is used.
+        name: of a class, a function or a value.
+        in_standard_library: look there too; its large modules take time to read, and what annotations take from them,
+            Optional, Path or timedelta, stands for nothing else.
+    """
+    if not in_standard_library and module.partition(".")[0] in sys.stdlib_module_names:
+        return None
     source = source_file(module)
     if source is None:
         return None
@@ -242,7 +254,9 @@ def find(module: str, name: str) -> tuple[ast.ClassDef | ast.FunctionDef | ast.A
                     for _ in range(node.level - 1):
                         package = package.rpartition(".")[0]
                     origin = ".".join(filter(None, [package if node.level else "", node.module]))
-                    if (origin, alias.name) != (module, name) and (found := find(origin, alias.name)):
+                    if (origin, alias.name) == (module, name):
+                        continue
+                    if found := find(origin, alias.name, in_standard_library=in_standard_library):
                         return found
     return None
 

@@ -77,6 +77,12 @@ class Augment:
         self.mixup = mixup
         self.cutmix = cutmix
 
+    @property
+    def on(self) -> bool:
+        """Whether anything is done at all."""
+        moved = self.crop_padding or self.flip != "none"
+        return bool(moved or self.color_jitter or self.cutout or self.mixup or self.cutmix)
+
     def before(self, batch: Batch, value_range: tuple[float, float]) -> Batch:
         """What is done to images as they are stored."""
         assert batch.seeds is not None

@@ -83,7 +83,11 @@ class DataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def read(self) -> Splits:
-        """Read, or make, the three splits."""
+        """Read, or make, the three splits.
+
+        They do not depend on batch sizes, workers or the order's seed: runs that differ in these share them, see
+        `ablab.data.reading`. Nobody writes to what is read.
+        """
 
     @property
     @abstractmethod
@@ -99,19 +103,23 @@ class DataModule(L.LightningDataModule, ABC):
     def names(self) -> list[str]:
         """What the numbers of the targets stand for: classes, or tokens."""
 
+    @property
+    def augmented(self) -> bool:
+        """Whether something is drawn at random for each training sample."""
+        return False
+
     def changed(self, splits: Splits) -> Splits:
         """The splits after what is done to them on purpose; the fingerprint is of those before."""
         return splits
 
     def setup(self, stage: str | None = None) -> None:
-        if self.splits is not None:
-            return
-        splits = self.read()
-        self.fingerprint = digest(splits.train.digest(), splits.val.digest(), splits.test.digest(), self.names())
-        self.splits = self.changed(replace(splits, test=getattr(splits, self.scored)))
-        if len(splits.train) < self.batch_size:
+        if self.splits is None:
+            splits = self.read()
+            self.fingerprint = digest(splits.train.digest(), splits.val.digest(), splits.test.digest(), self.names())
+            self.splits = self.changed(replace(splits, test=getattr(splits, self.scored)))
+        if len(self.splits.train) < self.batch_size:
             raise ValueError(
-                f"batch_size={self.batch_size} is more than the {len(splits.train)} training samples; "
+                f"batch_size={self.batch_size} is more than the {len(self.splits.train)} training samples; "
                 "choose a smaller one, or full"
             )
 
@@ -155,6 +163,11 @@ class DataModule(L.LightningDataModule, ABC):
         batch = self.on_after_batch_transfer(Seeded(self.splits.train, self.seed)[0, indices], 0)
         return batch.parts(self.micro_batch_size)[-1]  # the last part is the smallest
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        if batch.targets.device == device:
+            return batch
+        return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in batch))  # type: ignore[arg-type]
+
     def first(self, number: int) -> Batch:
         """The first training samples, at most so many, as a model gets them where nothing is augmented."""
         assert self.splits is not None, "call setup first"
@@ -176,7 +189,7 @@ class DataModule(L.LightningDataModule, ABC):
         rank, world_size = self.place
         if name == "train":
             order = self.training_order(split, rank, world_size)
-            return Loader(split, order, num_workers=self.num_workers, position=self.position)
+            return Loader(split, order, num_workers=self.num_workers, seeded=self.augmented, position=self.position)
         # no batch of an evaluation is larger than a forward pass of training may be
         size = min(self.batch_size, (self.micro_batch_size or self.batch_size) * world_size)
         order = BatchOrder(len(split), batch_size=size, shuffle=False, seed=self.seed, rank=rank, world_size=world_size)

@@ -37,7 +37,9 @@ def in_epoch(seeds: Tensor, epoch: Tensor) -> Tensor:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Begin the global random numbers of torch, NumPy and Python anew, for a step of training in a process."""
     drawn = int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:8])
-    torch.manual_seed(drawn)
+    torch.default_generator.manual_seed(drawn)  # torch.manual_seed asks every kind of accelerator, even those not there
+    if torch.cuda.is_initialized():
+        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(drawn)
     np.random.seed(drawn % 2**32)  # noqa: NPY002 (others' code draws from it)
     random.seed(drawn)
 

@@ -117,6 +117,10 @@ class LabelledData(DataModule):
             shown = ", ".join(empty if len(empty) <= 6 else [*empty[:5], f"{len(empty) - 5} more"])
             raise ValueError(f"no training sample has the class {shown}; give some, or leave the class out")
 
+    @property
+    def augmented(self) -> bool:
+        return self.augment is not None and self.augment.on
+
     def changed(self, splits: Splits) -> Splits:
         if self.shift is None:
             return splits

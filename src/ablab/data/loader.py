@@ -49,8 +49,9 @@ class Loader(Resumable, DataLoader[Batch]):
 
     Args:
         split: where the samples are.
-        order: which of them make up each batch; its seed also gives training samples theirs.
+        order: which of them make up each batch; its seed also gives samples theirs.
         num_workers: processes that fetch batches.
+        seeded: the batches carry each sample's seed, for what is drawn for it.
         position: the epoch, and the number of its batches that training has seen.
     """
 
@@ -60,12 +61,13 @@ class Loader(Resumable, DataLoader[Batch]):
         order: BatchOrder,
         *,
         num_workers: int = 0,
+        seeded: bool = False,
         position: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         # batch_size=None: what the sampler gives goes to the split whole, which answers with a whole batch
         super().__init__(
-            Seeded(split, order.seed) if order.shuffle else split,  # type: ignore[arg-type]
-            sampler=InEpoch(order) if order.shuffle else order,
+            Seeded(split, order.seed) if seeded else split,  # type: ignore[arg-type]
+            sampler=InEpoch(order) if seeded else order,
             batch_size=None,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
@@ -80,7 +82,10 @@ class Loader(Resumable, DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # A generator: it runs at the first `next`, and by then Lightning has restored where the run is.
         self.order.epoch, self.order.start = self.position()
-        yield from super().__iter__()
+        if self.num_workers:
+            yield from super().__iter__()
+        else:  # torch's own way collates, and counts, what is a whole batch already
+            yield from map(self.dataset.__getitem__, self.sampler)
 
 
 class InEpoch(Sampler[Any]):

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ablab.optim.groups import parameter_groups
 
 
-def make_optimizer(factory: Callable[..., Optimizer], model: nn.Module) -> Optimizer:
+def make_optimizer(factory: Callable[..., Optimizer], model: nn.Module, *, fused: bool = True) -> Optimizer:
     """Give an optimizer the model's parameters, in groups with and without weight decay.
 
     Args:
         factory: a `functools.partial` of an optimizer class; its `weight_decay` applies to the decayed group. A class
             that treats parameters otherwise has a function `groups(model, settings)` that makes its groups.
         model: whose parameters are trained.
+        fused: where the settings leave `fused` open and all parameters are on a GPU, let one kernel treat them all.
 
     Raises:
         ValueError: a negative or infinite hyperparameter, or a module that does not say what of it decays.
@@ -32,6 +34,12 @@ def make_optimizer(factory: Callable[..., Optimizer], model: nn.Module) -> Optim
             raise ValueError(f"{name}={value}: a share of the past is kept, at least 0 and below 1")
     if settings.get("nesterov") and settings.get("momentum", 0) == 0:
         raise ValueError("momentum=0, nesterov=true: Nesterov's is a momentum; set optimizer.nesterov=false")
+    if (
+        fused
+        and settings.get("fused", False) is None
+        and all(type(p.data) is Tensor and p.is_cuda for p in model.parameters())
+    ):
+        factory = partial(factory, fused=True)
     return factory(groups_for(factory, model))
 
 

@@ -30,6 +30,7 @@ WITHOUT_EFFECT = (
     *PLACES,
     "trainer.log_every_n_steps",
     "trainer.enable_*",
+    "trainer.profile",
     "trainer.strategy.timeout",
 )
 

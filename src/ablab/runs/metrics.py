@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,14 @@ class MetricsCSV(Logger):
         folder: the run's folder.
         rows: what a resumed run has logged up to its checkpoint, see `read_rows`; later rows of the file are dropped,
             the run logs them again.
-        flush_every: rows that may wait in memory before they are written.
+        seconds: the longest that a row waits in memory for another one before both are written.
     """
 
-    def __init__(self, folder: Path, *, rows: list[dict[str, Any]] | None = None, flush_every: int = 100) -> None:
+    def __init__(self, folder: Path, *, rows: list[dict[str, Any]] | None = None, seconds: float = 1.0) -> None:
         super().__init__()
         self.path = folder / FILE
-        self.flush_every = flush_every
+        self.seconds = seconds
+        self.saved_at = 0.0
         self.rows: list[dict[str, Any]] = rows or []
         self.columns: list[str] = []  # of the file as it is
         self.num_written = 0
@@ -55,7 +57,7 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.rows.append({"step": step, **metrics})
-        if len(self.rows) - self.num_written >= self.flush_every:
+        if time.monotonic() - self.saved_at > self.seconds:
             self.save()
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -68,6 +70,7 @@ class MetricsCSV(Logger):
         Raises:
             RunError: there is no room for it; the file is as it was.
         """
+        self.saved_at = time.monotonic()
         new = self.rows[self.num_written :]
         if not new:
             return

@@ -79,8 +79,18 @@ def changes_since(record: Mapping[str, Any], then: Mapping[str, Any]) -> list[st
 @cache
 def packages() -> dict[str, str]:
     """Every installed package and its version."""
-    found = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}
+    found = dict(filter(None, map(name_and_version, metadata.distributions())))
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def name_and_version(package: metadata.Distribution) -> tuple[str, str] | None:
+    """Of an installed package; None where it does not say its name.
+
+    Only two lines are read: `package.metadata` reads all of it anew each time it is asked, and a run's start waits.
+    """
+    text = package.read_text("METADATA") or package.read_text("PKG-INFO") or ""
+    about = dict(re.findall(r"^(Name|Version): *(.*?)\s*$", text.partition("\n\n")[0], re.MULTILINE))
+    return (about["Name"], about["Version"]) if about.get("Name") else None
 
 
 @cache
@@ -149,9 +159,15 @@ def code_hash() -> str:
 def redacted(text: str) -> str:
     """The text without the values of environment variables that are named like secrets, and what is assigned to one."""
     for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET and not os.path.exists(value):
+        if like_a_secret(name) and len(value) >= SHORTEST_SECRET and not os.path.exists(value):
             text = text.replace(value, "***")
     return IN_AN_ADDRESS.sub(r"\1***@", SECRET_ASSIGNMENT.sub(r"\1***", text))
+
+
+@cache
+def like_a_secret(name: str) -> bool:
+    """Whether an environment variable is named like a secret; asked for every text of a record."""
+    return SECRET_NAME.search(name) is not None
 
 
 def without_secrets(value: Any, key: str = "") -> Any:

@@ -65,11 +65,11 @@ class Classification(Task):
         for stage in ("val", "test"):
             metrics = {
                 "loss": MeanMetric(),
-                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-                "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15),
+                "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+                "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15, validate_args=False),
             }
             if per_class:
-                metrics["accuracy_per_class"] = MulticlassAccuracy(num_classes, average="none")
+                metrics["accuracy_per_class"] = MulticlassAccuracy(num_classes, average="none", validate_args=False)
             setattr(self, f"{stage}_metrics", collection(metrics))
 
     def evaluate(self, batch: Batch, stage: Stage) -> None:

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ablab.tasks.arriving import Arriving
+
 
 class Exchange:
     """The mean loss of all processes, and whether any of them wishes something; summed during the backward pass.
@@ -21,6 +23,7 @@ class Exchange:
         self.wishes: dict[str, Callable[[], bool]] = {}
         self.sums: Tensor | None = None
         self.work: Any = None
+        self.counts: Arriving | None = None
 
     def begin(self, loss: Tensor) -> None:
         """Send this process's loss, a scalar, and its wishes."""
@@ -36,13 +39,14 @@ class Exchange:
         if self.work is not None:
             self.work.wait()
             self.work = None  # it cannot be copied, as measures copy a task
+            self.counts = Arriving(self.sums[1:])
         return (self.sums[0] / dist.get_world_size()).to(loss.dtype)
 
     def granted(self) -> dict[str, bool]:
         """What any process wished in the last step; nothing before the first."""
         if not several():
             return {name: wish() for name, wish in self.wishes.items()}
-        counts = [0.0] * len(self.wishes) if self.sums is None else self.sums[1:].tolist()
+        counts = [0.0] * len(self.wishes) if self.counts is None else self.counts.values()
         return {name: count > 0 for name, count in zip(self.wishes, counts, strict=True)}
 
 

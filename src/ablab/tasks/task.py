@@ -26,8 +26,9 @@ Stage = Literal["train", "val", "test"]
 class Task(L.LightningModule, ABC):
     """A model in training.
 
-    Logs `train/loss` and `train/lr` every `log_every_n_steps` steps, and the metrics of a stage at the end of each of
-    its epochs, as `train/accuracy`, `val/loss`, … over exactly the samples of that stage, on all processes together.
+    Logs `train/loss`, `train/lr` and what callbacks have put into `observed` every `log_every_n_steps` steps, and the
+    metrics of a stage at the end of each of its epochs, as `train/accuracy`, `val/loss`, … over exactly the samples of
+    that stage, on all processes together.
 
     Args:
         model: from inputs (and `valid`, where a batch has it) to logits.
@@ -54,6 +55,7 @@ class Task(L.LightningModule, ABC):
         self.model = model
         self.seed = seed
         self.step_loss = torch.zeros(())  # of the batch in hand, on all processes once its gradients are
+        self.observed: dict[str, Tensor | float] = {}  # of the step in hand, by the names under which they are logged
         self.exchange = Exchange()
         self.earlier_counts: list[dict[str, Any]] | None = None
         self.micro_batch_size = micro_batch_size
@@ -95,8 +97,10 @@ class Task(L.LightningModule, ABC):
         self.derive_random_numbers()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self.trainer.optimizers[0].zero_grad()
+        optimizer = self.trainer.optimizers[0]
         *first, last = batch.parts(self.micro_batch_size)
+        if first:
+            optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         for part in first:  # their gradients are added up before those of the last, which alone are exchanged
             with without_exchange(self.trainer.strategy):
@@ -104,14 +108,32 @@ class Task(L.LightningModule, ABC):
                 self.trainer.strategy.backward(loss, None)
             total += loss.detach()
         loss = self.part_of_loss(last, batch)
+        if not first:
+            optimizer.zero_grad()  # late: the forward pass finds old gradients where the backward pass puts new ones
         self.step_loss = total + loss.detach()
         self.exchange.begin(self.step_loss)
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.observed["train/lr"] = optimizer.param_groups[0]["lr"]
         return loss
 
     def on_after_backward(self) -> None:
-        self.step_loss = self.exchange.end(self.step_loss)
-        self.log("train/loss", self.step_loss, prog_bar=True)
+        self.step_loss = self.observed["train/loss"] = self.exchange.end(self.step_loss)
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.trainer.global_step % every == 0 or self.trainer.should_stop:
+            self.tell(self.observed, step=self.trainer.global_step - 1)
+
+    def tell(self, values: dict[str, Any], step: int) -> None:
+        """Log what was found in training, at once: the only moment at which the CPU waits for an accelerator.
+
+        `self.log` would do work in every step for what is logged now and then.
+        """
+        values = {name: float(value) for name, value in values.items()}
+        for logger in self.loggers:
+            logger.log_metrics({"epoch": self.current_epoch, **values}, step=step)
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        shown = {name: value for name, value in values.items() if on_the_bar(name)}
+        self.trainer.progress_bar_metrics.update(shown)
 
     def optimizer_zero_grad(self, *arguments: Any) -> None:
         """Nothing: Lightning calls it between a step's forward and backward pass, when parts have left gradients."""
@@ -134,21 +156,22 @@ class Task(L.LightningModule, ABC):
         self.update(self.metrics(stage), logits, self.loss(logits, batch), batch)
 
     def on_train_epoch_end(self) -> None:
-        self.log_metrics("train")
+        if counted := self.counted("train"):
+            self.tell(counted, step=self.trainer.global_step)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_metrics("val")
+        for name, value in self.counted("val").items():
+            self.log(name, value, prog_bar=on_the_bar(name))
 
     def on_test_epoch_end(self) -> None:
-        self.log_metrics("test")
+        self.log_dict(self.counted("test"))
 
-    def log_metrics(self, stage: Stage) -> None:
-        """Log a stage's metrics and start counting anew."""
+    def counted(self, stage: Stage) -> dict[str, Tensor]:
+        """What a stage's metrics have counted, by the names under which it is logged; they start counting anew."""
         metrics = self.metrics(stage)
-        for name, value in metrics.compute().items():
-            for label, scalar in self.scalars(name, value):
-                self.log(f"{stage}/{label}", scalar, prog_bar=label in ("loss", "accuracy"))
+        values = [pair for name, value in metrics.compute().items() for pair in self.scalars(name, value)]
         metrics.reset()
+        return {f"{stage}/{label}": scalar for label, scalar in values}
 
     def scalars(self, name: str, value: Tensor) -> list[tuple[str, Tensor]]:
         """What is logged of a metric's value, each under its name."""
@@ -189,7 +212,9 @@ class Task(L.LightningModule, ABC):
                 getattr(optimizer, mode)()
 
     def configure_optimizers(self) -> Any:
-        optimizer = make_optimizer(self.optimizer_factory, self.model)
+        # Lightning cannot clip gradients that a fused optimizer is to unscale
+        clipped_and_scaled = self.trainer.gradient_clip_val is not None and self.trainer.precision == "16-mixed"
+        optimizer = make_optimizer(self.optimizer_factory, self.model, fused=not clipped_and_scaled)
         schedule = self.scheduler_factory(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -197,6 +222,11 @@ class Task(L.LightningModule, ABC):
 def without_exchange(strategy: Strategy) -> AbstractContextManager[None]:
     """Backward passes within leave each process its own gradients."""
     return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
+
+def on_the_bar(name: str) -> bool:
+    """Whether a metric is worth a place on the progress bar."""
+    return name.endswith(("/loss", "/accuracy"))
 
 
 def collection(metrics: dict[str, Metric]) -> MetricCollection:

@@ -1,0 +1,53 @@
+"""What a cell of a sweep costs beside its training, where one process does one after another."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from hydra import compose, initialize_config_dir
+from lightning.pytorch import Callback
+
+from ablab.ablation.local import at_work
+from benchmarks.measuring import Time, spread
+
+CONF = Path(__file__).parents[2] / "conf"
+LOGGERS = {"logger=csv": ("logger=csv",), "W&B offline": ("logger=wandb", "logger.wandb.mode=offline")}
+CLOCK = "+callbacks.clock._target_=benchmarks.sweep.Clock"
+
+
+class Clock(Callback):
+    """The time from a training's first batch to its last one's end: what is taken from a cell's."""
+
+    seconds: ClassVar[float]  # of the last training in this process
+
+    def on_train_batch_start(self, trainer: Any, *arguments: Any) -> None:
+        if trainer.global_step == 0:
+            self.began = time.perf_counter()
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        Clock.seconds = time.perf_counter() - self.began
+
+
+def sweep(rounds: int, device: torch.device) -> Iterator[Time]:
+    """Cells of one epoch of the default network, one seed after another; all of them but the steps is counted."""
+    trainer = "trainer=gpu" if device.type == "cuda" else "trainer=cpu"
+    os.environ["WANDB_SILENT"] = "true"
+    for name, logger in LOGGERS.items():
+        seeds = iter(range(rounds + 1))
+
+        def cell(logger: tuple[str, ...] = logger, seeds: Iterator[int] = seeds) -> float:
+            with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(CONF), version_base="1.3"):
+                words = [trainer, "trainer.max_epochs=1", *logger, CLOCK, f"seed={next(seeds)}", f"folder={folder}/run"]
+                cfg = compose("train", words)
+                began = time.perf_counter()
+                status = at_work(cfg)
+                assert status == "finished", (Path(folder) / "run" / "log.txt").read_text()
+                return time.perf_counter() - began - Clock.seconds
+
+        yield spread("a cell", f"beside its steps, {name}", cell, rounds)

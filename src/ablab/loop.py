@@ -1,0 +1,110 @@
+"""One step of training after another: Lightning's loop over the batches of an epoch, without what no one listens to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from torch import Tensor
+
+Hook = Callable[..., Any]
+
+
+class TrainingEpoch(_TrainingEpochLoop):
+    """Does in a step what Lightning's loop does, in the same order, with less around it.
+
+    Lightning calls every hook of a step on each callback, the module, the data and the strategy, whether or not there
+    is anything behind it, and wraps the closure and the optimizer: on a small network that is a tenth of a step. Here a
+    hook is called where it does something. All that happens once an epoch, and the step at which a run resumes, is
+    Lightning's own.
+    """
+
+    transfer: tuple[Hook, ...]
+    hooks: dict[str, list[tuple[str, Hook]]]
+
+    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
+        super().on_run_start(data_fetcher)
+        chosen = self.trainer._data_connector._datahook_selector
+        assert chosen is not None
+        self.transfer = tuple(
+            getattr(chosen.get_instance(name), name)
+            for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+        )
+        self.hooks = {
+            name: self.listeners(name) for name in ("on_train_batch_start", "on_before_zero_grad", "on_train_batch_end")
+        }
+
+    def listeners(self, name: str) -> list[tuple[str, Hook]]:
+        """Those who do something at a hook, with the names that a profile knows: callbacks, then the module."""
+        trainer, task = self.trainer, self.trainer.lightning_module
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        found: list[tuple[str, Hook]] = [
+            (f"[Callback]{callback.state_key}.{name}", partial(getattr(callback, name), trainer, task))
+            for callback in callbacks
+            if getattr(type(callback), name) is not getattr(Callback, name)
+        ]
+        if getattr(type(task), name) is not getattr(LightningModule, name):
+            found.append((f"[LightningModule].{name}", getattr(task, name)))
+        return found
+
+    def call(self, name: str, *arguments: Any) -> None:
+        vars(self.trainer.lightning_module)["_current_fx_name"] = name  # `self.log` asks where it is called
+        part = self.trainer.profiler.profile  # type: ignore[attr-defined]
+        for label, hook in self.hooks[name]:
+            with part(label):
+                hook(*arguments)
+
+    def advance(self, data_fetcher: _DataFetcher) -> None:
+        if self.restarting:
+            super().advance(data_fetcher)
+            return
+        trainer, task, strategy = self.trainer, self.trainer.lightning_module, self.trainer.strategy
+        progress, steps = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
+        logged = trainer._logger_connector
+        before_transfer, move, after_transfer = self.transfer
+        part = trainer.profiler.profile  # type: ignore[attr-defined]  # nothing, where nobody asked for a profile
+
+        batch, *_ = next(data_fetcher)
+        number = self.batch_idx + 1
+        progress.is_last_batch = data_fetcher.done
+        with part("[Strategy].batch_to_device"):
+            batch = before_transfer(trainer.precision_plugin.convert_input(batch), 0)
+            batch = after_transfer(move(batch, strategy.root_device, 0), 0)
+        progress.increment_ready()
+        logged.on_batch_start(batch)
+        self.call("on_train_batch_start", batch, number)
+        progress.increment_started()
+
+        optimizer = trainer.optimizers[0]
+        outputs: dict[str, Tensor] = {}
+
+        def forward_and_backward() -> Tensor:
+            vars(task)["_current_fx_name"] = "training_step"
+            with part("[Strategy].training_step"):
+                loss = strategy.training_step(batch, number)
+            assert isinstance(loss, Tensor)
+            steps.zero_grad.increment_ready()
+            self.call("on_before_zero_grad", optimizer)
+            steps.zero_grad.increment_started()
+            steps.zero_grad.increment_completed()
+            outputs["loss"] = loss.detach()
+            strategy.backward(loss, optimizer)
+            return outputs["loss"]
+
+        steps.step.increment_ready()
+        with part("[LightningModule].optimizer_step"):
+            strategy.optimizer_step(optimizer, forward_and_backward, task)
+        steps.step.increment_completed()
+        progress.increment_processed()
+        self.update_lr_schedulers("step", update_plateau_schedulers=False)
+
+        self.call("on_train_batch_end", outputs, batch, number)
+        if self._results:
+            logged.on_batch_end()
+        progress.increment_completed()
+        if self._results:
+            logged.update_train_step_metrics()
