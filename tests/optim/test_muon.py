@@ -157,7 +157,7 @@ def test_a_fixed_norm_is_that_of_orthonormal_rows() -> None:
 
 def test_a_step_that_is_not_finite_is_left_out_where_it_is_said_so() -> None:
     net = network()
-    optimizer = make_optimizer(partial(Muon, rest=partial(torch.optim.AdamW, lr=1e-2), fused=True), net)
+    optimizer = make_optimizer(partial(Muon, rest=partial(torch.optim.AdamW, lr=1e-2, fused=None), fused=True), net)
     optimizer.found_inf = torch.zeros(())
     steps(net, optimizer, 1)
     before = weights(net)

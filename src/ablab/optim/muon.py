@@ -65,7 +65,8 @@ class Muon(Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
         super().__init__([hidden], {**defaults, "ns_steps": ns_steps, "fixed_norm": fixed_norm, "fused": fused})
         self.found_inf: Tensor | None = None
-        self.rest = rest(others, fused=True) if fused else rest(others)
+        known = fused and "fused" in getattr(rest, "keywords", {})
+        self.rest = rest(others, fused=True) if known else rest(others)
         self.share()
 
     @staticmethod
@@ -86,7 +87,7 @@ class Muon(Optimizer):
         self.rest.state = self.state
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "rest": self.rest}
+        return {**super().__getstate__(), "rest": self.rest, "found_inf": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
