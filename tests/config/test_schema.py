@@ -11,6 +11,7 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from ablab.config import schema
 from ablab.config.errors import ConfigError
 from ablab.config.schema import check, read_signature
 
@@ -139,3 +140,11 @@ def test_a_list_and_an_optional_value_are_checked(problems: Callable[..., str]) 
     text = problems("scheduler=multistep", **{"scheduler.milestones": ["a"]})
     assert text == "scheduler.milestones=['a']: a list, each item a number is needed"
     assert "data.root=3: a text or null is needed" in problems("data=cifar10", **{"data.root": 3})
+
+
+def test_a_class_of_an_extra_that_is_not_installed_is_answered_with_the_extra(
+    problems: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(schema.OPTIONAL, "no", "optim")
+    found = problems(**{"optimizer._target_": "no.such.Lion"})
+    assert "optimizer: no.such.Lion needs a package that is not there; pip install -e '.[optim]'" in found

@@ -155,6 +155,23 @@ def test_a_fixed_norm_is_that_of_orthonormal_rows() -> None:
     assert [float(p.detach().norm()) for p in hidden_matrices(net)] == pytest.approx([8**0.5] * 2, rel=1e-5)
 
 
+def test_a_step_that_is_not_finite_is_left_out_where_it_is_said_so() -> None:
+    net = network()
+    optimizer = make_optimizer(partial(Muon, rest=partial(torch.optim.AdamW, lr=1e-2, fused=None), fused=True), net)
+    optimizer.found_inf = torch.zeros(())
+    steps(net, optimizer, 1)
+    before = weights(net)
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert all(map(torch.equal, weights(net), before))
+    optimizer.found_inf = torch.zeros(())
+    steps(net, optimizer, 1)
+    assert all(after.isfinite().all() for after in weights(net))
+    assert not torch.equal(net[1].weight, before[2])
+
+
 def test_decoupled_sgd_steps_by_its_rate_whatever_the_momentum() -> None:
     for momentum in (0.5, 0.85):
         weight = nn.Parameter(torch.zeros(1))

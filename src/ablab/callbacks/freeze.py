@@ -21,6 +21,9 @@ class Freeze(L.Callback):
         self.parameters = parameters
         self.epoch = epoch
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # which Lightning leaves out where it resumes within an epoch
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch < self.epoch:
             return

@@ -118,12 +118,17 @@ class Augment:
             raise ValueError(
                 f"augment.crop_padding={padding}: images of {height}x{width} have fewer pixels to pad with; choose less"
             )
-        both = torch.arange(ROW, COLUMN + 1, device=images.device)[:, None]  # two streams in one go
-        down, right = offsets(seeds, both, padding)[..., None]
+        # the three streams in one go: on a GPU, a step has more small operations than time for them
+        of_each = torch.stack([seeds, seeds, own if self.flip == "alternating" else seeds])
+        drawn = uniform(of_each, torch.arange(ROW, FLIP + 1, device=images.device)[:, None])
+        down, right = offsets(drawn[:2], padding)[..., None]
         rows = torch.arange(height, device=images.device) + down
         columns = torch.arange(width, device=images.device) + right
-        flipped = self.flipped(own, epoch, seeds)
-        columns = torch.where(flipped[:, None], columns.flip(1), columns)
+        if self.flip != "none":
+            flipped = drawn[2] < 0.5
+            if self.flip == "alternating":
+                flipped = flipped ^ (epoch % 2 == 1)
+            columns = torch.where(flipped[:, None], columns.flip(1), columns)
         if self.crop_mode == "reflect":
             rows, columns = reflected(rows, height), reflected(columns, width)
         else:
@@ -131,14 +136,6 @@ class Augment:
             rows, columns = rows + padding, columns + padding
         source = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).view(num, 1, height * width)
         return images.flatten(2).gather(2, source.expand(-1, channels, -1)).view(num, channels, height, width)
-
-    def flipped(self, own: Tensor, epoch: Tensor, seeds: Tensor) -> Tensor:
-        """Which samples are flipped `(N)`."""
-        if self.flip == "random":
-            return uniform(seeds, FLIP) < 0.5
-        if self.flip == "alternating":
-            return (uniform(own, FLIP) < 0.5) ^ (epoch % 2 == 1)
-        return torch.zeros_like(own, dtype=torch.bool)
 
     def jittered(self, images: Tensor, seeds: Tensor, value_range: tuple[float, float]) -> Tensor:
         def factor(stream: int) -> Tensor:
@@ -200,9 +197,9 @@ class Augment:
         }
 
 
-def offsets(seeds: Tensor, stream: int | Tensor, padding: int) -> Tensor:
-    """Whole numbers from −padding to padding, one for each seed and stream."""
-    return (uniform(seeds, stream) * (2 * padding + 1)).long() - padding
+def offsets(drawn: Tensor, padding: int) -> Tensor:
+    """Whole numbers from −padding to padding, from uniform ones."""
+    return (drawn * (2 * padding + 1)).long() - padding
 
 
 def reflected(positions: Tensor, size: int) -> Tensor:

@@ -23,6 +23,7 @@ class DecoupledSGD(torch.optim.SGD):
         momentum: of Nesterov's kind.
         weight_decay: the share that a step takes from the weights.
         norm_lr_scale: multiplies the rate of what norms learn.
+        fused: one kernel for all weights, as torch's.
 
     Raises:
         ValueError: a value out of range.
@@ -40,6 +41,7 @@ class DecoupledSGD(torch.optim.SGD):
         momentum: float = 0.85,
         weight_decay: float = 0.0,
         norm_lr_scale: float = 1.0,
+        fused: bool | None = None,
     ) -> None:
         if not (lr > 0 and norm_lr_scale > 0):
             raise ValueError(f"lr={lr}, norm_lr_scale={norm_lr_scale}: rates above 0 are needed")
@@ -50,7 +52,7 @@ class DecoupledSGD(torch.optim.SGD):
         for group in params:
             scale = norm_lr_scale if group.get("of_norms") else 1.0
             groups.append({**group, "lr": plain * scale, "weight_decay": weight_decay / lr / scale})
-        super().__init__(groups, lr=plain, momentum=momentum, nesterov=True)
+        super().__init__(groups, lr=plain, momentum=momentum, nesterov=True, fused=fused)
 
     @staticmethod
     def groups(model: nn.Module, settings: dict[str, Any]) -> list[dict[str, Any]]:

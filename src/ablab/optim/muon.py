@@ -36,6 +36,8 @@ class Muon(Optimizer):
         ns_steps: Newton–Schulz iterations.
         fixed_norm: before each step, bring every matrix to the Frobenius norm of one with orthonormal rows, so that lr
             is a relative step.
+        fused: what torch's fused optimizers do: one kernel for what `rest` has, and no step at all where an attribute
+            `found_inf` is not 0.
 
     Raises:
         ValueError: a value out of range.
@@ -55,13 +57,16 @@ class Muon(Optimizer):
         weight_decay: float = 0.0,
         ns_steps: int = 5,
         fixed_norm: bool = False,
+        fused: bool | None = None,
     ) -> None:
         if ns_steps < 1:
             raise ValueError(f"ns_steps={ns_steps}: at least 1 iteration is needed")
         hidden, *others = params
         defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        super().__init__([hidden], {**defaults, "ns_steps": ns_steps, "fixed_norm": fixed_norm})
-        self.rest = rest(others)
+        super().__init__([hidden], {**defaults, "ns_steps": ns_steps, "fixed_norm": fixed_norm, "fused": fused})
+        self.found_inf: Tensor | None = None
+        known = fused and "fused" in getattr(rest, "keywords", {})
+        self.rest = rest(others, fused=True) if known else rest(others)
         self.share()
 
     @staticmethod
@@ -82,7 +87,7 @@ class Muon(Optimizer):
         self.rest.state = self.state
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "rest": self.rest}
+        return {**super().__getstate__(), "rest": self.rest, "found_inf": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -96,6 +101,7 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.step_hidden(self.param_groups[0])
+        self.rest.found_inf = self.found_inf  # type: ignore[attr-defined]
         self.rest.step()
         return loss
 
@@ -108,6 +114,8 @@ class Muon(Optimizer):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         gradients = [p.grad for p in weights]
         averages = [self.state[p]["momentum_buffer"] for p in weights]
+        changed = [*weights, *averages]
+        before = [] if self.found_inf is None else [tensor.clone() for tensor in changed]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, averages, group["momentum"]) if group["nesterov"] else averages
         if group["weight_decay"]:
@@ -125,6 +133,9 @@ class Muon(Optimizer):
             orthogonal = orthogonalized(matrices, group["ns_steps"]).to(matrices.dtype)
             size = group["lr"] * math.sqrt(max(1, rows / columns))
             torch._foreach_add_([weights[i] for i in numbers], list(orthogonal.reshape(-1, *shape)), alpha=-size)
+        if self.found_inf is not None:
+            for now, old in zip(changed, before, strict=True):
+                now.copy_(torch.where(self.found_inf > 0, old, now))
 
 
 def orthogonalized(matrices: Tensor, steps: int, dtype: torch.dtype | None = None) -> Tensor:
