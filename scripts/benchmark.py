@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import data, measures, norms, scaling, seeds, step
+from benchmarks import data, measures, memory, norms, scaling, seeds, step
 from benchmarks.measuring import Ratio
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +30,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 SUITES: dict[str, Callable[[int, torch.device, Path | None], Iterator[Ratio]]] = {
     "data": data.data,
     "measures": lambda rounds, device, root: measures.measures(rounds, device),
+    "memory": lambda rounds, device, root: memory.memory(rounds, device),
     "norms": lambda rounds, device, root: norms.norms(rounds, device),
     "seeds": lambda rounds, device, root: seeds.seeds(rounds, device),
     "step": lambda rounds, device, root: step.step(rounds, device),
@@ -38,10 +39,10 @@ SUITES: dict[str, Callable[[int, torch.device, Path | None], Iterator[Ratio]]] =
 
 
 def table(ratios: list[Ratio]) -> str:
-    lines = ["| where | what | against | ratio (quartiles) | ms |", "|---|---|---|---|---|"]
+    lines = [f"| where | what | against | ratio (quartiles) | {ratios[0].unit} |", "|---|---|---|---|---|"]
     for r in ratios:
         spread = f"{r.median:.2f} ({r.first_quartile:.2f} to {r.third_quartile:.2f})"
-        lines.append(f"| {r.place} | {r.what} | {r.peer} | {spread} | {r.milliseconds:.1f} |")
+        lines.append(f"| {r.place} | {r.what} | {r.peer} | {spread} | {r.ours:.1f} |")
     return "\n".join(lines)
 
 
@@ -83,7 +84,7 @@ def main() -> None:
     for ratio in SUITES[chosen.suite](chosen.rounds, device, chosen.root):
         ratios.append(ratio)
         print(
-            f"{ratio.place:14} {ratio.what:32} {ratio.peer:18} {ratio.median:.2f}  {ratio.milliseconds:.1f} ms",
+            f"{ratio.place:14} {ratio.what:32} {ratio.peer:18} {ratio.median:.2f}  {ratio.ours:.1f} {ratio.unit}",
             flush=True,
         )
     if chosen.write:

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -25,7 +26,8 @@ class Ratio:
     first_quartile: float
     third_quartile: float
     rounds: int
-    milliseconds: float
+    ours: float
+    unit: str = "ms"
 
 
 def measure(
@@ -45,11 +47,23 @@ def measure(
     return compared(place, what, times[step], peer, times[peers_step])
 
 
-def compared(place: str, what: str, ours: list[float], peer: str, theirs: list[float]) -> Ratio:
-    """The line of a table, from the times of each round in seconds."""
+def compared(
+    place: str, what: str, ours: list[float], peer: str, theirs: list[float], *, unit: Literal["ms", "MiB"] = "ms"
+) -> Ratio:
+    """The line of a table, from what each round took: seconds, or MiB."""
     ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
     first, median, third = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    return Ratio(place, what, peer, median, first, third, len(ratios), 1000 * statistics.median(ours))
+    return Ratio(
+        place,
+        what,
+        peer,
+        median,
+        first,
+        third,
+        len(ratios),
+        (1000 if unit == "ms" else 1) * statistics.median(ours),
+        unit,
+    )
 
 
 def synchronize() -> None:

@@ -159,7 +159,8 @@ def by_hand(cfg: DictConfig, steps: int) -> float:
         optimizer = make_optimizer(parts.task.optimizer_factory, model)
         schedule = parts.task.scheduler_factory(optimizer, SKIPPED + steps)
         assert data.splits is not None
-        inputs, targets, *_ = data.on_after_batch_transfer(data.splits.train.whole(), 0)
+        split = data.splits.train
+        inputs, targets, *_ = data.on_after_batch_transfer(split[range(len(split))], 0)
         inputs, targets = inputs.to(device), targets.to(device)
         size, position, right, seen = data.batch_size, len(targets), torch.zeros((), device=device), 0
         order = torch.empty(0)
@@ -175,7 +176,7 @@ def by_hand(cfg: DictConfig, steps: int) -> float:
             chosen = order[position : position + size]
             position += size
             logits = model(inputs[chosen])
-            loss = F.cross_entropy(logits, targets[chosen])
+            loss = F.cross_entropy(logits.flatten(0, -2), targets[chosen].flatten())
             optimizer.zero_grad()
             loss.backward()
             norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
