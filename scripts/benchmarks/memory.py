@@ -30,11 +30,11 @@ MIB = 2**20
 PLACES: dict[str, tuple[tuple[str, ...], int, int]] = {
     "resnet-8, 64 digits": (("data.batch_size=64",), 50, 50),
     "resnet18, 128 of 32x32": (
-        ("model=resnet18", "data=synthetic_images", "data.num_samples=2048", "data.batch_size=128"),
+        ("model=resnet18", "data=synthetic_images", "data.num_samples=512", "data.batch_size=128"),
         4,
         50,
     ),
-    "transformer, 32 of 128 tokens": (("model=transformer", "data=synthetic_text"), 20, 50),
+    "transformer, 32 of 128 tokens": (("model=transformer", "data=synthetic_text", "data.num_tokens=100000"), 20, 50),
 }
 
 
@@ -74,7 +74,7 @@ def most(loop: str, steps: int, *words: str) -> dict[str, float]:
 def main(loop: str, steps: str, *words: str) -> None:
     """What the process of its own does."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    length = (f"trainer.max_steps={SKIPPED + int(steps)}", "trainer.val_check_interval=10")
+    length = (f"trainer.max_steps={SKIPPED + int(steps)}", "trainer.val_check_interval=3")
     limits = ("trainer.check_val_every_n_epoch=1", "trainer.limit_test_batches=2", "trainer.deterministic=false")
     cfg = composed("logger=csv", *words, *length, *limits)
     LOOPS[loop](cfg, int(steps))
