@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cifar10, data, lm, measures, norms, scaling, seeds, startup, step, sweep
+from benchmarks import cifar10, data, lm, measures, memory, norms, scaling, seeds, startup, step, sweep
 from benchmarks.measuring import Ratio, Time
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +35,7 @@ SUITES: dict[str, Callable[[int, torch.device, Path | None], Iterator[Ratio | Ti
     "data": data.data,
     "lm": lambda rounds, device, root: lm.lm(rounds, device),
     "measures": lambda rounds, device, root: measures.measures(rounds, device),
+    "memory": lambda rounds, device, root: memory.memory(rounds, device),
     "norms": lambda rounds, device, root: norms.norms(rounds, device),
     "seeds": lambda rounds, device, root: seeds.seeds(rounds, device),
     "step": lambda rounds, device, root: step.step(rounds, device),
@@ -46,12 +47,13 @@ SUITES: dict[str, Callable[[int, torch.device, Path | None], Iterator[Ratio | Ti
 
 def tables(rows: Rows) -> str:
     """Ratios, and below them what has no peer."""
-    ratios = ["| where | what | against | ratio (quartiles) | ms |", "|---|---|---|---|---|"]
+    unit = next((row.unit for row in rows if isinstance(row, Ratio)), "")
+    ratios = [f"| where | what | against | ratio (quartiles) | {unit} |", "|---|---|---|---|---|"]
     times = ["| where | what | s (quartiles) |", "|---|---|---|"]
     for row in rows:
         spread = f"{row.median:.2f} ({row.first_quartile:.2f} to {row.third_quartile:.2f})"
         if isinstance(row, Ratio):
-            ratios.append(f"| {row.place} | {row.what} | {row.peer} | {spread} | {row.milliseconds:.1f} |")
+            ratios.append(f"| {row.place} | {row.what} | {row.peer} | {spread} | {row.ours:.1f} |")
         else:
             times.append(f"| {row.place} | {row.what} | {spread} |")
     return "\n\n".join("\n".join(lines) for lines in (ratios, times) if len(lines) > 2)
@@ -98,7 +100,7 @@ def main() -> None:
     rows = []
     for row in SUITES[chosen.suite](chosen.rounds, device, chosen.root):
         rows.append(row)
-        peer, ms = (row.peer, f"{row.milliseconds:.1f} ms") if isinstance(row, Ratio) else ("", "s")
+        peer, ms = (row.peer, f"{row.ours:.1f} {row.unit}") if isinstance(row, Ratio) else ("", "s")
         print(f"{row.place:14} {row.what:32} {peer:18} {row.median:.2f}  {ms}", flush=True)
     if chosen.write:
         write(chosen.suite, rows, heading)

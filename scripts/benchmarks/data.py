@@ -68,9 +68,7 @@ def data(rounds: int, device: torch.device, root: Path | None) -> Iterator[Ratio
         loader = DataLoader(peer, BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True)
         ratio = measure("CIFAR-10", "crop, flip, standardize", step, name, lambda loader=loader: drain(loader), rounds)
         yield ratio
-        print(
-            f"    {BATCH * BATCHES / ratio.milliseconds * 1000:,.0f} images a second; {1 / ratio.median:.1f} x the peer"
-        )
+        print(f"    {BATCH * BATCHES / ratio.ours * 1000:,.0f} images a second; {1 / ratio.median:.1f} x the peer")
     for what, augment in {
         "color_jitter": Augment(color_jitter=0.4),
         "cutout": Augment(cutout=8),

@@ -40,7 +40,7 @@ def lm(rounds: int, device: torch.device) -> Iterator[Ratio]:
         ("the transformer", hand, "nn.TransformerEncoder", partial(torchs, cfg, steps)),
     ):
         ratio = measure(place, what, step, peer, peers_step, rounds, warmup=1)
-        yield replace(ratio, what=f"{what}, {1000 * batch * length / ratio.milliseconds:,.0f} tokens a second")
+        yield replace(ratio, what=f"{what}, {1000 * batch * length / ratio.ours:,.0f} tokens a second")
 
 
 def torchs(cfg: DictConfig, steps: int) -> float:

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -25,7 +26,8 @@ class Ratio:
     first_quartile: float
     third_quartile: float
     rounds: int
-    milliseconds: float
+    ours: float
+    unit: str = "ms"
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,13 @@ def measure(
     return compared(place, what, times[step], peer, times[peers_step])
 
 
-def compared(place: str, what: str, ours: list[float], peer: str, theirs: list[float]) -> Ratio:
-    """The line of a table, from the times of each round in seconds."""
+def compared(
+    place: str, what: str, ours: list[float], peer: str, theirs: list[float], *, unit: Literal["ms", "MiB"] = "ms"
+) -> Ratio:
+    """The line of a table, from what each round took: seconds, or MiB."""
     first, median, third = quartiles([one / other for one, other in zip(ours, theirs, strict=True)])
-    return Ratio(place, what, peer, median, first, third, len(ours), 1000 * statistics.median(ours))
+    own = (1000 if unit == "ms" else 1) * statistics.median(ours)
+    return Ratio(place, what, peer, median, first, third, len(ours), own, unit)
 
 
 def spread(place: str, what: str, step: Step, rounds: int, *, warmup: int = 1) -> Time:

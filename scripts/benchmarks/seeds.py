@@ -141,9 +141,10 @@ class Stack:
         Shape:
             inputs `(S, N, …)`, targets `(S, N)` -> losses `(S)`, norms of the gradients `(S)`, logits `(S, N, classes)`
         """
-        gradients, (losses, logits) = vmap(grad_and_value(self.loss, has_aux=True))(
-            self.parameters, self.buffers, inputs, targets
-        )
+        with torch.no_grad():  # outside: what is within takes its gradients all the same
+            gradients, (losses, logits) = vmap(grad_and_value(self.loss, has_aux=True))(
+                self.parameters, self.buffers, inputs, targets
+            )
         for name, parameter in self.parameters.items():
             parameter.grad = gradients[name]
         squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients.values()])

@@ -54,7 +54,8 @@ class LocalLauncher(OwnLauncher):
     """Runs on this machine, one after another in this process, or several at once; see `ablab.ablation.local`.
 
     Args:
-        num_processes: how many runs go on at once, each in a process of its own; "gpus" is one for each GPU.
+        num_processes: how many runs go on at once, each in a process of its own, on one GPU of those that there are, in
+            turn; "gpus" is one for each GPU.
     """
 
     def __init__(self, num_processes: int | str = 1) -> None:

@@ -1,0 +1,89 @@
+"""What memory a training takes at most, a run against the loop written by hand of `step`: each in a fresh process.
+
+On the CPU it is the largest part of the machine's memory that the process has had (`ru_maxrss`): all of it, and what it
+has above what both have once they have loaded their libraries. On a GPU it is what torch had allocated there at most.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from ablab.train import train
+from benchmarks.measuring import Ratio, compared
+from benchmarks.step import SKIPPED, by_hand, composed
+
+SCRIPTS = Path(__file__).parents[1]
+MIB = 2**20
+# words, and the steps that are taken on the CPU and on a GPU
+PLACES: dict[str, tuple[tuple[str, ...], int, int]] = {
+    "resnet-8, 64 digits": (("data.batch_size=64",), 50, 50),
+    "resnet18, 128 of 32x32": (
+        ("model=resnet18", "data=synthetic_images", "data.num_samples=512", "data.batch_size=128"),
+        4,
+        50,
+    ),
+    "transformer, 32 of 128 tokens": (("model=transformer", "data=synthetic_text", "data.num_tokens=100000"), 20, 50),
+}
+
+
+def memory(rounds: int, device: torch.device) -> Iterator[Ratio]:
+    """The most memory of a run against that of a loop by hand."""
+    cuda = device.type == "cuda"
+    trainer = f"trainer={'gpu' if cuda else 'cpu'}"
+    for place, (words, on_cpu, on_gpu) in PLACES.items():
+        found: dict[str, list[dict[str, float]]] = {loop: [] for loop in LOOPS}
+        for _ in range(rounds):
+            for loop in LOOPS:
+                found[loop].append(most(loop, on_gpu if cuda else on_cpu, trainer, *words))
+        for what in found["a run"][0]:
+            ours, theirs = ([taken[what] for taken in found[loop]] for loop in LOOPS)
+            yield compared(place, f"a run: {what}", ours, "by hand", theirs, unit="MiB")
+
+
+def a_run(cfg: DictConfig, steps: int) -> None:
+    """All of a run: its training, a validation on the way, its checkpoints, the test of its best weights."""
+    with tempfile.TemporaryDirectory() as cfg.output_dir, redirect_stdout(io.StringIO()):
+        train(cfg)
+
+
+LOOPS: dict[str, Callable[[DictConfig, int], object]] = {"a run": a_run, "by hand": by_hand}
+
+
+def most(loop: str, steps: int, *words: str) -> dict[str, float]:
+    """The MiB that a training takes at most, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.memory", loop, str(steps), *words]
+    path = os.pathsep.join([str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    found: dict[str, float] = json.loads(printed.splitlines()[-1])
+    return found
+
+
+def main(loop: str, steps: str, *words: str) -> None:
+    """What the process of its own does."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    length = (f"trainer.max_steps={SKIPPED + int(steps)}", "trainer.val_check_interval=3")
+    limits = ("trainer.check_val_every_n_epoch=1", "trainer.limit_test_batches=2", "trainer.deterministic=false")
+    cfg = composed("logger=csv", *words, *length, *limits)
+    LOOPS[loop](cfg, int(steps))
+    if torch.cuda.is_available() and cfg.trainer.accelerator == "gpu":
+        print(json.dumps({"on the GPU": torch.cuda.max_memory_allocated() / MIB}))
+        return
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"above its libraries": (peak - before) / 1024, "the whole process": peak / 1024}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

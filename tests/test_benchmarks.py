@@ -1,0 +1,55 @@
+"""The benchmarks measure what they say that they measure."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+
+from ablab.optim.optimizer import make_optimizer
+from ablab.train import assemble
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.mark.parametrize("norm", ["groupnorm", "batchnorm"])
+def test_stacked_networks_learn_what_each_learns_alone(
+    norm: str, config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    seeds: Any = importlib.import_module("benchmarks.seeds")
+    words = ("logger=csv", "trainer.precision=64-true", f"norm={norm}", "optimizer.lr=0.01")
+    several = [[assemble(config(*words, f"seed={seed}")) for seed in (0, 1)] for _ in range(2)]
+    stack = seeds.Stack(several[0], torch.device("cpu"))
+    optimizers = [make_optimizer(parts.task.optimizer_factory, parts.task.model) for parts in several[1]]
+    inputs, targets = torch.rand(2, 8, 1, 8, 8, dtype=torch.float64), torch.randint(10, (2, 8))
+    for _ in range(3):
+        losses, norms, _ = stack.step(inputs, targets)
+        for number, (parts, optimizer) in enumerate(zip(several[1], optimizers, strict=True)):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(parts.task.model(inputs[number]), targets[number])
+            loss.backward()
+            gradients = torch.cat([p.grad.flatten() for p in parts.task.model.parameters() if p.grad is not None])
+            optimizer.step()
+            assert float(losses[number]) == pytest.approx(float(loss.detach()), rel=1e-9)
+            assert float(norms[number]) == pytest.approx(float(gradients.norm()), rel=1e-9)
+    for number, parts in enumerate(several[1]):
+        for name, alone in parts.task.model.named_parameters():
+            torch.testing.assert_close(stack.parameters[name][number].detach(), alone.detach(), rtol=1e-8, atol=1e-10)
+        for name, buffer in parts.task.model.named_buffers():
+            torch.testing.assert_close(stack.buffers[name][number], buffer, rtol=1e-6, atol=1e-8)
+
+
+def test_a_step_of_several_runs_is_taken_over_the_time_in_which_all_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    seeds: Any = importlib.import_module("benchmarks.seeds")
+    first = [float(number) for number in range(52)]  # a step a second
+    late = [20 + 2.0 * number for number in range(42)]  # half as fast, and begins later
+    assert seeds.step_of([first]) == pytest.approx(1, rel=0.1)
+    assert seeds.step_of([first, late]) == pytest.approx(2 / 1.5, rel=0.2)
