@@ -40,6 +40,10 @@ from ablab.loading import loading
 gc.disable()
 with loading():
     import ablab.train
+frozen = gc.get_freeze_count()
+with loading():  # in a sweep of Hydra's own, for every run
+    pass
+assert gc.get_freeze_count() == frozen
 print(json.dumps([gc.isenabled(), gc.get_freeze_count(), [type(finder).__module__ for finder in sys.meta_path]]))
 print(json.dumps(list(sys.modules)), flush=True)
 for code in json.load(sys.stdin):

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback
 
 from ablab.ablation.local import at_work
+from ablab.data.reading import read_once
 from benchmarks.measuring import Time, spread
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -50,4 +51,6 @@ def sweep(rounds: int, device: torch.device) -> Iterator[Time]:
                 assert status == "finished", (Path(folder) / "run" / "log.txt").read_text()
                 return time.perf_counter() - began - Clock.seconds
 
-        yield spread("a cell", f"beside its steps, {name}", cell, rounds)
+        with read_once():  # as `ablab.ablation.sweep`
+            measured = spread("a cell", f"beside its steps, {name}", cell, rounds)
+        yield measured

@@ -37,17 +37,17 @@ def loading() -> Iterator[None]:
     """Import within.
 
     Imports make objects that stay, and as these pile up Python looks through all of them for garbage, time and again:
-    a fifth of a run's start, so train.py turns that off as it begins. Behind this it is on, and passes over them.
+    a fifth of a run's start, so a program turns that off as it begins. Behind this it is on, and passes over them.
     """
     finder = Finder()
-    gc.disable()
     sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
-        gc.freeze()
-        gc.enable()
+        if not gc.isenabled():  # the first time: later, what there is may be garbage
+            gc.freeze()
+            gc.enable()
 
 
 class Finder(MetaPathFinder):

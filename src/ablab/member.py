@@ -6,11 +6,14 @@ started this one is gone, and this one leaves. How it failed goes back through a
 
 from __future__ import annotations
 
+import gc
+
 from ablab.runs import signals
 
 if __name__ == "__main__":
     signals.install()
     signals.begin()  # it belongs to a run from its first moment
+    gc.disable()  # until the libraries are loaded, see ablab.loading
 
 import json
 import os

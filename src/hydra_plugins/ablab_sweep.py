@@ -100,7 +100,8 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         try:
-            from ablab.ablation.search import search
+            with loading():
+                from ablab.ablation.search import search
         except ModuleNotFoundError as error:
             raise HydraException(f"hydra/sweeper=optuna: {error}; pip install 'ablab[search]'") from error
 
