@@ -36,7 +36,7 @@ REFUSED = [
         "norm/weight=weightnorm: there is no such choice; did you mean weight_norm? norm/weight",
     ),
     ("data/augment=cropflip", "data/augment=cropflip: there is no such choice; did you mean crop_flip? data/augment"),
-    ("model=lstm", "model=lstm: there is no such choice; model has: resnet, resnet18, resnet50, rnn, transformer"),
+    ("model=lstm", "model=lstm: there is no such choice; model has: airbench, resnet, resnet18, resnet50, rnn, trans"),
     ("data=mnist", "data=mnist: there is no such choice; did you mean mnist5k? data has: cifar10, "),
     ("experiment=char_lsmt", "experiment=char_lsmt: there is no such choice; did you mean char_lstm? experiment has: "),
     (
