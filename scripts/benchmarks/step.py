@@ -33,6 +33,7 @@ from benchmarks.measuring import Ratio, measure
 
 CONF = Path(__file__).parents[2] / "conf"
 SKIPPED, STEPS = 10, 100  # steps of a training that are not timed, and that are
+LAST = 2  # steps after those: before its last one, a run writes its state, once however long it is
 EVERY = 10  # steps between two rows of metrics.csv
 SMALL = {
     "resnet-8, 8 digits": ("data.batch_size=8",),
@@ -64,7 +65,7 @@ def step(rounds: int, device: torch.device) -> Iterator[Ratio]:
 def training(device: torch.device, steps: int, *words: str) -> DictConfig:
     """The config of a training of so many steps, and those before that do not count."""
     trainer = f"trainer={'gpu' if device.type == 'cuda' else 'cpu'}"
-    length = f"trainer.max_steps={SKIPPED + steps}"
+    length = f"trainer.max_steps={SKIPPED + steps + LAST}"
     return composed(trainer, length, "logger=csv", "trainer.deterministic=false", *words)
 
 
@@ -141,7 +142,7 @@ def bare_lightning(cfg: DictConfig, steps: int) -> float:
             default_root_dir=folder,
             accelerator=cfg.trainer.accelerator,
             devices=1,
-            max_steps=SKIPPED + steps,
+            max_steps=SKIPPED + steps + LAST,
             log_every_n_steps=EVERY,
             logger=L.pytorch.loggers.CSVLogger(folder),
             callbacks=[clock],
