@@ -32,7 +32,7 @@ FLOORS = {"python -c pass": "pass", "import hydra": "import hydra"}
 def startup(rounds: int, device: torch.device) -> Iterator[Ratio | Time]:
     """The default run against one written by hand, both to the end of their first step; and answers without a run."""
     trainer = "trainer=gpu" if device.type == "cuda" else "trainer=cpu"
-    pairs = max(2, rounds // 4)
+    pairs = max(2, rounds // 2)
     ours, hand = partial(to_first_step, TRAIN, trainer, FIRST_STEP, "logger=csv"), partial(to_first_step, *by_hand())
     yield measure("first step", "a run, logger=csv", ours, "by hand", hand, pairs, warmup=1)
     wandb = partial(to_first_step, TRAIN, trainer, FIRST_STEP, *WANDB)
