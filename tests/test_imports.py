@@ -59,6 +59,7 @@ ALLOWED = {
     "ablab.dry_run": {"torch", "lightning", "hydra", "omegaconf", "ablab"},
     "ablab.evaluate": {"torch", "omegaconf", "ablab"},
     "ablab.train": {"lightning", "omegaconf", "ablab"},
+    "ablab.trainer": {"torch", "lightning", "ablab.callbacks"},
     "ablab": set(),
 }
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from ablab.callbacks.flops import flops_of
 from ablab.callbacks.profile import launched_by, windows
 from ablab.data.batch import Batch
-from ablab.flops import flops_of
 
 Run = Callable[..., SimpleNamespace]
 LENGTH = (

@@ -20,7 +20,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
 
-from ablab.flops import Flops, flops_of, measured_peak, synchronize
+from ablab.callbacks.flops import Flops, flops_of, measured_peak, synchronize
 from ablab.runs.folder import write_text
 from ablab.tasks.task import Task
 
@@ -130,7 +130,7 @@ def device_name(trainer: L.Trainer) -> str:
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {trainer.precision}"
-    return f"{device.type}, {torch.get_num_threads()} threads, {trainer.precision}"
+    return f"{device.type}, threads: {torch.get_num_threads()}, {trainer.precision}"
 
 
 def windows(left: float) -> tuple[range, range]:
