@@ -68,8 +68,13 @@ def machine(device: torch.device) -> str:
 
 
 def write(suite: str, rows: Rows, heading: str) -> None:
-    """Put the tables between the suite's marks in docs/benchmarks.md, and the numbers into a JSON file."""
+    """Put the tables between the suite's marks in docs/benchmarks.md, and the numbers into a JSON file.
+
+    Args:
+        suite: its name, with `_gpu` behind it where it was measured on one.
+    """
     begin, end = f"<!-- {suite} -->", f"<!-- end of {suite} -->"
+    assert begin in PAGE.read_text(), f"{PAGE.name} lacks the mark {begin}"
     before, _, rest = PAGE.read_text().partition(begin)
     _, _, after = rest.partition(end)
     PAGE.write_text(f"{before}{begin}\n{heading}\n\n{tables(rows)}\n{end}{after}")
@@ -102,8 +107,8 @@ def main() -> None:
         rows.append(row)
         peer, ms = (row.peer, f"{row.ours:.1f} {row.unit}") if isinstance(row, Ratio) else ("", "s")
         print(f"{row.place:14} {row.what:32} {peer:18} {row.median:.2f}  {ms}", flush=True)
-    if chosen.write:
-        write(chosen.suite, rows, heading)
+        if chosen.write:  # each time: a long suite may be cut off
+            write(chosen.suite + "_gpu" * (device.type == "cuda"), rows, heading)
 
 
 if __name__ == "__main__":

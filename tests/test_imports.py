@@ -59,7 +59,8 @@ ALLOWED = {
     "ablab.dry_run": {"torch", "lightning", "hydra", "omegaconf", "ablab"},
     "ablab.evaluate": {"torch", "omegaconf", "ablab"},
     "ablab.train": {"lightning", "omegaconf", "ablab"},
-    "ablab.trainer": {"torch", "lightning", "ablab.callbacks"},
+    "ablab.loop": {"torch", "lightning"},
+    "ablab.trainer": {"torch", "lightning", "ablab.callbacks", "ablab.loop"},
     "ablab": set(),
 }
 
