@@ -41,7 +41,7 @@ class Trainer(LightningTrainer):
     ) -> None:
         # deterministic=true has torch fill every new tensor, 230 in a step of the default network, in case one is read
         # before it is written
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.profile = Profile() if profile else None
         callbacks = [*callbacks, *([self.profile] if self.profile else [])]
         super().__init__(callbacks=callbacks, profiler=Unobserved(), **settings)
