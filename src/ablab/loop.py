@@ -23,11 +23,15 @@ class TrainingEpoch(_TrainingEpochLoop):
     Lightning's own.
     """
 
+    task: LightningModule | None = None
     transfer: tuple[Hook, ...]
     hooks: dict[str, list[tuple[str, Hook]]]
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         super().on_run_start(data_fetcher)
+        if self.task is self.trainer.lightning_module:
+            return  # not its first epoch
+        self.task = self.trainer.lightning_module
         chosen = self.trainer._data_connector._datahook_selector
         assert chosen is not None
         self.transfer = tuple(
