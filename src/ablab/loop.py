@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from torch import Tensor
@@ -19,11 +19,12 @@ class TrainingEpoch(_TrainingEpochLoop):
 
     Lightning calls every hook of a step on each callback, the module, the data and the strategy, whether or not there
     is anything behind it, and wraps the closure and the optimizer: on a small network that is a tenth of a step. Here a
-    hook is called where it does something. All that happens once an epoch, and the step at which a run resumes, is
-    Lightning's own.
+    hook is called where it does something. All that happens once an epoch, the step at which a run resumes, and the
+    steps of a module that optimizes in its own way are Lightning's own.
     """
 
     task: LightningModule | None = None
+    plain = False
     transfer: tuple[Hook, ...]
     hooks: dict[str, list[tuple[str, Hook]]]
 
@@ -32,6 +33,7 @@ class TrainingEpoch(_TrainingEpochLoop):
         if self.task is self.trainer.lightning_module:
             return  # not its first epoch
         self.task = self.trainer.lightning_module
+        self.plain = is_plain(self.trainer)
         chosen = self.trainer._data_connector._datahook_selector
         assert chosen is not None
         self.transfer = tuple(
@@ -63,7 +65,7 @@ class TrainingEpoch(_TrainingEpochLoop):
                 hook(*arguments)
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
-        if self.restarting:
+        if self.restarting or not self.plain:
             super().advance(data_fetcher)
             return
         trainer, task, strategy = self.trainer, self.trainer.lightning_module, self.trainer.strategy
@@ -112,3 +114,14 @@ class TrainingEpoch(_TrainingEpochLoop):
         progress.increment_completed()
         if self._results:
             logged.update_train_step_metrics()
+
+
+def is_plain(trainer: Trainer) -> bool:
+    """Whether a batch is one step of one optimizer, by Lightning's usual way."""
+    task = trainer.lightning_module
+    usual = all(
+        getattr(type(task), name) is getattr(LightningModule, name)
+        for name in ("optimizer_step", "configure_gradient_clipping")
+    )
+    one = len(trainer.optimizers) == 1 and trainer.accumulate_grad_batches == 1
+    return task.automatic_optimization and usual and one and trainer.datamodule is not None  # type: ignore[attr-defined]
