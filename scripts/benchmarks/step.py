@@ -32,7 +32,7 @@ from ablab.train import Parts, assemble, seen_by
 from benchmarks.measuring import Ratio, measure
 
 CONF = Path(__file__).parents[2] / "conf"
-SKIPPED, STEPS = 10, 100  # steps of a training that are not timed, and that are
+SKIPPED, STEPS = 20, 100  # steps of a training that are not timed, and that are
 LAST = 2  # steps after those: before its last one, a run writes its state, once however long it is
 EVERY = 10  # steps between two rows of metrics.csv
 SMALL = {

@@ -9,9 +9,16 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
+from torch.optim import Optimizer
 
 Hook = Callable[..., Any]
+HOOKS = (
+    *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
+    *("on_before_optimizer_step", "on_train_batch_end"),
+)
 
 
 class TrainingEpoch(_TrainingEpochLoop):
@@ -24,7 +31,7 @@ class TrainingEpoch(_TrainingEpochLoop):
     """
 
     task: LightningModule | None = None
-    plain = False
+    plain = direct = False
     transfer: tuple[Hook, ...]
     hooks: dict[str, list[tuple[str, Hook]]]
 
@@ -33,16 +40,14 @@ class TrainingEpoch(_TrainingEpochLoop):
         if self.task is self.trainer.lightning_module:
             return  # not its first epoch
         self.task = self.trainer.lightning_module
-        self.plain = is_plain(self.trainer)
+        self.plain, self.direct = is_plain(self.trainer), is_direct(self.trainer)
         chosen = self.trainer._data_connector._datahook_selector
         assert chosen is not None
         self.transfer = tuple(
             getattr(chosen.get_instance(name), name)
             for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
         )
-        self.hooks = {
-            name: self.listeners(name) for name in ("on_train_batch_start", "on_before_zero_grad", "on_train_batch_end")
-        }
+        self.hooks = {name: self.listeners(name) for name in HOOKS}
 
     def listeners(self, name: str) -> list[tuple[str, Hook]]:
         """Those who do something at a hook, with the names that a profile knows: callbacks, then the module."""
@@ -98,12 +103,18 @@ class TrainingEpoch(_TrainingEpochLoop):
             steps.zero_grad.increment_started()
             steps.zero_grad.increment_completed()
             outputs["loss"] = loss.detach()
-            strategy.backward(loss, optimizer)
+            if self.direct:
+                self.backward(loss, optimizer)
+            else:
+                strategy.backward(loss, optimizer)
             return outputs["loss"]
 
         steps.step.increment_ready()
         with part("[LightningModule].optimizer_step"):
-            strategy.optimizer_step(optimizer, forward_and_backward, task)
+            if self.direct:
+                optimizer.step(closure=forward_and_backward)  # type: ignore[arg-type]
+            else:
+                strategy.optimizer_step(optimizer, forward_and_backward, task)
         steps.step.increment_completed()
         progress.increment_processed()
         self.update_lr_schedulers("step", update_plateau_schedulers=False)
@@ -114,6 +125,24 @@ class TrainingEpoch(_TrainingEpochLoop):
         progress.increment_completed()
         if self._results:
             logged.update_train_step_metrics()
+
+    def backward(self, loss: Tensor, optimizer: Optimizer) -> None:
+        """The backward pass, and what belongs between it and the optimizer's step."""
+        trainer, task = self.trainer, self.trainer.lightning_module
+        self.call("on_before_backward", loss)
+        with trainer.profiler.profile("[Strategy].backward"):  # type: ignore[attr-defined]
+            trainer.precision_plugin.backward(loss, task, optimizer)
+        self.call("on_after_backward")
+        self.call("on_before_optimizer_step", optimizer)
+        if trainer.gradient_clip_val is not None:
+            task.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
+
+
+def is_direct(trainer: Trainer) -> bool:
+    """Whether neither the strategy nor the precision does something of its own around the optimizer's step."""
+    precision = trainer.precision_plugin
+    scaled = isinstance(precision, MixedPrecision) and precision.scaler is not None
+    return isinstance(trainer.strategy, SingleDeviceStrategy) and not scaled
 
 
 def is_plain(trainer: Trainer) -> bool:
