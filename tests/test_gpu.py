@@ -29,7 +29,7 @@ IMAGES = ("data=synthetic_images", "data.num_samples=2000", "data/augment=crop_f
 
 
 @pytest.mark.parametrize(
-    "words", [("optimizer=sgd",), ("optimizer=adamw", *TEXT), IMAGES, ("trainer.precision=16-mixed",)]
+    "words", [("optimizer=sgd",), ("optimizer=adamw", *TEXT), IMAGES, ("trainer.precision=bf16-mixed",)]
 )
 def test_no_step_waits_for_the_gpu(run: Start, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
     original = Task.on_train_batch_start

@@ -59,7 +59,7 @@ ALLOWED = {
     "ablab.dry_run": {"torch", "lightning", "hydra", "omegaconf", "ablab"},
     "ablab.evaluate": {"torch", "omegaconf", "ablab"},
     "ablab.train": {"lightning", "omegaconf", "ablab"},
-    "ablab.loop": {"torch", "lightning"},
+    "ablab.loop": {"torch", "lightning", "ablab.tasks"},
     "ablab.trainer": {"torch", "lightning", "ablab.callbacks", "ablab.loop"},
     "ablab": set(),
 }

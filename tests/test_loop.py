@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from torch import Tensor
 
 from ablab.loop import TrainingEpoch
+from ablab.runs.metrics import read_rows
 from ablab.tasks.task import Task
 
 Start = Callable[..., SimpleNamespace]
@@ -86,3 +88,37 @@ def test_a_module_with_an_optimizer_step_of_its_own_gets_it(run: Start, monkeypa
     monkeypatch.setattr(Task, "optimizer_step", optimizer_step, raising=False)
     run(*WORDS)
     assert called == list(range(8))
+
+
+def test_hooks_of_an_instance_and_schedules_of_epochs_count(run: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    own = LambdaCallback(on_train_batch_end=lambda trainer, *arguments: calls.append(trainer.global_step))
+    monkeypatch.setattr(Task, "configure_callbacks", lambda self: [own])
+
+    def configure_optimizers(self: Task) -> Any:
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0)
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)}
+
+    monkeypatch.setattr(Task, "configure_optimizers", configure_optimizers)
+    folder = run(*WORDS, "trainer.log_every_n_steps=1").folder
+    assert calls == list(range(1, 9))
+    rates = [row["train/lr"] for row in read_rows(folder) if "train/lr" in row]
+    assert rates == [1.0] * 4 + [0.5] * 4
+
+
+def test_a_module_can_leave_the_rest_of_an_epoch_out(run: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, begun = Task.on_train_batch_start, []
+
+    def on_train_batch_start(self: Task, batch: Any, batch_idx: int) -> Any:
+        original(self, batch, batch_idx)
+        begun.append(batch_idx)
+        return -1 if batch_idx == 2 else None
+
+    monkeypatch.setattr(Task, "on_train_batch_start", on_train_batch_start)
+    run(*WORDS)
+    assert begun == [0, 1, 2] * 2
+
+
+def test_what_a_step_observed_can_be_monitored_in_any_step(run: Start) -> None:
+    early = "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: train/loss}"
+    run(*WORDS, "trainer.log_every_n_steps=1000", early)

@@ -112,6 +112,11 @@ def check_trainer(cfg: DictConfig) -> None:
         if name not in trainer:
             raise ConfigError(f"trainer.{name}: it is missing; a run needs one, so leave the ~trainer.{name} out")
     check_length(trainer)
+    if cfg.optimizer.get("fused") and trainer.precision in ("16-mixed", "16", 16):
+        raise ConfigError(
+            f"optimizer.fused=true: with trainer.precision={trainer.precision} gradients are scaled until its step, so "
+            "that nobody sees or clips them as they are; set optimizer.fused=false, or choose bf16-mixed"
+        )
     check_intervals(trainer)
     if trainer.get("accumulate_grad_batches", 1) != 1:
         raise ConfigError(
@@ -241,11 +246,14 @@ def check_sharding(cfg: DictConfig, trainer: L.Trainer) -> None:
     """Refuse what needs a whole model, or gradients as they are, where each process has a part."""
     if not isinstance(trainer.strategy, Sharded):
         return
-    from ablab.callbacks.measures.measure import Measure  # off, nothing of a measure is loaded
+    # off, nothing of them is loaded
+    from ablab.callbacks.lookahead import Lookahead
+    from ablab.callbacks.measures.covariate_shift import CovariateShift
+    from ablab.callbacks.measures.measure import Measure
 
     for name, callback in cfg.callbacks.items():
         made_by = None if callback is None else get_object(callback._target_)
-        if isinstance(made_by, type) and issubclass(made_by, Measure | WeightAveraging):
+        if isinstance(made_by, type) and issubclass(made_by, Measure | CovariateShift | WeightAveraging | Lookahead):
             raise ConfigError(
                 f"callbacks.{name}: it works on a copy of the model, and under trainer=fsdp each process has a part of "
                 "it; choose trainer=ddp, or leave it out"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
@@ -13,6 +14,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
+
+from ablab.tasks.task import Task
 
 Hook = Callable[..., Any]
 HOOKS = (
@@ -30,16 +33,18 @@ class TrainingEpoch(_TrainingEpochLoop):
     steps of a module that optimizes in its own way are Lightning's own.
     """
 
-    task: LightningModule | None = None
+    parts: tuple[Any, ...] = ()
     plain = direct = False
     transfer: tuple[Hook, ...]
     hooks: dict[str, list[tuple[str, Hook]]]
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         super().on_run_start(data_fetcher)
-        if self.task is self.trainer.lightning_module:
-            return  # not its first epoch
-        self.task = self.trainer.lightning_module
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        parts = (self.trainer.lightning_module, self.trainer.datamodule, *callbacks)  # type: ignore[attr-defined]
+        if parts == self.parts:
+            return  # not the first epoch
+        self.parts = parts
         self.plain, self.direct = is_plain(self.trainer), is_direct(self.trainer)
         chosen = self.trainer._data_connector._datahook_selector
         assert chosen is not None
@@ -56,18 +61,21 @@ class TrainingEpoch(_TrainingEpochLoop):
         found: list[tuple[str, Hook]] = [
             (f"[Callback]{callback.state_key}.{name}", partial(getattr(callback, name), trainer, task))
             for callback in callbacks
-            if getattr(type(callback), name) is not getattr(Callback, name)
+            if is_own(callback, name, Callback)
         ]
-        if getattr(type(task), name) is not getattr(LightningModule, name):
+        if is_own(task, name, LightningModule):
             found.append((f"[LightningModule].{name}", getattr(task, name)))
         return found
 
-    def call(self, name: str, *arguments: Any) -> None:
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Call a hook of everyone; what the last one gives, which is the module where it has one."""
         vars(self.trainer.lightning_module)["_current_fx_name"] = name  # `self.log` asks where it is called
         part = self.trainer.profiler.profile  # type: ignore[attr-defined]
+        answer = None
         for label, hook in self.hooks[name]:
             with part(label):
-                hook(*arguments)
+                answer = hook(*arguments)
+        return answer
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         if self.restarting or not self.plain:
@@ -87,7 +95,10 @@ class TrainingEpoch(_TrainingEpochLoop):
             batch = after_transfer(move(batch, strategy.root_device, 0), 0)
         progress.increment_ready()
         logged.on_batch_start(batch)
-        self.call("on_train_batch_start", batch, number)
+        if self.call("on_train_batch_start", batch, number) == -1:  # the module leaves the rest of the epoch out
+            progress.increment_by(0, is_last_batch=True)
+            progress.increment_processed()
+            raise StopIteration
         progress.increment_started()
 
         optimizer = trainer.optimizers[0]
@@ -95,7 +106,7 @@ class TrainingEpoch(_TrainingEpochLoop):
 
         def forward_and_backward() -> Tensor:
             vars(task)["_current_fx_name"] = "training_step"
-            with part("[Strategy].training_step"):
+            with part("[Strategy].training_step"), torch.enable_grad():
                 loss = strategy.training_step(batch, number)
             assert isinstance(loss, Tensor)
             steps.zero_grad.increment_ready()
@@ -118,6 +129,8 @@ class TrainingEpoch(_TrainingEpochLoop):
         steps.step.increment_completed()
         progress.increment_processed()
         self.update_lr_schedulers("step", update_plateau_schedulers=False)
+        if self._num_ready_batches_reached():
+            self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
 
         self.call("on_train_batch_end", outputs, batch, number)
         if self._results:
@@ -145,12 +158,19 @@ def is_direct(trainer: Trainer) -> bool:
     return isinstance(trainer.strategy, SingleDeviceStrategy) and not scaled
 
 
+def is_own(owner: Callback | LightningModule, name: str, base: type) -> bool:
+    """Whether a hook is not the one of Lightning's base class, which does nothing."""
+    return getattr(getattr(owner, name), "__func__", None) is not getattr(base, name)
+
+
 def is_plain(trainer: Trainer) -> bool:
-    """Whether a batch is one step of one optimizer, by Lightning's usual way."""
+    """Whether a batch is one step of one optimizer, by the way of the project's tasks."""
     task = trainer.lightning_module
-    usual = all(
-        getattr(type(task), name) is getattr(LightningModule, name)
-        for name in ("optimizer_step", "configure_gradient_clipping")
+    usual = isinstance(task, Task) and not (
+        is_own(task, "training_step", Task)
+        or is_own(task, "optimizer_zero_grad", Task)
+        or is_own(task, "optimizer_step", LightningModule)
+        or is_own(task, "configure_gradient_clipping", LightningModule)
     )
     one = len(trainer.optimizers) == 1 and trainer.accumulate_grad_batches == 1
     return task.automatic_optimization and usual and one and trainer.datamodule is not None  # type: ignore[attr-defined]

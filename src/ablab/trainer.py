@@ -44,7 +44,7 @@ class Trainer(LightningTrainer):
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.profile = Profile() if profile else None
         callbacks = [*callbacks, *([self.profile] if self.profile else [])]
-        super().__init__(callbacks=callbacks, profiler=Unobserved(), **settings)
+        super().__init__(callbacks=callbacks, **{"profiler": Unobserved(), **settings})
         self.fit_loop.epoch_loop = TrainingEpoch(self, min_steps=self.min_steps, max_steps=self.max_steps)
         self.compile = compile
         self.channels_last = channels_last

@@ -47,6 +47,13 @@ def launch(runs: list[Prepared], num_processes: int | str, progress: Progress) -
         Stopped: a signal came; the runs that had begun can be gone on with.
     """
     devices = workers(num_processes)
+    if len(devices) > 1 and devices[0] is not None:
+        for run in runs:
+            if isinstance(wanted := run.cfg.trainer.devices, int) and wanted > 1:
+                raise ConfigError(
+                    f"hydra.launcher.num_processes={num_processes}: each process sees one GPU, and a run with "
+                    f"trainer.devices={wanted} needs more; leave num_processes at 1"
+                )
     waiting = [run for run in runs if not run.done]
     with progress:
         while waiting:

@@ -21,11 +21,8 @@ class Freeze(L.Callback):
         self.parameters = parameters
         self.epoch = epoch
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.on_train_epoch_start(trainer, pl_module)  # which Lightning leaves out where it resumes within an epoch
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch < self.epoch:
             return
-        for name in self.parameters:
-            pl_module.model.get_parameter(name).requires_grad_(False)  # type: ignore[union-attr]
+        for name in self.parameters:  # they stay among those that want one: several processes wait for each other's
+            pl_module.model.get_parameter(name).grad = None  # type: ignore[union-attr]

@@ -168,7 +168,8 @@ class NonFinite(L.Callback):
         if not finite(found.batch.inputs):
             return "its inputs are not finite"
         later = task.trainer.global_step > found.step or self.batch is not found.batch
-        seed_step(task.seed, found.step, task.global_rank)  # dropout as it was
+        task.train()  # as it was, like its dropout; a validation may have begun
+        seed_step(task.seed, found.step, task.global_rank)
         if later:  # the gradients are another step's
             task.trainer.optimizers[0].zero_grad()
         with (

@@ -40,6 +40,8 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.default_generator.manual_seed(drawn)  # torch.manual_seed asks every kind of accelerator, even those not there
     if torch.cuda.is_initialized():
         torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(drawn)
+    elif torch.backends.mps.is_available():
+        torch.mps.manual_seed(drawn)
     np.random.seed(drawn % 2**32)  # noqa: NPY002 (others' code draws from it)
     random.seed(drawn)
 

@@ -65,8 +65,13 @@ class Muon(Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
         super().__init__([hidden], {**defaults, "ns_steps": ns_steps, "fixed_norm": fixed_norm, "fused": fused})
         self.found_inf: Tensor | None = None
-        known = fused and "fused" in getattr(rest, "keywords", {})
+        known = fused and getattr(rest, "keywords", {}).get("fused", False) is None
         self.rest = rest(others, fused=True) if known else rest(others)
+        if hasattr(self.rest, "train"):
+            raise ValueError(
+                f"rest: {type(self.rest).__name__} evaluates other weights than it trains, which Muon does not; choose "
+                "sgd or adamw"
+            )
         self.share()
 
     @staticmethod

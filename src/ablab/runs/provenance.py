@@ -88,7 +88,7 @@ def name_and_version(package: metadata.Distribution) -> tuple[str, str] | None:
 
     Only two lines are read: `package.metadata` reads all of it anew each time it is asked, and a run's start waits.
     """
-    text = package.read_text("METADATA") or package.read_text("PKG-INFO") or ""
+    text = package.read_text("METADATA") or package.read_text("PKG-INFO") or package.read_text("") or ""
     about = dict(re.findall(r"^(Name|Version): *(.*?)\s*$", text.partition("\n\n")[0], re.MULTILINE))
     return (about["Name"], about["Version"]) if about.get("Name") else None
 

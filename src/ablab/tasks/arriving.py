@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,11 @@ class Arriving:
         if tensor.is_cuda:
             self.done = torch.cuda.Event()
             self.done.record()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.done is not None:
+            self.done.synchronize()
+        return {"copy": self.copy, "done": None}  # an event cannot be copied, and measures copy a task
 
     def values(self) -> list[float]:
         """The values, as soon as they are there."""

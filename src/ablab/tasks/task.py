@@ -119,6 +119,8 @@ class Task(L.LightningModule, ABC):
         self.step_loss = self.observed["train/loss"] = self.exchange.end(self.step_loss)
 
     def on_train_batch_end(self, *arguments: Any) -> None:
+        known = self.trainer.callback_metrics
+        known.update({name: torch.as_tensor(value) for name, value in self.observed.items()})
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.trainer.global_step % every == 0 or self.trainer.should_stop:
             self.tell(self.observed, step=self.trainer.global_step - 1)
@@ -212,9 +214,8 @@ class Task(L.LightningModule, ABC):
                 getattr(optimizer, mode)()
 
     def configure_optimizers(self) -> Any:
-        # Lightning cannot clip gradients that a fused optimizer is to unscale
-        clipped_and_scaled = self.trainer.gradient_clip_val is not None and self.trainer.precision == "16-mixed"
-        optimizer = make_optimizer(self.optimizer_factory, self.model, fused=not clipped_and_scaled)
+        # a fused optimizer unscales gradients itself, and nobody before it sees what they are
+        optimizer = make_optimizer(self.optimizer_factory, self.model, fused=self.trainer.precision != "16-mixed")
         schedule = self.scheduler_factory(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
