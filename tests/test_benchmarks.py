@@ -54,7 +54,7 @@ def test_stacked_networks_learn_what_each_learns_alone(
 def test_a_step_of_several_runs_is_taken_over_the_time_in_which_all_train(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(SCRIPTS)
     seeds: Any = importlib.import_module("benchmarks.seeds")
-    first = [float(number) for number in range(52)]  # a step a second
+    first = [float(number) for number in range(92)]  # a step a second
     late = [20 + 2.0 * number for number in range(42)]  # half as fast, and begins later
     assert seeds.step_of([first]) == pytest.approx(1, rel=0.1)
     assert seeds.step_of([first, late]) == pytest.approx(2 / 1.5, rel=0.2)

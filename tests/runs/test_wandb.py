@@ -394,7 +394,8 @@ def test_a_run_that_was_stopped_and_resumed_is_one_run_with_every_row_once(
     command: Callable[..., subprocess.CompletedProcess[str]], server: Callable[..., Server], tmp_path: Path
 ) -> None:
     well = server()
-    train = [sys.executable, str(Path(__file__).parents[2] / "train.py"), *WORDS, f"output_dir={tmp_path}/runs"]
+    words = [*WORDS, "trainer.max_epochs=30"]  # it goes on for seconds after its first rows have arrived
+    train = [sys.executable, str(Path(__file__).parents[2] / "train.py"), *words, f"output_dir={tmp_path}/runs"]
     process = subprocess.Popen(train, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait(lambda: any(len(run.lines) > 5 for run in well.runs.values()))
     process.send_signal(signal.SIGTERM)
