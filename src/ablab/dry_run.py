@@ -17,7 +17,6 @@ from hydra.types import RunMode
 from hydra.utils import get_class, get_object
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -30,6 +29,7 @@ from ablab.norms import Norm, collecting, problems
 from ablab.optim.optimizer import make_optimizer
 from ablab.runs.place import launcher
 from ablab.runs.strategies import Sharded
+from ablab.tasks.task import scaled
 
 SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 NEEDED = (
@@ -258,7 +258,7 @@ def check_sharding(cfg: DictConfig, trainer: L.Trainer) -> None:
                 f"callbacks.{name}: it works on a copy of the model, and under trainer=fsdp each process has a part of "
                 "it; choose trainer=ddp, or leave it out"
             )
-    if isinstance(trainer.precision_plugin, MixedPrecision) and trainer.precision_plugin.scaler is not None:
+    if scaled(trainer):
         raise ConfigError(f"trainer.precision={cfg.trainer.precision}: with trainer=fsdp, choose bf16-mixed")
 
 

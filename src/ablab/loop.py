@@ -10,12 +10,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ablab.tasks.task import Task
+from ablab.tasks.task import Task, scaled
 
 Hook = Callable[..., Any]
 HOOKS = (
@@ -153,9 +152,7 @@ class TrainingEpoch(_TrainingEpochLoop):
 
 def is_direct(trainer: Trainer) -> bool:
     """Whether neither the strategy nor the precision does something of its own around the optimizer's step."""
-    precision = trainer.precision_plugin
-    scaled = isinstance(precision, MixedPrecision) and precision.scaler is not None
-    return isinstance(trainer.strategy, SingleDeviceStrategy) and not scaled
+    return isinstance(trainer.strategy, SingleDeviceStrategy) and not scaled(trainer)
 
 
 def is_own(owner: Callback | LightningModule, name: str, base: type) -> bool:

@@ -119,17 +119,22 @@ def test_two_launches_at_once_do_every_run_once(undisturbed: Path, tmp_path: Pat
     assert len([line for line in lines if "(in another launch)" not in line]) == 8, lines
 
 
+def wait_for_a_run(launch: subprocess.Popen[str], folder: Path) -> None:
+    """Until a run of a launch goes on."""
+    until = time.monotonic() + 120
+    while not [record for record in records(folder).values() if record["status"] == "running"]:
+        assert time.monotonic() < until
+        assert launch.poll() is None, launch.communicate()
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_signal_stops_an_ablation_and_the_same_command_goes_on(
     command: Command, undisturbed: Path, tmp_path: Path, num_processes: int
 ) -> None:
     words = (*GRID, f"hydra.launcher.num_processes={num_processes}")
     launch, folder = start(tmp_path, *words), tmp_path / "runs" / "norm_batch_size"
-    until = time.monotonic() + 120
-    while not [record for record in records(folder).values() if record["status"] == "running"]:
-        assert time.monotonic() < until
-        assert launch.poll() is None, launch.communicate()
-        time.sleep(0.01)
+    wait_for_a_run(launch, folder)
     launch.send_signal(signal.SIGTERM)
     printed, _ = launch.communicate(timeout=120)
     assert launch.returncode == 75, printed
@@ -315,11 +320,7 @@ def test_ctrl_c_on_several_processes_leaves_runs_that_can_be_gone_on_with(
 ) -> None:
     words = (*GRID, "hydra.launcher.num_processes=2")
     launch, folder = start(tmp_path, *words), tmp_path / "runs" / "norm_batch_size"
-    until = time.monotonic() + 120
-    while not [record for record in records(folder).values() if record["status"] == "running"]:
-        assert time.monotonic() < until
-        assert launch.poll() is None, launch.communicate()
-        time.sleep(0.01)
+    wait_for_a_run(launch, folder)
     os.killpg(launch.pid, signal.SIGINT)  # as a terminal does: to all of its processes
     printed, _ = launch.communicate(timeout=120)
     assert launch.returncode == 75, printed

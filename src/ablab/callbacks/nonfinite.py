@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
@@ -19,7 +18,7 @@ from ablab.data.batch import Batch
 from ablab.data.draws import seed_step
 from ablab.runs.outcome import Diverged
 from ablab.tasks.arriving import Arriving
-from ablab.tasks.task import Task, without_exchange
+from ablab.tasks.task import Task, scaled, without_exchange
 
 
 @dataclass
@@ -194,11 +193,6 @@ class NonFinite(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped, self.last = list(state_dict["skipped"]), dict(state_dict["last"])
-
-
-def scaled(trainer: L.Trainer) -> bool:
-    """Whether a gradient scaler leaves steps out by itself."""
-    return isinstance(trainer.precision_plugin, MixedPrecision) and trainer.precision_plugin.scaler is not None
 
 
 def finite(tensor: Tensor) -> bool:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ablab.optim.groups import hidden_matrices, parameter_groups
+from ablab.optim.groups import hidden_matrices
+from ablab.optim.optimizer import groups_for
 
 # of the odd polynomial a·x + b·x³ + c·x⁵, whose repeated use brings all singular values near 1
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -79,9 +80,7 @@ class Muon(Optimizer):
         """The hidden weights of a model, and the groups that `rest` would make of the others."""
         hidden = hidden_matrices(model)
         known = {id(parameter) for parameter in hidden}
-        keywords: dict[str, Any] = getattr(settings["rest"], "keywords", {})
-        own = getattr(getattr(settings["rest"], "func", None), "groups", None)
-        others = parameter_groups(model, keywords.get("weight_decay", 0.0)) if own is None else own(model, keywords)
+        others = groups_for(settings["rest"], model)
         for group in others:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in known]
         return [{"params": hidden}, *others]

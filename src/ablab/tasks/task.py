@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -101,7 +102,7 @@ class Task(L.LightningModule, ABC):
         *first, last = batch.parts(self.micro_batch_size)
         if first:
             optimizer.zero_grad()
-        total = torch.zeros((), device=self.device)
+        total: Tensor | float = 0.0
         for part in first:  # their gradients are added up before those of the last, which alone are exchanged
             with without_exchange(self.trainer.strategy):
                 loss = self.part_of_loss(part, batch)
@@ -119,11 +120,14 @@ class Task(L.LightningModule, ABC):
         self.step_loss = self.observed["train/loss"] = self.exchange.end(self.step_loss)
 
     def on_train_batch_end(self, *arguments: Any) -> None:
-        known = self.trainer.callback_metrics
-        known.update({name: torch.as_tensor(value) for name, value in self.observed.items()})
+        self.make_known(self.observed)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.trainer.global_step % every == 0 or self.trainer.should_stop:
             self.tell(self.observed, step=self.trainer.global_step - 1)
+
+    def make_known(self, values: Mapping[str, Tensor | float]) -> None:
+        """Have callbacks find values by their names, as early stopping does."""
+        self.trainer.callback_metrics.update({name: torch.as_tensor(value) for name, value in values.items()})
 
     def tell(self, values: dict[str, Any], step: int) -> None:
         """Log what was found in training, at once: the only moment at which the CPU waits for an accelerator.
@@ -133,7 +137,6 @@ class Task(L.LightningModule, ABC):
         values = {name: float(value) for name, value in values.items()}
         for logger in self.loggers:
             logger.log_metrics({"epoch": self.current_epoch, **values}, step=step)
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         shown = {name: value for name, value in values.items() if on_the_bar(name)}
         self.trainer.progress_bar_metrics.update(shown)
 
@@ -159,6 +162,7 @@ class Task(L.LightningModule, ABC):
 
     def on_train_epoch_end(self) -> None:
         if counted := self.counted("train"):
+            self.make_known(counted)
             self.tell(counted, step=self.trainer.global_step)
 
     def on_validation_epoch_end(self) -> None:
@@ -215,9 +219,14 @@ class Task(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         # a fused optimizer unscales gradients itself, and nobody before it sees what they are
-        optimizer = make_optimizer(self.optimizer_factory, self.model, fused=self.trainer.precision != "16-mixed")
+        optimizer = make_optimizer(self.optimizer_factory, self.model, fused=not scaled(self.trainer))
         schedule = self.scheduler_factory(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def scaled(trainer: L.Trainer) -> bool:
+    """Whether gradients are multiplied by a scaler's factor (16-mixed), which leaves steps out where they overflow."""
+    return isinstance(trainer.precision_plugin, MixedPrecision) and trainer.precision_plugin.scaler is not None
 
 
 def without_exchange(strategy: Strategy) -> AbstractContextManager[None]:
