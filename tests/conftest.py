@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import torch.distributed
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
+from playwright.sync_api import Browser, sync_playwright
 from tests import forked
 
 from ablab.config.schema import check
@@ -233,3 +235,15 @@ def batch() -> Callable[[str], Any]:
         return data.example(1), data.model_sizes
 
     return make
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    """A real browser without a window: pages that the project writes are looked at in it."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("needs Chromium or Chrome")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield started
+        started.close()
