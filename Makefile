@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-latest check format clean
+.PHONY: help env train test test-latest check format docs clean
 
 help:  ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ check: env  ## linters and types, as pre-commit runs them
 format: env  ## let ruff mend what it can
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+docs: env  ## make the site of docs/, in build/docs
+	$(RUN) -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "open build/docs/index.html"
 
 test-latest:  ## the same tests with the newest of every dependency, in an environment of their own
 	$(PYTHON) -m venv .venv-latest

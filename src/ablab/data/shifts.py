@@ -249,7 +249,7 @@ class TimeWarp(Shift):
     """Time that runs faster here and slower there: y(t) = x(τ(t)), speed τ′(t) = 1 + c · (a cos πt + b cos 2πt).
 
     t goes from 0 at the first valid step to 1 at the last, and so does τ. a and b are drawn for each sample with
-    |a| + |b| = 1, so that the speed is from 1 − c to 1 + c and time never runs backwards. c is 0.1, 0.2, 0.4, 0.6 or
+    `|a| + |b| = 1`, so that the speed is from 1 − c to 1 + c and time never runs backwards. c is 0.1, 0.2, 0.4, 0.6 or
     0.8, this project's choice. Between two steps, values are interpolated linearly.
 
     References:
