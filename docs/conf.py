@@ -14,6 +14,7 @@ project = "ablab"
 release = version = ablab.__version__
 html_title = "ablab"
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["figures"]
 html_show_sphinx = False
