@@ -18,6 +18,7 @@ pygments_dark_style = "github-dark"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["figures"]
 html_show_sphinx = False
+html_use_index = html_domain_indices = False  # the search finds what they list
 html_copy_source = False
 html_static_path = ["site"]
 html_css_files = ["site.css"]
@@ -34,7 +35,7 @@ def contents(app: Sphinx, page: str, source: list[str]) -> None:
     """Write the site's contents from the lists of links in index.md: a page is added there and nowhere else."""
     if page == "index":
         for heading, section in re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", source[0], re.MULTILINE | re.DOTALL):
-            pages = "\n".join(re.findall(r"^- \[.+?\]\(([\w/]+)\.(?:md|rst)\)", section, re.MULTILINE))
+            pages = "\n".join(re.findall(r"^- \[.+?\]\(([\w/-]+)\.(?:md|rst)\)", section, re.MULTILINE))
             source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {heading}\n\n{pages}\n```\n" * bool(pages)
 
 
