@@ -23,6 +23,7 @@ html_copy_source = False
 html_static_path = ["site"]
 html_css_files = ["site.css"]
 
+highlight_language = "text"  # of blocks that name none
 myst_heading_anchors = 3  # page.md#a-heading, as on GitHub
 default_role = "code"  # docstrings have `single` quotes around code
 autodoc_member_order = "bysource"
