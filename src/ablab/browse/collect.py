@@ -1,0 +1,329 @@
+"""What a folder of runs holds, as plain data for the page: nothing heavy is loaded, nothing is written or locked."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+
+from ablab.browse.curves import FILE, curves, fit
+from ablab.config.errors import ConfigError
+from ablab.runs.folder import CONFIG, check_keys, go_on_command, now, read_record, short
+from ablab.runs.identity import WITHOUT_EFFECT, flat
+
+ABLATION = "ablation.json"  # what ablab.ablation.results, which loads Lightning, calls RECORD
+LOG = "log.txt"
+MARKS = ("run.json", "config.yaml", FILE, LOG, ".lock")  # a folder with one of them is a run's, whole or damaged
+FILES = ("run.json", "config.yaml", "environment.json", FILE, LOG, "samples.txt", "changes.patch", "profile")
+STATES = ("running", "finished", "stopped", "diverged", "failed")
+DAMAGED = "damaged"
+NOT_SHOWN = ("ablation", "ablation.*", "cell", "cell.*")  # of a config: the ablation is told of elsewhere
+Reader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
+
+
+def collect(root: Path) -> dict[str, Any]:
+    """Everything that the page shows.
+
+    Args:
+        root: a folder of runs, of ablations, of folders of runs; or an ablation's.
+
+    Raises:
+        ConfigError: there is no such folder, or no run in it.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"{root}: there is no such folder; name the one that runs go to (output_dir), or make a run")
+    if (root / "run.json").exists():
+        raise ConfigError(
+            f"{root}: it is one run; name the folder that it is in, {short(root.absolute().parent)}"
+        )
+    runs, ablations = [], []
+    for place, within in places(root):
+        runs.append(run(place, root, within))
+    for place in [root, *subfolders(root)]:
+        if (place / ABLATION).exists():
+            ablations.append(ablation(place, root, runs))
+    if not runs and not ablations:
+        raise ConfigError(f"{root}: there is no run in it, nor in the folders in it; make one: python train.py")
+    ids = Counter(entry["key"] for entry in runs)
+    for entry in runs:
+        if ids[entry["key"]] > 1 or not entry["key"]:  # a folder that was copied
+            entry["key"] = entry["path"]
+    return {
+        "folder": short(root.absolute()),
+        "written": now(),
+        "points": fit(runs),
+        "runs": runs,
+        "ablations": ablations,
+        **common_config(runs),
+    }
+
+
+def places(root: Path) -> Iterator[tuple[Path, str | None]]:
+    """Every folder that is a run's or was to be one, and the name of the ablation or folder that it is in."""
+    inside = root.absolute().name if (root / ABLATION).exists() else None
+    for child in subfolders(root):
+        if is_run(child):
+            yield child, inside
+        else:
+            yield from ((inner, child.name) for inner in subfolders(child) if is_run(inner))
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Those that can be looked into."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError:
+        return []
+
+
+def is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in MARKS)
+
+
+# A run --------------------------------------------------------------------------------------------------------------
+
+
+def run(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
+    """All that the page shows of a run. What cannot be read is said in `problems`."""
+    problems: list[str] = []
+    entry: dict[str, Any] = {
+        "key": "",
+        "path": folder.relative_to(root).as_posix(),
+        "link": quote(os.fsencode(folder.relative_to(root).as_posix())),
+        "name": folder.name,
+        "ablation": within,
+        "state": DAMAGED,
+        "error": "",
+        "started": None,
+        "ended": None,
+        "seconds": None,
+        "words": {},
+        "choices": {},
+        "metrics": {},
+        "monitor": None,
+        "curves": [],
+        "epoch": None,
+        "config": {},
+        "record": {},
+        "commands": [],
+        "problems": problems,
+        "files": [name for name in FILES if (folder / name).exists()],
+    }
+    attempt(problems, lambda: entry.update(of_record(folder)))
+    attempt(problems, lambda: entry.update(of_config(folder, entry["words"])))
+    if (folder / FILE).exists():
+        attempt(problems, lambda: entry.update(zip(("curves", "epoch"), curves(folder), strict=True)), FILE)
+    if entry["epoch"] is None:
+        entry["epoch"] = steps_of_an_epoch(entry["record"])
+    return entry
+
+
+def attempt(problems: list[str], step: Callable[[], None], file: str = "") -> None:
+    """Read one thing; a file that is not what a run writes is one line on the page, and the rest is read."""
+    try:
+        step()
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ConfigError is a ValueError
+        reason = " ".join(str(error).split())
+        problems.append(f"its {file} cannot be read ({reason})" if file else reason)
+
+
+def of_record(folder: Path) -> dict[str, Any]:
+    """What run.json says, or, of a run that ended before it had one, its log."""
+    if not (folder / "run.json").exists() and (said := last_line(folder / LOG)):
+        return {"state": "failed", "error": said.removeprefix("error: ")}
+    record = read_record(folder)
+    error, metrics = str(record.get("error", "")), record.get("metrics")
+    state = record["status"]
+    if state == "interrupted" or (state == "running" and not is_alive(record)):
+        gone = f"its process {record.get('pid')} is gone, and has not said how it ended"
+        state, error = "stopped", error or gone
+    if state not in STATES:
+        raise ConfigError(f"{folder}: its run.json has status={state!r}; a run writes one of {', '.join(STATES)}")
+    place = short(folder)
+    seconds = record.get("seconds")
+    commands = [("reproduce", f"python scripts/reproduce.py {shlex.quote(place)}")]
+    if state == "finished":
+        commands.append(("evaluate", f"python scripts/evaluate.py {shlex.quote(place)}"))
+    elif state in ("stopped", "failed"):
+        commands.insert(0, ("resume", go_on_command(folder)))
+    overrides = record["overrides"]
+    return {
+        "key": str(record["id"]),
+        "state": state,
+        "error": error,
+        "started": text_or_none(record.get("started")),
+        "ended": text_or_none(record.get("ended")),
+        "seconds": seconds if isinstance(seconds, int | float) and math.isfinite(seconds) else None,
+        "words": words(overrides) if isinstance(overrides, list) else {},
+        "metrics": {str(k): number_or_none(v) for k, v in metrics.items()} if isinstance(metrics, dict) else {},
+        "record": plain(record),
+        "commands": commands,
+    }
+
+
+def text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def number_or_none(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def is_alive(record: Mapping[str, Any]) -> bool:
+    """Whether a process of the run's number is there; of another machine nothing can be known, so it is believed.
+
+    The run's lock would be surer, and trying it would refuse the folder to a process that takes it just then.
+    """
+    pid = record.get("pid")
+    if record.get("host") != socket.gethostname() or not isinstance(pid, int) or os.name == "nt":
+        return True
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another person's
+        pass
+    return True
+
+
+def words(overrides: list[Any]) -> dict[str, str]:
+    """The words of a command that can change a result, by their keys."""
+    found = {}
+    for word in map(str, overrides):
+        key, _, value = word.lstrip("+~").partition("=")
+        if not key.startswith("hydra") and not without_effect(key):
+            found[key] = value.strip("'\"")
+    return found
+
+
+def without_effect(key: str) -> bool:
+    return any(fnmatch(key, pattern) or fnmatch(f"{key}.", pattern) for pattern in WITHOUT_EFFECT)
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log, which of a traceback is the error."""
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    lines = [line for line in lines if not line.startswith(("srun: ", "slurmstepd"))]
+    return lines[-1] if lines else ""
+
+
+def of_config(folder: Path, given: Mapping[str, str]) -> dict[str, Any]:
+    """The leaves of config.yaml, and the choice of each group."""
+    if not (folder / "run.json").exists() and not (folder / "config.yaml").exists():
+        return {}  # said already, or a run that ended before it had any
+    content = yaml.load((folder / "config.yaml").read_text(), Reader)
+    check_keys(folder, "config.yaml", content, CONFIG)
+    leaves = {k: plain(v) for k, v in flat(content).items() if not any(fnmatch(k, pattern) for pattern in NOT_SHOWN)}
+    choices = {
+        str(group): class_name(node["_target_"])
+        for group, node in content.items()
+        if isinstance(node, Mapping) and "_target_" in node and group not in ("ablation", "trainer")
+    }
+    monitor = content.get("monitor")
+    return {
+        "config": leaves,
+        "choices": {**choices, **{group: given[group] for group in choices if group in given}},
+        "monitor": text_or_none(monitor.get("metric")) if isinstance(monitor, Mapping) else None,
+    }
+
+
+def class_name(target: Any) -> str:
+    """The last part of a _target_ as it is mostly typed: ablab.norms.GroupNorm is groupnorm."""
+    return str(target).rpartition(".")[2].lower()
+
+
+def plain(value: Any) -> Any:
+    """Plain data that JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def steps_of_an_epoch(record: Mapping[str, Any]) -> float | None:
+    """Of a run that has not validated yet, from what it recorded of data and batches."""
+    data, sizes = record.get("data"), record.get("batch_sizes")
+    train = data.get("train") if isinstance(data, Mapping) else None
+    size = sizes.get("optimizer") if isinstance(sizes, Mapping) else None
+    return max(1, train // size) if isinstance(train, int) and isinstance(size, int) and size > 0 else None
+
+
+def common_config(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Take out of the runs' configs what most of them have: written once, 500 configs are short.
+
+    Returns:
+        The common values, and which keys cannot change a result.
+    """
+    counts: dict[str, Counter[str]] = {}
+    for entry in runs:
+        for key, value in entry["config"].items():
+            counts.setdefault(key, Counter())[json.dumps(value)] += 1
+    base = {key: json.loads(of.most_common(1)[0][0]) for key, of in counts.items()}
+    for entry in runs:
+        config = entry["config"]
+        entry["lacks"] = [key for key in base if key not in config] if config else None
+        entry["config"] = {k: v for k, v in config.items() if (v, type(v)) != (base[k], type(base[k]))}
+    return {"config": base, "without_effect": [key for key in base if without_effect(key)]}
+
+
+# An ablation --------------------------------------------------------------------------------------------------------
+
+
+def ablation(folder: Path, root: Path, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the page shows of an ablation: its question, its verdicts, how far its runs are."""
+    name = folder.absolute().name
+    report = folder / "report" / "report.html"
+    problems: list[str] = []
+    entry: dict[str, Any] = {
+        "name": name,
+        "path": short(folder),
+        "question": "",
+        "command": "",
+        "verdicts": [],
+        "planned": 0,
+        "missing": 0,
+        "report": quote(os.fsencode(report.relative_to(root).as_posix())) if report.exists() else None,
+        "report_command": f"python scripts/report.py {shlex.quote(short(folder))}",
+        "problems": problems,
+    }
+    there = {run["name"] for run in runs if run["ablation"] == name}
+    attempt(problems, lambda: entry.update(of_ablation(folder, there)), ABLATION)
+    if (folder / "report" / "report.md").exists():
+        attempt(problems, lambda: entry.update(verdicts=verdicts(folder / "report" / "report.md")), "report.md")
+    return entry
+
+
+def of_ablation(folder: Path, there: set[str]) -> dict[str, Any]:
+    """What ablation.json says."""
+    content = json.loads((folder / ABLATION).read_text())
+    try:
+        tuning = content.get("tuning") or {"runs": []}
+        planned = {str(planned["folder"]) for planned in [*content["runs"], *tuning["runs"]]}
+        return {
+            "question": str(content["ablation"].get("question") or ""),
+            "command": str(content["command"]),
+            "planned": len(planned),
+            "missing": len(planned - there),
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it is not what an ablation writes: {error!r}") from error
+
+
+def verdicts(report: Path) -> list[str]:
+    """The sentences under Verdict of a report."""
+    _, _, after = report.read_text().partition("\n## Verdict\n")
+    lines = after.partition("\n## ")[0].splitlines()
+    return [line.removeprefix("- ") for line in lines if line.startswith("- ")]
