@@ -38,6 +38,9 @@ ALLOWED = {
         *("torch", "hydra", "omegaconf", "lightning", "wandb", "safetensors", "filelock", "yaml"),
         *("ablab.runs", "ablab.config.errors", "ablab.config.schema", "ablab.digest"),
     },
+    "ablab.browse": {
+        *("yaml", "ablab.browse", "ablab.config.errors", "ablab.runs.folder", "ablab.runs.identity"),
+    },
     "ablab.terminal": {"torch", "ablab.data", "ablab.norms", "ablab.runs"},
     "ablab.ablation": {
         *(

@@ -83,9 +83,11 @@ const KEYS = new Set([...Object.keys(BUILT_IN), ...WORDS, ...counted(RUNS.map((r
 for (const key of Object.keys(DATA.config)) KEYS.add(key);
 for (const run of RUNS) for (const key of Object.keys(run.config)) KEYS.add(key);
 
-// The columns: words that differ among the runs, and the metrics that most have, that of the test first.
+// The columns: words that differ among the runs, and are not of a few runs alone, and the metrics that most have, that
+// of the test first.
 const SETTINGS = WORDS.filter((key) => distinct(RUNS, key) > 1);
-const SHOWN_SETTINGS = [...SETTINGS.filter((k) => k !== "seed").slice(0, 5), ...SETTINGS.filter((k) => k === "seed")];
+const USUAL = SETTINGS.filter((key) => RUNS.filter((run) => Object.hasOwn(run.words, key)).length >= RUNS.length / 20);
+const SHOWN_SETTINGS = [...USUAL.filter((key) => key !== "seed").slice(0, 5), ...USUAL.filter((key) => key === "seed")];
 const MONITORED = counted(RUNS.filter((run) => run.monitor).map((run) => ({ [run.monitor]: 1 })));
 const FIRST = MONITORED.flatMap((name) => [name.replace(/^val\//, "test/"), name]);
 const SHOWN_METRICS = [...new Set([...FIRST, ...METRICS.filter((name) => name === "test/loss"), ...METRICS])]
@@ -106,6 +108,8 @@ function figure(number) {
   if (size !== 0 && (size < 1e-3 || size >= 1e6)) return number.toExponential(2).replace("e+", "e");
   return number.toFixed(size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : 4);
 }
+
+const spread = (sd) => (sd >= 1e-3 && sd < 10 ? String(+sd.toPrecision(2)) : figure(sd));
 
 function axisFigure(number) {
   const size = Math.abs(number);
@@ -136,11 +140,11 @@ function duration(seconds) {
 const short = (key) => key.split(".").pop();
 const plural = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
-// What tells a run from others, as it is typed.
-function label(run, among, without = []) {
-  const keys = [...new Set([...WORDS, "model", "norm"])].filter((key) => !without.includes(key));
-  const differing = keys.filter((key) => value(run, key) !== undefined && distinct(among, key) > 1);
-  return differing.map((key) => `${short(key)}=${show(value(run, key))}`).join(" ");
+// What tells each run from the others, as it is typed; "" where nothing does.
+function labels(among, without = []) {
+  const keys = [...new Set([...WORDS, "model", "norm"])].filter((key) => !without.includes(key) && distinct(among, key) > 1);
+  const said = (run) => keys.filter((key) => value(run, key) !== undefined).map((key) => `${short(key)}=${show(value(run, key))}`);
+  return (run) => said(run).join(" ");
 }
 
 // A run's name in a narrow place: its date is in another column, and so are the settings that name an ablation's.
@@ -231,7 +235,7 @@ function filtered() {
 
 function sorted(runs) {
   const down = VIEW.sort.startsWith("-"), key = VIEW.sort.replace(/^-/, "");
-  const values = new Map(runs.map((run) => [run, key === "state" ? STATES.indexOf(run.state) : value(run, key)]));
+  const values = new Map(runs.map((run) => [run, key === "state" ? STATES.indexOf(run.state) : key === "started" ? run.begun : value(run, key)]));
   return runs.toSorted((a, b) => {
     const x = values.get(a), y = values.get(b);
     if (x === undefined || y === undefined) return (x === undefined) - (y === undefined); // those without it are last
@@ -338,8 +342,8 @@ function renderList() {
   const rows = listed.map((run) => {
     const made = row(run);
     made.box.checked = VIEW.sel.has(run.key);
-    made.row.classList.toggle("chosen", made.box.checked);
-    made.row.classList.toggle("open", VIEW.panel === `run:${run.key}`);
+    const isOpen = VIEW.panel === `run:${run.key}`;
+    made.row.className = [made.box.checked && "chosen", isOpen && "open", COLOUR_OF.get(run)].filter(Boolean).join(" ");
     return made.row;
   });
   const body = $("runs").tBodies[0];
@@ -379,6 +383,7 @@ function renderStates() {
 
 // The curves ---------------------------------------------------------------------------------------------------------
 
+const COLOUR_OF = new Map(); // of the runs that are compared, for the list
 const COLOURS = 7; // of Okabe and Ito, in page.css; further lines are dashed
 const svg = (tag, properties = {}, ...children) => {
   const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -430,11 +435,12 @@ function grouped(runs) {
     if (!groups.has(by)) groups.set(by, []);
     groups.get(by).push(run);
   }
+  const label = labels(runs, VIEW.group === "seeds" ? ["seed"] : []);
   return [...groups.values()].map((members) => {
     const [run] = members;
-    const found = show(value(run, VIEW.group));
-    const text = VIEW.group === "seeds" ? label(run, runs, ["seed"]) || "all" : VIEW.group ? `${short(VIEW.group)}=${found || "(none)"}` : label(run, runs);
-    return { runs: members, label: text || title(run) };
+    const byKey = VIEW.group && VIEW.group !== "seeds";
+    const text = byKey ? `${short(VIEW.group)}=${show(value(run, VIEW.group)) || "(none)"}` : label(run);
+    return { runs: members, label: text || (VIEW.group ? "all" : title(run)) };
   });
 }
 
@@ -473,7 +479,7 @@ function chart(groups, width) {
       hidden += line.filter((point) => point[1] <= 0).length;
       line = line.filter((point) => point[1] > 0);
     }
-    return { ...group, i, line };
+    return { ...group, i, line, n: curves.length };
   }).filter((one) => one.line.length);
   if (!lines.length) return h("p", { cls: "nothing" }, VIEW.metric ? `none of these runs has logged ${VIEW.metric}` : "nothing was logged");
   const all = lines.flatMap((one) => one.line);
@@ -531,11 +537,13 @@ function chart(groups, width) {
       ...part.map((near) =>
         h("div", { cls: near === marked && lines.length > 1 ? "marked" : "" },
           h("span", { cls: `key ${colour(near.one.i)}` }),
-          h("span", { cls: "value" }, figure(near.point[1]) + (near.point[3] > 1 ? ` ± ${figure(near.point[2])}` : "")),
-          h("span", { cls: "who" }, near.one.label + (near.one.runs.length > 1 ? ` (n = ${near.point[3]})` : "")))),
+          h("span", { cls: "value" }, figure(near.point[1]) + (near.point[3] > 1 ? ` ± ${spread(near.point[2])}` : "")),
+          h("span", { cls: "who" }, near.one.label + (near.point[3] < near.one.n ? ` (n = ${near.point[3]})` : "")))),
       ranked.length > part.length ? h("small", {}, `${ranked.length - part.length} more`) : "",
     );
     tip.hidden = false;
+    tip.classList.toggle("below", width < 520); // no room beside a finger
+    if (width < 520) return;
     const onRight = px(cursor) > width / 2;
     tip.style.left = onRight ? "auto" : `${px(cursor) + 12}px`;
     tip.style.right = onRight ? `${width - px(cursor) + 12}px` : "auto";
@@ -563,19 +571,21 @@ function chart(groups, width) {
     hover(places[Math.min(places.length - 1, Math.max(0, now + by))], null);
   });
   const legend = h("ul", { cls: "legend" }, lines.map((one) => {
-    const text = [h("span", { cls: `key ${colour(one.i)}` }), h("span", {}, one.label), one.runs.length > 1 ? h("small", {}, ` n = ${one.runs.length}`) : null];
+    const text = [h("span", { cls: `key ${colour(one.i)}` }), h("span", {}, one.label), one.runs.length > 1 ? h("small", {}, ` n = ${one.n}`) : null];
     const mark = (on) => () => one.path.classList.toggle("marked", on);
     const press = () => (one.runs.length === 1 ? open(`run:${one.runs[0].key}`) : change({ sel: new Set(one.runs.map((run) => run.key)), group: "" }, true));
     const hint = one.runs.length === 1 ? one.runs[0].path : "compare these runs with each other";
     return h("li", {}, h("button", { cls: "link", title: hint, onclick: press, onpointerenter: mark(true), onpointerleave: mark(false) }, text));
   }));
+  const without = groups.flatMap((group) => group.runs).filter((run) => !points(run, VIEW.metric, VIEW.x).length).length;
   const most = Math.max(...groups.flatMap((group) => group.runs.map((run) => run.curves.find((part) => Object.hasOwn(part[1], VIEW.metric))?.[2] || 0)));
   const notes = [];
   if (lines.some((one) => one.runs.length > 1)) notes.push("Line: mean; band: ± one standard deviation of the runs.");
   if (most > DATA.points) notes.push(`Up to ${DATA.points} points a curve, of up to ${most} that were logged; a spike may be missing.`);
+  if (without) notes.push(`${plural(without, "run")} without this curve.`);
   if (hidden) notes.push(`${plural(hidden, "value")} of 0 and below cannot be shown on this scale.`);
   if (VIEW.x === "epoch" && groups.some((group) => group.runs.some((run) => !run.epoch))) notes.push("Runs that do not tell their epoch are shown over steps.");
-  return h("div", {}, h("div", { cls: "picture" }, picture, tip), legend, notes.length ? h("p", { cls: "note" }, notes.join(" ")) : null);
+  return h("div", {}, h("div", { cls: "picture" }, picture, tip), groups.length > 1 || groups[0].runs.length > 1 ? legend : null, notes.length ? h("p", { cls: "note" }, notes.join(" ")) : null);
 }
 
 function curvesOf(runs, several) {
@@ -597,6 +607,7 @@ function curvesOf(runs, several) {
     h("label", {}, h("input", { id: "log", type: "checkbox", checked: VIEW.log, onchange: (e) => change({ log: e.target.checked }) }), " log scale"));
   const place = h("div", { cls: "chart" });
   const groups = several ? grouped(runs) : [{ runs, label: title(runs[0]) }];
+  if (several) groups.forEach((group, i) => group.runs.forEach((run) => COLOUR_OF.set(run, `c${i % COLOURS}`)));
   // drawn once the place has a width, and anew when it has another
   let width = 0;
   new ResizeObserver(() => {
@@ -636,7 +647,8 @@ function configsOf(runs) {
   const keys = [...new Set(shown.flatMap((run) => [...Object.keys(DATA.config), ...Object.keys(run.config)]))].sort();
   const differs = (key) => !WITHOUT_EFFECT.has(key) && new Set(shown.map((run) => show(fromConfig(run, key)))).size > 1;
   const rows = keys.filter((key) => (VIEW.all ? shown.some((run) => fromConfig(run, key) !== undefined) : differs(key)));
-  const names = shown.map((run) => h("th", { scope: "col" }, h("button", { cls: "link", title: run.path, onclick: () => open(`run:${run.key}`) }, label(run, shown) || title(run))));
+  const label = labels(shown);
+  const names = shown.map((run) => h("th", { scope: "col" }, h("button", { cls: "link", title: run.path, onclick: () => open(`run:${run.key}`) }, label(run) || title(run))));
   return h("section", {},
     h("h3", {}, "config ", h("label", { cls: "switch" }, h("input", { id: "all", type: "checkbox", checked: VIEW.all, onchange: (e) => change({ all: e.target.checked }) }), " all keys")),
     runs.length > shown.length ? h("p", { cls: "note" }, `The first ${shown.length} of ${runs.length} runs.`) : null,
@@ -756,9 +768,10 @@ function rowOf(key) {
 }
 
 function render() {
+  COLOUR_OF.clear();
+  renderPanel(); // first: it gives the lines their colours
   renderStates();
   renderList();
-  renderPanel();
 }
 
 function goTo(by) {

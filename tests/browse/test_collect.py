@@ -1,0 +1,282 @@
+"""What is found in a folder of runs, damaged ones included, and that nothing in it is touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablab.ablation import results
+from ablab.browse import collect as collecting
+from ablab.browse.collect import collect
+from ablab.browse.curves import POINTS, curves, fit, thinned
+from ablab.config.errors import ConfigError
+from ablab.runs.metrics import read_rows
+
+ROOT = Path(__file__).parents[2]
+
+
+def by_name(content: dict[str, Any], part: str) -> dict[str, Any]:
+    [entry] = [run for run in content["runs"] if part in run["name"]]
+    return entry
+
+
+def test_the_runs_of_a_folder_and_of_its_ablations_are_found(made: Path) -> None:
+    content = collect(made)
+    assert sorted(run["state"] for run in content["runs"]) == ["diverged", *["finished"] * 5]
+    run = by_name(content, "norm=groupnorm,seed=1")
+    record = json.loads((made / run["path"] / "run.json").read_text())
+    assert run["ablation"] == "sweep_norm"
+    assert run["metrics"] == record["metrics"]
+    assert run["words"].items() >= {"norm": "groupnorm", "seed": "1", "trainer.max_epochs": "3"}.items()
+    assert not {"logger", "name", "folder", "cell"} & run["words"].keys()
+    assert run["choices"]["model"] == "resnet"
+    assert run["epoch"] == 4
+    assert run["problems"] == []
+    hot = by_name(content, "_hot")
+    assert "the loss is nan" in hot["error"]
+    assert hot["metrics"] == {}
+
+
+def test_an_ablation_comes_with_its_verdict_and_its_report(made: Path) -> None:
+    [ablation] = collect(made)["ablations"]
+    assert ablation["name"] == "sweep_norm"
+    assert (ablation["planned"], ablation["missing"]) == (4, 0)
+    assert any(verdict.startswith("groupnorm against batchnorm: ") for verdict in ablation["verdicts"])
+    assert (made / ablation["report"]).exists()
+
+
+def test_the_folder_of_an_ablation_can_be_given_itself(made: Path) -> None:
+    content = collect(made / "sweep_norm")
+    assert [run["ablation"] for run in content["runs"]] == ["sweep_norm"] * 4
+    assert [ablation["name"] for ablation in content["ablations"]] == ["sweep_norm"]
+
+
+def test_runs_that_an_ablation_has_not_begun_are_counted(runs: Path) -> None:
+    file = runs / "sweep_norm" / "ablation.json"
+    content = json.loads(file.read_text())
+    content["runs"].append({"folder": "norm=none,seed=0_00000000", "cell": {"norm": "none"}, "seed": 0})
+    file.write_text(json.dumps(content))
+    assert collect(runs)["ablations"][0]["missing"] == 1
+
+
+def test_what_configs_have_in_common_is_written_once(made: Path) -> None:
+    content = collect(made)
+    for run in content["runs"]:
+        whole = {**content["config"], **run["config"]}
+        for key in run["lacks"]:
+            del whole[key]
+        assert whole["seed"] == int(run["words"].get("seed", 0))
+        assert len(run["config"]) < 20 < len(whole)
+    assert "output_dir" in content["without_effect"]
+    assert "optimizer.lr" not in content["without_effect"]
+
+
+def test_curves_are_the_rows_of_metrics_csv(made: Path) -> None:
+    folder = next(made.glob("sweep_norm/norm=batchnorm,seed=0*"))
+    found, _ = curves(folder)
+    rows = read_rows(folder)
+    there = {name for row in rows for name in row if not name.startswith("test/")} - {"step", "epoch"}
+    assert {name for _, values, _ in found for name in values} == there
+    for steps, metrics, length in found:
+        for name, values in metrics.items():
+            expected = [(row["step"], row[name]) for row in rows if name in row]
+            assert steps == [step for step, _ in expected]
+            assert values == pytest.approx([value for _, value in expected], rel=1e-4)
+            assert length == len(expected)
+
+
+def test_a_row_that_is_being_written_is_left_out(runs: Path) -> None:
+    folder = next(runs.glob("sweep_norm/norm=batchnorm,seed=0*"))
+    before = curves(folder)
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("99,3,0.")
+    assert curves(folder) == before
+
+
+def test_a_long_curve_keeps_its_ends_and_few_points(tmp_path: Path) -> None:
+    lines = ["step,epoch,train/loss", *(f"{step},0,{'nan' if step == 4999 else step / 7}" for step in range(5000))]
+    (tmp_path / "metrics.csv").write_text("\n".join(lines) + "\n")
+    [(steps, values, length)], epoch = curves(tmp_path)
+    assert (len(steps), steps[0], steps[-1], length) == (POINTS, 0, 4999, 5000)
+    assert values["train/loss"][-1] is None
+    assert epoch is None
+    assert thinned(3, POINTS) == [0, 1, 2]
+
+
+def test_very_many_curves_get_fewer_points() -> None:
+    parts = [[list(range(200)), {f"norms/{i}": [0.0] * 200 for i in range(100)}, 200] for _ in range(300)]
+    points = fit([{"curves": [part]} for part in parts])
+    assert points == 25
+    assert [parts[0][0][0], parts[0][0][-1], len(parts[0][0])] == [0, 199, 25]
+
+
+def snapshot(folder: Path) -> dict[Path, tuple[int, int]]:
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in [folder, *folder.rglob("*")]}
+
+
+def test_no_run_is_touched(runs: Path, command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    before = snapshot(runs)
+    assert command("--no-open", script="scripts/browse.py").stdout.startswith("runs/index.html: 6 runs, 1 ablations")
+    after = snapshot(runs)
+    assert after.keys() - before.keys() == {runs / "index.html"}
+    assert all(after[path] == before[path] for path in before if path != runs)
+
+
+def test_a_run_is_running_while_its_process_is_there(runs: Path) -> None:
+    [folder] = runs.glob("*_hot")
+    record = json.loads((folder / "run.json").read_text())
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for pid, host, state in (
+        (os.getpid(), socket.gethostname(), "running"),
+        (ended.pid, socket.gethostname(), "stopped"),
+        (ended.pid, "another-machine", "running"),
+    ):
+        (folder / "run.json").write_text(json.dumps({**record, "status": "running", "pid": pid, "host": host}))
+        assert by_name(collect(runs), "_hot")["state"] == state
+
+
+def test_a_stopped_run_comes_with_the_command_that_goes_on(stop: Callable[..., Path]) -> None:
+    folder = stop("training_step", 2, "trainer=cpu", "trainer.max_epochs=1")
+    [run] = collect(folder.parent)["runs"]
+    assert run["state"] == "stopped"
+    name, text = run["commands"][0]
+    assert name == "resume"
+    assert text.startswith("python train.py ")
+    assert str(folder) in text
+
+
+def test_a_copied_run_is_a_run_of_its_own(runs: Path) -> None:
+    [folder] = runs.glob("*_hot")
+    shutil.copytree(folder, runs / "copy")
+    keys = [run["key"] for run in collect(runs)["runs"]]
+    assert len(set(keys)) == 7
+    assert {"copy", folder.name} <= set(keys)
+
+
+DAMAGES = {
+    "a cut off record": ("run.json", '{"id": "x", "sta'),
+    "a record that is a list": ("run.json", "[]"),
+    "an empty record": ("run.json", ""),
+    "a record of another program": ("run.json", '{"name": "mine"}'),
+    "a record without end": ("run.json", "[" * 100_000),
+    "a record of bytes": ("run.json", b"\xff\xfe\x00"),
+    "no record": ("run.json", None),
+    "a config that is no YAML": ("config.yaml", "a: [1"),
+    "a config that is a word": ("config.yaml", "word"),
+    "no config": ("config.yaml", None),
+    "metrics that are no numbers": ("metrics.csv", "step,epoch,train/loss\n1,0,high\n"),
+    "metrics of another program": ("metrics.csv", "time,value\n1,2\n"),
+    "metrics of bytes": ("metrics.csv", b"\x00\xff\n"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_listed_with_what_is_wrong(runs: Path, damage: str) -> None:
+    [folder] = runs.glob("*_hot")
+    name, content = DAMAGES[damage]
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    found = collect(runs)
+    assert len(found["runs"]) == 6
+    run = by_name(found, "_hot")
+    assert any(name in problem for problem in run["problems"])
+    assert (run["state"] == "damaged") == (name == "run.json")
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"status": "merry"},
+        {"started": 3, "ended": None, "seconds": "long", "metrics": [1], "error": {"a": 1}, "overrides": "norm"},
+        {"metrics": {"test/loss": float("nan"), "test/accuracy": "high"}, "seconds": float("inf"), "pid": "x"},
+        {"data": [], "batch_sizes": {"optimizer": 0}, "id": None, "identity": 3},
+    ],
+)
+def test_a_record_of_strange_values_is_no_traceback(runs: Path, values: dict[str, Any]) -> None:
+    [folder] = runs.glob("*_hot")
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, **values}))
+    run = by_name(collect(runs), "_hot")
+    assert run["state"] == ("damaged" if "status" in values else "diverged")
+    json.dumps(run, allow_nan=False)
+
+
+def test_a_run_that_ended_before_it_had_a_record_has_its_logs_last_line(runs: Path) -> None:
+    folder = runs / "sweep_norm" / "norm=none,seed=0_00000000"
+    folder.mkdir()
+    (folder / "log.txt").write_text("data: Digits\nerror: no room\n")
+    run = by_name(collect(runs), "norm=none")
+    assert (run["state"], run["error"], run["problems"]) == ("failed", "no room", [])
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"runs": [{}], "ablation": {}, "command": ""}', "[" * 100_000])
+def test_a_damaged_ablation_is_listed_with_its_runs(runs: Path, content: str) -> None:
+    (runs / "sweep_norm" / "ablation.json").write_text(content)
+    found = collect(runs)
+    [ablation] = found["ablations"]
+    assert "ablation.json" in ablation["problems"][0]
+    assert sum(run["ablation"] == "sweep_norm" for run in found["runs"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere: there is no such folder; name the one that runs go to"),
+        (["empty"], "empty: there is no run in it"),
+        (["file"], "file: there is no such folder"),
+    ],
+)
+def test_where_there_is_no_run_one_line_says_so(
+    words: list[str], message: str, command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "empty" / "more").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    result = command(*words, script="scripts/browse.py")
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {message}")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_folder_of_one_run_is_refused_and_stays_as_it_is(made: Path) -> None:
+    [folder] = made.glob("*_hot")
+    with pytest.raises(ConfigError, match="it is one run; name the folder that it is in"):
+        collect(folder)
+
+
+def test_without_a_display_the_path_is_all_that_happens(
+    runs: Path, command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    result = command(str(runs), script="scripts/browse.py", DISPLAY="", WAYLAND_DISPLAY="", BROWSER="false")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(result.stdout.splitlines()) == 1
+    assert (runs / "index.html").exists()
+    assert not list(runs.glob(".index*"))
+
+
+def test_names_of_files_are_those_that_are_written() -> None:
+    assert (collecting.ABLATION, collecting.LOG) == (results.RECORD, results.LOG)
+
+
+def test_collecting_loads_nothing_heavy() -> None:
+    code = "import sys, ablab.browse.collect, ablab.browse.page; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "lightning", "pandas", "wandb"} & set(loaded)
+
+
+def test_a_wheel_has_the_parts_of_the_page() -> None:
+    parts = {path.name for path in (ROOT / "src/ablab/browse").glob("page.*")} - {"page.py"}
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert set(shipped["ablab.browse"]) == parts
