@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page
 from tests import forked
 
 from ablab.browse.collect import collect
-from ablab.browse.page import write
+from ablab.browse.page import NAME, write
 
 ROOT = Path(__file__).parents[2]
 BRIEF = ["trainer.max_epochs=3", "trainer.limit_train_batches=4", "trainer.log_every_n_steps=1", "logger=csv"]
@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def runs(made: Path, tmp_path: Path) -> Path:
     """The same, to be changed."""
-    return Path(shutil.copytree(made, tmp_path / "runs"))
+    return Path(shutil.copytree(made, tmp_path / "runs", ignore=shutil.ignore_patterns("index.html")))
 
 
 @pytest.fixture(scope="session")
@@ -80,11 +80,11 @@ Look = Callable[..., Page]
 
 @pytest.fixture
 def look(browser: Browser) -> Iterator[Look]:
-    """Write the page of a folder and open it; nothing may be complained of, and nothing asked of a network."""
+    """Open the page of a folder, written if it is not there; nothing is complained of, nothing asked of a network."""
     complaints: list[str] = []
 
     def start(folder: Path, view: str = "", *, width: int = 1280, height: int = 800, **settings: Any) -> Page:
-        file = write(collect(folder), folder)
+        file = folder / NAME if (folder / NAME).exists() else write(collect(folder), folder)
         page = browser.new_page(viewport={"width": width, "height": height}, **settings)
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))

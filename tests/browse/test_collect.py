@@ -185,7 +185,7 @@ DAMAGES = {
 def test_a_damaged_folder_is_listed_with_what_is_wrong(runs: Path, damage: str) -> None:
     [folder] = runs.glob("*_hot")
     name, content = DAMAGES[damage]
-    (folder / name).unlink()
+    (folder / name).unlink(missing_ok=True)
     if content is not None:
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     found = collect(runs)

@@ -43,9 +43,7 @@ def collect(root: Path) -> dict[str, Any]:
     if not root.is_dir():
         raise ConfigError(f"{root}: there is no such folder; name the one that runs go to (output_dir), or make a run")
     if (root / "run.json").exists():
-        raise ConfigError(
-            f"{root}: it is one run; name the folder that it is in, {short(root.absolute().parent)}"
-        )
+        raise ConfigError(f"{root}: it is one run; name the folder that it is in, {short(root.absolute().parent)}")
     runs, ablations = [], []
     for place, within in places(root):
         runs.append(run(place, root, within))
@@ -119,22 +117,22 @@ def run(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
         "problems": problems,
         "files": [name for name in FILES if (folder / name).exists()],
     }
-    attempt(problems, lambda: entry.update(of_record(folder)))
-    attempt(problems, lambda: entry.update(of_config(folder, entry["words"])))
+    attempt(problems, "run.json", lambda: entry.update(of_record(folder)))
+    attempt(problems, "config.yaml", lambda: entry.update(of_config(folder, entry["words"])))
     if (folder / FILE).exists():
-        attempt(problems, lambda: entry.update(zip(("curves", "epoch"), curves(folder), strict=True)), FILE)
+        attempt(problems, FILE, lambda: entry.update(zip(("curves", "epoch"), curves(folder), strict=True)))
     if entry["epoch"] is None:
         entry["epoch"] = steps_of_an_epoch(entry["record"])
     return entry
 
 
-def attempt(problems: list[str], step: Callable[[], None], file: str = "") -> None:
+def attempt(problems: list[str], file: str, step: Callable[[], None]) -> None:
     """Read one thing; a file that is not what a run writes is one line on the page, and the rest is read."""
     try:
         step()
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ConfigError is a ValueError
         reason = " ".join(str(error).split())
-        problems.append(f"its {file} cannot be read ({reason})" if file else reason)
+        problems.append(reason if f"its {file}" in reason else f"its {file} cannot be read ({reason})")
 
 
 def of_record(folder: Path) -> dict[str, Any]:
@@ -300,9 +298,9 @@ def ablation(folder: Path, root: Path, runs: list[dict[str, Any]]) -> dict[str, 
         "problems": problems,
     }
     there = {run["name"] for run in runs if run["ablation"] == name}
-    attempt(problems, lambda: entry.update(of_ablation(folder, there)), ABLATION)
+    attempt(problems, ABLATION, lambda: entry.update(of_ablation(folder, there)))
     if (folder / "report" / "report.md").exists():
-        attempt(problems, lambda: entry.update(verdicts=verdicts(folder / "report" / "report.md")), "report.md")
+        attempt(problems, "report.md", lambda: entry.update(verdicts=verdicts(folder / "report" / "report.md")))
     return entry
 
 

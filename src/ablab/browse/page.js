@@ -78,7 +78,9 @@ function counted(maps) {
 const METRICS = counted(RUNS.map((run) => run.metrics));
 const LOGGED = counted(RUNS.flatMap((run) => run.curves.map((part) => part[1])));
 for (const name of LOGGED) if (name.startsWith("val/") && !METRICS.includes(name)) METRICS.push(name);
-const WORDS = counted(RUNS.map((run) => run.words)).sort((a, b) => (a === "seed") - (b === "seed"));
+// Choices of groups first, the seed last, each kind by how many runs have it.
+const rank = (key) => (key === "seed" ? 2 : key.includes(".") ? 1 : 0);
+const WORDS = counted(RUNS.map((run) => run.words)).sort((a, b) => rank(a) - rank(b));
 const KEYS = new Set([...Object.keys(BUILT_IN), ...WORDS, ...counted(RUNS.map((run) => run.choices)), ...METRICS]);
 for (const key of Object.keys(DATA.config)) KEYS.add(key);
 for (const run of RUNS) for (const key of Object.keys(run.config)) KEYS.add(key);
