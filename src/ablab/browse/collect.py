@@ -121,6 +121,7 @@ def run(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
     attempt(problems, "config.yaml", lambda: entry.update(of_config(folder, entry["words"])))
     if (folder / FILE).exists():
         attempt(problems, FILE, lambda: entry.update(zip(("curves", "epoch"), curves(folder), strict=True)))
+    problems[:] = [text.removeprefix(f"{folder}: ") for text in problems]  # it is said where the problem is shown
     if entry["epoch"] is None:
         entry["epoch"] = steps_of_an_epoch(entry["record"])
     return entry

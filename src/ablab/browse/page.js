@@ -246,10 +246,12 @@ function sorted(runs) {
   });
 }
 
+const COLLATOR = new Intl.Collator(undefined, { numeric: true }); // making one takes longer than a thousand comparisons
+
 function compareValues(x, y) {
   const a = typeof x === "number" ? x : asNumber(show(x)), b = typeof y === "number" ? y : asNumber(show(y));
   if (!Number.isNaN(a) && !Number.isNaN(b)) return a - b;
-  return show(x).localeCompare(show(y), undefined, { numeric: true });
+  return COLLATOR.compare(show(x), show(y));
 }
 
 // The list -----------------------------------------------------------------------------------------------------------
@@ -312,7 +314,7 @@ function row(run) {
     const box = h("input", { type: "checkbox", "aria-label": `choose ${run.name}` });
     box.addEventListener("click", (event) => choose(run, box.checked, event.shiftKey));
     const made = h("tr", { "data-key": run.key }, h("td", { cls: "box" }, box), COLUMNS.map((column) => cell(run, column)));
-    if (run.error || run.problems.length) made.querySelector(".k-name").append(h("p", { cls: "trouble" }, run.error || run.problems.join("; ")));
+    if (run.error || run.problems.length) made.querySelector(".k-name").append(h("p", { cls: "trouble" }, h("span", {}, run.error || run.problems.join("; "))));
     ROWS.set(run.key, { row: made, box });
   }
   return ROWS.get(run.key);
@@ -535,7 +537,7 @@ function chart(groups, width) {
     const at = Math.max(0, Math.min(ranked.indexOf(marked) - 5, ranked.length - 11));
     const part = ranked.slice(at, at + 11);
     tip.replaceChildren(
-      h("b", {}, `${VIEW.x} ${axisFigure(+cursor.toPrecision(5))}`),
+      h("b", {}, `${VIEW.x} ${VIEW.x === "step" ? cursor : cursor.toFixed(2)}`),
       ...part.map((near) =>
         h("div", { cls: near === marked && lines.length > 1 ? "marked" : "" },
           h("span", { cls: `key ${colour(near.one.i)}` }),
