@@ -57,9 +57,27 @@ def test_the_tree_is_the_repositorys() -> None:
     assert rooms <= set(paths), "every room has its line"
 
 
+def choices(text: str) -> set[str]:
+    """The words of a list; what stands in brackets, explains, or is a heading of it left out."""
+    plain = re.sub(r"\[.*?\]\(.*?\)|\(.*?\)|`.*?`|[\w ]+:", "", text)
+    return {part.strip(" .") for part in re.split("[,;]", plain)} & set(re.findall(r"\w+", plain))
+
+
+# What somebody adds need not be named: --help shows it. So nothing is asked the other way round of all that is there.
 @pytest.mark.parametrize("group", ["norm", "model", "data", "optimizer", "scheduler", "trainer"])
-def test_every_choice_is_named(group: str) -> None:
-    names = {file.stem for file in (ROOT / "conf" / group).glob("*.yaml")}
+def test_every_choice_that_is_named_exists(group: str) -> None:
+    [(groups, listed)] = re.findall(rf"^\| (.*`{group}`.*?) \| (.*) \|$", README, re.MULTILINE)
+    names = {file.stem for room in re.findall(r"`(\w+)`", groups) for file in (ROOT / "conf" / room).glob("*.yaml")}
+    assert len(choices(listed)) >= 3
+    assert choices(listed) <= names
+
+
+@pytest.mark.parametrize("group", ["norm", "data"])
+def test_every_choice_that_has_a_page_is_named(group: str) -> None:
+    page = (ROOT / "docs" / {"norm": "norms.md", "data": "data.md"}[group]).read_text()
+    table = page.split(f"| `{group}=` |")[1].split("\n\n")[0]
+    names = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"\w+", row)}
+    assert len(names) > 10
     assert all(re.search(rf"\b{name}\b", README) for name in names)
 
 

@@ -162,18 +162,16 @@ def test_a_word_that_would_not_do_what_it_says_is_refused(
     assert str(refused.value).startswith(message)
 
 
-def test_every_shipped_ablation_is_a_grid_of_runs_that_compose(
-    config: Callable[..., DictConfig], ablation_choice: str
-) -> None:
+def test_every_ablation_is_a_grid_of_runs_that_compose(config: Callable[..., DictConfig], ablation_choice: str) -> None:
     cfg = config(f"ablation={ablation_choice}")
     if ablation_choice == "none":
         assert cfg.ablation is None
         return
     ablation, common = asked_for([f"ablation={ablation_choice}"], cfg)
-    assert ablation.name == ablation_choice
-    assert ablation.question.endswith("?")
-    assert ablation.claims
-    assert ablation.baseline
+    assert ablation.name == ablation_choice, "two that have one name would have one folder"
+    if ablation.claims:
+        assert ablation.question.endswith("?")
+        assert ablation.baseline
     for cell in ablation.cells():
         config(*common, *ablation.words(cell))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ def norm_node(choice: str) -> Any:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("train", [f"norm={choice}"]).norm
 
+
+# Norms that the page names; of others, which somebody has added, only what holds of every norm is asked.
+NAMED = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "norms.md").read_text(), re.MULTILINE))
 
 # scopes that no YAML has
 SCOPES: dict[str, Norm] = {

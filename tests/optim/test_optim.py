@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -132,3 +133,45 @@ def test_triangular_climbs_to_its_peak_and_falls_to_its_end() -> None:
 def test_a_schedule_refuses_what_makes_no_sense(schedule: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rates(schedule, **settings)
+
+
+def test_every_optimizer_lowers_the_loss_and_goes_on_from_its_state_to_the_same_bits(
+    config: Callable[..., DictConfig], optimizer_choice: str
+) -> None:
+    """What a run relies on, of those that somebody adds, too; a closure is called once, with gradients."""
+
+    def network() -> tuple[nn.Module, Any]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+        node = config(f"optimizer={optimizer_choice}").optimizer
+        node.lr *= 0.01  # for so small a network, and without a warmup
+        optimizer = make_optimizer(build(node), net)
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+        return net, optimizer
+
+    x, y = torch.randn(64, 8), torch.randint(4, (64,))
+
+    def steps(net: nn.Module, optimizer: Any, number: int) -> list[float]:
+        losses: list[float] = []
+
+        def loss() -> torch.Tensor:
+            optimizer.zero_grad()
+            found = nn.functional.cross_entropy(net(x), y)
+            found.backward()
+            losses.append(found.item())
+            return found
+
+        for _ in range(number):
+            optimizer.step(loss)
+        assert len(losses) == number
+        return losses
+
+    net, optimizer = network()
+    losses = steps(net, optimizer, 20)
+    assert losses[-1] < losses[0]
+    other, again = network()
+    other.load_state_dict(net.state_dict())
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert steps(net, optimizer, 3) == steps(other, again, 3)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
