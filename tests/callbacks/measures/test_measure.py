@@ -25,7 +25,10 @@ from ablab.runs.resume import resumed
 Start = Callable[..., SimpleNamespace]
 
 ROOT = Path(__file__).parents[3]
-NAMES = sorted(file.stem for file in (ROOT / "conf" / "callbacks" / "measure").glob("*.yaml"))
+PAGE = (ROOT / "docs" / "measures.md").read_text()
+THERE = sorted(file.stem for file in (ROOT / "conf" / "callbacks" / "measure").glob("*.yaml"))
+NAMES = [name for name in THERE if f"| `{name}` |" in PAGE]
+OWN = [name for name in THERE if name not in NAMES]  # that somebody has added: the rule is for them, too
 TITLES = {"gradient", "drift", "covariate_shift", "landscape", "weights", "norms", "sharpness"}
 ON_SAMPLES = [name for name in NAMES if name not in ("covariate_shift", "weights")]
 ALL = [
@@ -76,6 +79,19 @@ def test_with_all_measures_a_run_is_the_same_to_the_bit(run: Start, name: str) -
     steps = {"0", "2"} if "trainer.max_steps=2" in words else {"0", "2", "4", "5"}
     assert {row["step"] for row in found} == steps
     assert not any(measured(row) for row in rows(off.folder))
+
+
+@pytest.mark.parametrize("name", OWN or ["weights"])
+def test_with_a_measure_of_ones_own_a_run_is_the_same_to_the_bit(run: Start, name: str) -> None:
+    on, off = run(*STEPS, *RUNS["resnet"], f"+callbacks/measure={name}"), run(*STEPS, *RUNS["resnet"])
+    records = [json.loads((done.folder / "run.json").read_text()) for done in (on, off)]
+    assert records[0]["weights_sha256"] == records[1]["weights_sha256"]
+    assert records[0]["metrics"] == records[1]["metrics"]
+
+
+def test_the_page_names_measures_that_there_are() -> None:
+    assert set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)) == set(NAMES)
+    assert len(NAMES) >= 7
 
 
 def result(folder: Path) -> Any:
@@ -280,7 +296,6 @@ def test_copies_leave_a_model_with_reparametrized_weights_alone(trial: Callable[
 
 # The page ------------------------------------------------------------------------------------------------------------
 
-PAGE = (ROOT / "docs" / "measures.md").read_text()
 COMMANDS = [
     line.split("#")[0].strip()
     for code in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
