@@ -19,7 +19,7 @@ import torch
 import torch.distributed
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from playwright.sync_api import Browser, sync_playwright
 from tests import forked
 
@@ -198,7 +198,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data_words(files: Path) -> Callable[[str], list[str]]:
-    """What a data set needs on the command line where it has no default: files that are here."""
+    """What a data set needs on the command line where it has no default: files that are here.
+
+    One that is not known here, and needs some, is skipped.
+    """
     import importlib.util
 
     [aeon] = importlib.util.find_spec("aeon").submodule_search_locations  # type: ignore[union-attr]
@@ -213,6 +216,10 @@ def data_words(files: Path) -> Callable[[str], list[str]]:
     }
 
     def words(choice: str) -> list[str]:
+        own = OmegaConf.load(ROOT / "conf" / "data" / f"{choice}.yaml")
+        missing = [] if choice in known else [str(key) for key in own if OmegaConf.is_missing(own, key)]
+        if missing:
+            pytest.skip(f"data={choice} needs data.{missing[0]}; data_words of tests/conftest.py can say which")
         return [f"data={choice}", "data.batch_size=8", *(f"data.{word}" for word in known.get(choice, []))]
 
     return words

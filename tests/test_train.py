@@ -74,7 +74,8 @@ def test_every_trainer_takes_a_step(run: Start, trainer_choice: str) -> None:
 def test_every_logger_takes_a_step(run: Start, logger_choice: str) -> None:
     done = run(f"logger={logger_choice}")
     assert (done.folder / "metrics.csv").exists()
-    assert (done.folder / "wandb").exists() == (logger_choice != "csv")
+    chosen = [node._target_ for node in done.cfg.logger.values() if node is not None]
+    assert (done.folder / "wandb").exists() == any(target.endswith(".WandB") for target in chosen)
 
 
 def test_every_callbacks_choice_takes_a_step(run: Start, callbacks_choice: str) -> None:

@@ -15,9 +15,9 @@ class Template(nn.Module):
 
     To make it yours, change what the constructor builds and what `forward` does with it. `takes` says what the model
     reads, and the data give the arguments before the `*`: for "images" these two, for "sequences" `in_features`,
-    `context_length` and `num_classes`, for "text" `vocab_size` and `context_length`. Each argument behind the `*`, but
-    the norm, is a key of the YAML, conf/model/template.yaml. Ask `norm` for every norm, together with the nonlinearity
-    behind it, and let it wrap every layer whose weight it may reparametrize.
+    `context_length` and `num_classes`, for "text" `vocab_size` and `context_length`. Ask `norm` for every norm, along
+    with the nonlinearity behind it, and let it wrap every layer whose weight it may reparametrize. Each argument behind
+    the `*`, but the norm, is a key of the YAML, conf/model/template.yaml.
 
     Args:
         in_channels: the images' channels.
