@@ -1,4 +1,4 @@
-"""README: every command in it runs; its tree is the repository's, its list of choices (docs/choices.md) the folders'."""
+"""README: its commands run; its tree is the repository's, its list of choices (docs/choices.md) the folders'."""
 
 from __future__ import annotations
 
