@@ -45,7 +45,7 @@ REFUSED = [
         "trainer=tpu: there is no such choice; did you mean gpu? trainer has: ",
     ),
     ("callbacks=early_stopping", "callbacks=early_stopping: there is no such choice; callbacks has: "),
-    ("logger=tensorboard", "logger=tensorboard: there is no such choice; logger has: both, csv, wandb"),
+    ("logger=comet", "logger=comet: there is no such choice; logger has: "),
     ("hydra/launcher=joblib", "hydra/launcher=joblib: there is no such choice; hydra/launcher has: basic"),
     ("model=transformer model/qk_norm=batchnorm", "model/qk_norm=batchnorm: there is no such choice; model/qk_norm"),
     # a group that is given something else than one choice

@@ -36,7 +36,7 @@ ALLOWED = {
     "ablab.member": {"omegaconf", "ablab"},
     "ablab.runs": {
         *("torch", "hydra", "omegaconf", "lightning", "wandb", "safetensors", "filelock", "yaml"),
-        *("ablab.runs", "ablab.config.errors", "ablab.config.schema", "ablab.digest"),
+        *("tensorboard", "mlflow", "ablab.runs", "ablab.config.errors", "ablab.config.schema", "ablab.digest"),
     },
     "ablab.browse": {
         *("yaml", "ablab.browse", "ablab.config.errors", "ablab.runs.folder", "ablab.runs.identity"),

@@ -23,7 +23,8 @@ from ablab.config.errors import ConfigError, menu
 
 PLAIN_WORD = re.compile(r"[\w./%*@?|+-]+")  # what Hydra takes without quotes
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
-OPTIONAL = {"lion_pytorch": "optim", "schedulefree": "optim"}  # packages that an extra of pyproject.toml brings
+# packages that an extra of pyproject.toml brings
+OPTIONAL = {"lion_pytorch": "optim", "schedulefree": "optim", "tensorboard": "trackers", "mlflow": "trackers"}
 SEVERAL = ("callbacks", "logger")  # the groups whose choices are several things, each with a name
 
 
@@ -147,6 +148,8 @@ def call_problems(node: dict[Any, Any], place: str) -> Iterator[str]:
         else:
             yield f"{place}._target_={target}: {error.args[0]}; give the path of one, package.module.Name"
         return
+    for package in missing_packages(target.rpartition(".")[0]):
+        yield f"{place}: it needs {package}, which is not installed; pip install -e '.[{OPTIONAL[package]}]'"
     for key, value in node.items():
         if key in HYDRA_KEYS:
             continue
@@ -178,6 +181,19 @@ def read_signature(target: str) -> Signature:
     elif isinstance(node, ast.FunctionDef):
         read_arguments(node.args, where, signature)
     return signature
+
+
+def missing_packages(module: str) -> set[str]:
+    """The packages of an extra that a module imports and that are not there."""
+    source = source_file(module)
+    imports = [node for node in parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)] if source else []
+    names = {
+        name
+        for node in imports
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    }
+    packages = {name.partition(".")[0] for name in names if name} & OPTIONAL.keys()
+    return {package for package in packages if importlib.util.find_spec(package) is None}
 
 
 def read_class(node: ast.ClassDef, module: str, signature: Signature) -> None:

@@ -1,0 +1,252 @@
+"""MLflow: a database file beside the runs, or a lab's server, and never in the way of training."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import re
+import shlex
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from ablab.config.schema import show
+from ablab.runs.folder import short
+from ablab.runs.identity import flat
+from ablab.runs.outcome import FINISHED, STOPPED
+from ablab.runs.provenance import IN_AN_ADDRESS, redacted, without_secrets
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # which begins when MLflow is imported
+
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+FILE = "mlflow.db"
+ID = "ablab.id"  # the tag by which a run is found again, wherever it goes on
+BATCH = {"metrics": 1000, "tags": 100, "params": 100}  # that MLflow takes at once
+LONGEST = 500  # characters of a param that every server takes
+# A request waits so many seconds; it is `send` that tries again, later. What a person has set stays.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+
+
+class MLflow(Logger):
+    """An MLflow run for one run of ours: metrics.csv as its metrics, the config as its params, its end as its status.
+
+    A resumed run goes on in the same MLflow run and adds what that lacks; params stay as they were first given, since
+    MLflow changes none. No failure of MLflow reaches training: what cannot be sent is sent later, and if something
+    is missing in the end it is said.
+
+    Args:
+        save_dir: the run's folder.
+        experiment_name: MLflow's; it is made where there is none.
+        tracking_uri: of a server or a database; None is MLFLOW_TRACKING_URI, and without it `mlflow.db` beside the
+            run's folder, one for all plain runs and one for each ablation.
+        tags: of the run; one of an ablation has its levels, too.
+    """
+
+    def __init__(
+        self,
+        *,
+        save_dir: str | Path,
+        experiment_name: str,
+        tracking_uri: str | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        if tracking_uri is not None and IN_AN_ADDRESS.search(tracking_uri):
+            raise ValueError(
+                "tracking_uri: it has a password, and the run's files may have none; set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or give the whole of it as MLFLOW_TRACKING_URI"
+            )
+        self.folder = Path(save_dir)
+        self.uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.folder.parent / FILE}"
+        if not re.match(r"[\w+-]+://|databricks|file:", self.uri):
+            raise ValueError(f"tracking_uri={self.uri}: an address is needed, http://SERVER:PORT or sqlite:///FILE")
+        if self.file is not None and None in map(importlib.util.find_spec, ("sqlalchemy", "alembic")):
+            raise ValueError("a database file needs more packages: pip install -e '.[trackers]'")
+        self.experiment_name = experiment_name
+        self.tags = dict(tags or {})
+        self.id = ""
+        self.client: MlflowClient | None = None
+        self.run: Run | None = None
+        self.waiting: dict[str, list[Any]] = {kind: [] for kind in BATCH}
+        self.last: dict[str, int] = {}  # the step of a metric's last value
+        self.known: set[str] = set()  # params
+        self.next = 0.0  # when what waits is to be sent
+        self.problem = ""
+
+    # Lightning asks for these three.
+    @property
+    def save_dir(self) -> str:
+        return str(self.folder)
+
+    @property
+    def name(self) -> str:
+        return self.experiment_name
+
+    @property
+    def version(self) -> str:
+        return self.id
+
+    @property
+    def file(self) -> Path | None:
+        """The database, where it is a file."""
+        return Path(self.uri.removeprefix("sqlite:///")) if self.uri.startswith("sqlite:///") else None
+
+    @rank_zero_only
+    def begin(self, run_id: str, rows: Sequence[Mapping[str, float]] = ()) -> None:
+        """Begin the MLflow run or go on with it, and say how to look at it.
+
+        Args:
+            run_id: of the run.
+            rows: of metrics.csv, as far as a resumed run keeps them; whatever follows is logged again.
+        """
+        for name, value in PATIENCE.items():
+            os.environ.setdefault(name, value)
+        self.id = run_id
+        for row in rows:
+            self.keep({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
+        self.send()
+        if self.problem:
+            print(f"MLflow: {redacted(self.uri)} cannot be used ({self.problem}); it is tried again during the run")
+        else:
+            print(f"MLflow: {self.place}")
+
+    @property
+    def place(self) -> str:
+        """Where the run is seen."""
+        assert self.run is not None
+        if self.uri.startswith("http"):
+            return f"{redacted(self.uri)}/#/experiments/{self.run.info.experiment_id}/runs/{self.run.info.run_id}"
+        uri = redacted(self.uri) if self.file is None else f"sqlite:///{short(self.file)}"
+        lacking = "" if importlib.util.find_spec("flask") else "   (with pip install mlflow: mlflow-skinny has no page)"
+        return f"mlflow ui --backend-store-uri {shlex.quote(uri)}{lacking}"
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        params = without_secrets(params)
+        values = {named(key): show(value)[:LONGEST] for key, value in flat(params).items()}
+        self.waiting["params"] += [Param(key, value) for key, value in values.items() if key not in self.known]
+        self.known |= values.keys()
+        if params.get("cell"):  # of an ablation, which gives its runs its name
+            levels = {"ablation": params["name"], **params["cell"]}
+            self.waiting["tags"] += [RunTag(named(key), show(level)) for key, level in levels.items()]
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        self.keep(metrics, step or 0)
+        if time.monotonic() > self.next:
+            self.send()
+
+    def keep(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Have a row wait to be sent; of two values for a step, as of the epoch, it is the first that counts."""
+        now = int(time.time() * 1000)
+        for name, value in metrics.items():
+            key = named(name)
+            if self.last.get(key, -1) < step:
+                self.last[key] = step
+                self.waiting["metrics"].append(Metric(key, float(value), now, step))
+
+    def send(self) -> None:
+        """Send what waits; a server that is slow, or silent, takes no more than a tenth of the run's time."""
+        began = time.monotonic()
+        try:
+            if self.client is None or self.run is None:
+                self.reach()
+            assert self.client is not None
+            assert self.run is not None
+            for kind, size in BATCH.items():
+                while self.waiting[kind]:
+                    batch: dict[str, Any] = {kind: self.waiting[kind][:size]}
+                    self.client.log_batch(self.run.info.run_id, **batch)
+                    del self.waiting[kind][:size]
+            self.problem = ""
+        except Exception as error:
+            self.problem = reason(error)
+        ended = time.monotonic()
+        self.next = ended + max(1.0, 9 * (ended - began))
+
+    def reach(self) -> None:
+        """Find the run in MLflow, or begin it there."""
+        with opening(self.file):
+            client = MlflowClient(self.uri)
+            experiment = client.get_experiment_by_name(self.experiment_name)
+            if experiment is None:
+                place = None if self.file is None else str(self.file.absolute().with_name("mlartifacts"))
+                with contextlib.suppress(MlflowException):  # another run may just have made it
+                    client.create_experiment(self.experiment_name, artifact_location=place)
+                experiment = client.get_experiment_by_name(self.experiment_name)
+            assert experiment is not None
+            found = client.search_runs([experiment.experiment_id], f"tags.`{ID}` = '{self.id}'")
+            if found:
+                self.go_on(client, found[0])
+                self.run = found[0]
+            else:
+                tags = without_secrets(self.tags) | {ID: self.id}
+                self.run = client.create_run(experiment.experiment_id, tags=tags, run_name=self.folder.name)
+            self.client = client
+
+    def go_on(self, client: MlflowClient, run: Run) -> None:
+        """Take up what MLflow has of the run: it keeps whatever it gets, once or twice."""
+        client.update_run(run.info.run_id, status="RUNNING")
+        histories = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
+        there = {key: max(metric.step for metric in history) for key, history in histories.items()}
+        waiting = self.waiting
+        waiting["metrics"] = [metric for metric in waiting["metrics"] if metric.step > there.get(metric.key, -1)]
+        waiting["params"] = [param for param in waiting["params"] if param.key not in run.data.params]
+        for key, step in there.items():
+            self.last[key] = max(step, self.last.get(key, -1))
+        self.known |= run.data.params.keys()
+
+    @rank_zero_only
+    def save(self) -> None:
+        self.send()
+
+    def finalize(self, status: str) -> None:
+        """Lightning calls this after the training and after the test; the run ends once, in `close`."""
+
+    @rank_zero_only
+    def close(self, exit_code: int) -> None:
+        """End the MLflow run, with all that waits.
+
+        Args:
+            exit_code: of the run; one that was stopped on request is KILLED, one that went wrong FAILED.
+        """
+        self.send()
+        if self.client is not None and self.run is not None:
+            status = {FINISHED: "FINISHED", STOPPED: "KILLED"}.get(exit_code, "FAILED")
+            try:
+                self.client.set_terminated(self.run.info.run_id, status)
+            except Exception as error:
+                self.problem = self.problem or reason(error)
+        if self.problem:
+            print(f"MLflow: not everything has arrived ({self.problem}); metrics.csv has it")
+
+
+def named(name: str) -> str:
+    """A name as MLflow takes it."""
+    return re.sub(r"[^\w./: -]", "_", name)
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error."""
+    return redacted((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+@contextlib.contextmanager
+def opening(file: Path | None) -> Iterator[None]:
+    """Open a database alone, the first time makes its tables; and in silence."""
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    lock = contextlib.nullcontext() if file is None else FileLock(file.with_name(f".{file.name}.lock"))
+    with lock, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")  # MLflow's own
+        yield
