@@ -34,8 +34,12 @@ FILE = "mlflow.db"
 ID = "ablab.id"  # the tag by which a run is found again, wherever it goes on
 BATCH = {"metrics": 1000, "tags": 100, "params": 100}  # that MLflow takes at once
 LONGEST = 500  # characters of a param that every server takes
-# A request waits so many seconds; it is `send` that tries again, later. What a person has set stays.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+SETTINGS = {  # where a person has none
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # `send` tries again, later
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+ADDRESS = re.compile(r"(https?|sqlite|(mysql|postgresql|mssql)(\+\w+)?)://|databricks")
 
 
 class MLflow(Logger):
@@ -69,8 +73,10 @@ class MLflow(Logger):
             )
         self.folder = Path(save_dir)
         self.uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.folder.parent / FILE}"
-        if not re.match(r"[\w+-]+://|databricks|file:", self.uri):
-            raise ValueError(f"tracking_uri={self.uri}: an address is needed, http://SERVER:PORT or sqlite:///FILE")
+        if not ADDRESS.match(self.uri):  # MLflow 3 refuses a folder, too
+            raise ValueError(
+                f"tracking_uri={redacted(self.uri)}: give a server, http://NAME:PORT, or a database, sqlite:///FILE"
+            )
         if self.file is not None and None in map(importlib.util.find_spec, ("sqlalchemy", "alembic")):
             raise ValueError("a database file needs more packages: pip install -e '.[trackers]'")
         self.experiment_name = experiment_name
@@ -110,7 +116,7 @@ class MLflow(Logger):
             run_id: of the run.
             rows: of metrics.csv, as far as a resumed run keeps them; whatever follows is logged again.
         """
-        for name, value in PATIENCE.items():
+        for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         self.id = run_id
         for row in rows:
@@ -237,8 +243,12 @@ def named(name: str) -> str:
     return re.sub(r"[^\w./: -]", "_", name)
 
 
-def reason(error: Exception) -> str:
-    """The first line of an error."""
+def reason(error: BaseException) -> str:
+    """The first line of an error; of a request that failed, what was wrong with the connection."""
+    while str(error).startswith(("API request", "HTTPConnection", "HTTPSConnection")):
+        if (below := error.__cause__ or error.__context__) is None:
+            break
+        error = below
     return redacted((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
