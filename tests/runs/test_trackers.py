@@ -225,16 +225,18 @@ def test_a_server_that_is_ill_for_a_while_gets_every_value_once(
     capsys: pytest.CaptureFixture[str],
     ill: str,
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # a well one may be slow on a busy machine
     loggers = start(tracking_uri=server.url)
     log(loggers, range(4))
     loggers[2].send()
-    server.mode = ill
+    server.mode, asked = ill, len(server.bodies)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     loggers[2].next = 0.0
-    began = time.monotonic()
     log(loggers, range(4, 2000))
-    assert time.monotonic() - began < 5, "2000 rows wait for the server once"
+    loggers[2].save()
+    assert len(server.bodies) - asked < 20, "of 2000 rows the fewest wait for the server"
     assert loggers[2].problem
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     server.mode = "healthy"
     close(loggers)
     assert assert_in_mlflow(tmp_path / "run", server.url).info.status == "FINISHED"
@@ -362,7 +364,7 @@ def test_a_run_says_how_to_look_at_it_and_nothing_else_is_on_the_screen(command:
     assert "TensorBoard: tensorboard --logdir runs/mine" in said
     assert any(line.startswith("MLflow: mlflow ui --backend-store-uri sqlite:///runs/mlflow.db") for line in said)
     assert len([line for line in said if "runs/mine" not in line]) <= 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "runs"] or not (tmp_path / "mlruns").exists()
+    assert not (tmp_path / "mlruns").exists()
     assert_in_tensorboard(tmp_path / "runs" / "mine")
     assert assert_in_mlflow(tmp_path / "runs" / "mine").info.status == "FINISHED"
 

@@ -150,8 +150,7 @@ class MLflow(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         self.keep(metrics, step or 0)
-        if time.monotonic() > self.next:
-            self.send()
+        self.save()
 
     def keep(self, metrics: Mapping[str, Any], step: int) -> None:
         """Have a row wait to be sent; of two values for a step, as of the epoch, it is the first that counts."""
@@ -215,7 +214,9 @@ class MLflow(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        self.send()
+        """Send what waits if it is time to; Lightning asks often."""
+        if time.monotonic() > self.next:
+            self.send()
 
     def finalize(self, status: str) -> None:
         """Lightning calls this after the training and after the test; the run ends once, in `close`."""
@@ -254,9 +255,9 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def opening(file: Path | None) -> Iterator[None]:
-    """Open a database alone, the first time makes its tables; and in silence."""
+    """Open a database in silence, and alone: the first to do so makes its tables."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    lock = contextlib.nullcontext() if file is None else FileLock(file.with_name(f".{file.name}.lock"))
+    lock = contextlib.nullcontext() if file is None else FileLock(file.with_name(f".{file.name}.lock"), timeout=60)
     with lock, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")  # MLflow's own
         yield
