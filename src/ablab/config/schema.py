@@ -35,6 +35,7 @@ class Signature:
     name: str
     parameters: dict[str, ast.expr | None] = field(default_factory=dict)
     open: bool = False
+    docstrings: list[str] = field(default_factory=list)  # its own, then those of what it hands arguments on to
 
 
 def check(cfg: DictConfig, root: Path) -> None:
@@ -179,7 +180,7 @@ def read_signature(target: str) -> Signature:
     if isinstance(node, ast.ClassDef):
         read_class(node, where, signature)
     elif isinstance(node, ast.FunctionDef):
-        read_arguments(node.args, where, signature)
+        read_arguments(node, where, signature)
     return signature
 
 
@@ -199,8 +200,9 @@ def missing_packages(module: str) -> set[str]:
 def read_class(node: ast.ClassDef, module: str, signature: Signature) -> None:
     """Add the constructor's arguments; those of the base class too where `**kwargs` hands them on."""
     constructor = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    signature.docstrings.append(ast.get_docstring(node, clean=False) or "")
     if constructor is not None:
-        read_arguments(constructor.args, module, signature)
+        read_arguments(constructor, module, signature)
         signature.parameters.pop("self", None)
         if not signature.open:
             return
@@ -215,7 +217,9 @@ def read_class(node: ast.ClassDef, module: str, signature: Signature) -> None:
             signature.open = True  # a base class whose source is out of reach may take anything
 
 
-def read_arguments(arguments: ast.arguments, module: str, signature: Signature) -> None:
+def read_arguments(node: ast.FunctionDef, module: str, signature: Signature) -> None:
+    arguments = node.args
+    signature.docstrings.append(ast.get_docstring(node, clean=False) or "")
     for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]:
         signature.parameters.setdefault(argument.arg, spelled_out(argument.annotation, module))
     signature.open = arguments.kwarg is not None

@@ -1,0 +1,29 @@
+"""Write what may stand in conf/ as JSON Schema: editors then complete and check its files (see docs/terminal.md).
+
+    python scripts/schema.py               into .schema/
+    python scripts/schema.py --to FOLDER   elsewhere
+
+Again after a class has been added or changed; what editors do not know yet, they do not refuse.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ablab.config.errors import CONF, readable_errors
+from ablab.config.json_schema import write
+from ablab.runs.folder import short
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--to", type=Path, default=CONF.parent / ".schema", help="the folder that the schemas go to")
+    folder = parser.parse_args().to
+    written = write(CONF, folder)
+    print(f"{len(written)} schemas in {short(folder)}, for .vscode/settings.json")
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        main()
