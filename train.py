@@ -13,7 +13,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from ablab.config import help
+from ablab.config import completion, help
 from ablab.config.errors import readable_errors
 from ablab.config.schema import check
 from ablab.loading import loading
@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> None:
     check(cfg, root=CONF / "train.yaml")
     if is_finished(cfg):
         return
-    with loading():
+    with loading(said=not cfg.quiet):
         from ablab.train import train  # only now: torch and lightning take seconds to load, a typo should not
 
     train(cfg)
@@ -37,5 +37,6 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     help.register(CONF)
+    completion.register()
     with readable_errors():
         main()

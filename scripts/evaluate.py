@@ -10,16 +10,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
 from ablab.config.errors import readable_errors
-from ablab.evaluate import evaluate, scoring, shift_of
+from ablab.loading import loading
+from ablab.runs.place import rank
 
 
-@rank_zero_only
 def show(rows: dict[str, str]) -> None:
-    width = max(map(len, rows))
-    print(*(f"{name:<{width}}  {text}" for name, text in rows.items()), sep="\n")
+    if rank() == 0:
+        width = max(map(len, rows))
+        print(*(f"{name:<{width}}  {text}" for name, text in rows.items()), sep="\n")
 
 
 def main() -> None:
@@ -30,6 +29,9 @@ def main() -> None:
     parser.add_argument("--severity", type=int, help="of the shift, from 1 to 5")
     parser.add_argument("--weights", choices=("best", "last"), default="best")
     options = parser.parse_args()
+    with loading(said=True):
+        from ablab.evaluate import evaluate, scoring, shift_of
+
     found = evaluate(
         options.run,
         split=options.split,

@@ -13,11 +13,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pandas import read_csv
-
-from ablab.ablation.report import FOLDER, show, write
-from ablab.ablation.results import read
 from ablab.config.errors import readable_errors
+from ablab.loading import loading
+from ablab.progress import awaited
 
 
 def main() -> None:
@@ -29,9 +27,16 @@ def main() -> None:
     parser.add_argument("--mix-code", action="store_true", help="take runs of different code together")
     parser.add_argument("--wandb", metavar="PROJECT", help="log tables and an artifact; offline without a login")
     options = parser.parse_args()
+    with loading(said=True):
+        from pandas import read_csv
+
+        from ablab.ablation.report import FOLDER, show, write
+        from ablab.ablation.results import read
+
     baseline = dict(word.partition("=")[::2] for word in options.baseline) if options.baseline else None
     results = read(options.folder, mix_code=options.mix_code, baseline=baseline)
-    report = write(results, options.folder)
+    with awaited("writing the report"):
+        report = write(results, options.folder)
     show(report, options.folder)
     if options.wandb is not None:
         from ablab.runs.wandb import log_report

@@ -16,24 +16,24 @@ import sys
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
-from ablab.config.errors import ConfigError, readable_errors
+from ablab.config.errors import CONF, ConfigError, readable_errors
 from ablab.config.schema import check
-from ablab.dry_run import CONF
-from ablab.evaluate import take_threads
-from ablab.runs import provenance, signals
-from ablab.runs.compare import OF_ITSELF, check_comparable, compare, report
+from ablab.loading import loading
+from ablab.runs import signals
 from ablab.runs.folder import config_of, read_environment, read_record
 from ablab.runs.identity import differences, plain
 from ablab.runs.outcome import Diverged
+from ablab.runs.place import rank
 from ablab.runs.resume import first_words
-from ablab.train import data_of, train
 
 NOT_EQUAL = 4
 
-say = rank_zero_only(print)
+
+def say(text: str) -> None:
+    if rank() == 0:
+        print(text)
 
 
 def config_again(folder: Path, changes: list[str]) -> DictConfig:
@@ -61,13 +61,15 @@ def config_again(folder: Path, changes: list[str]) -> DictConfig:
 
 def run_again(cfg: DictConfig) -> Path:
     """Train; the new run's folder, also where the run diverges."""
+    from ablab.train import train
+
     parent = Path(cfg.output_dir)
     others = set(parent.glob("*/run.json"))
     try:
         return train(cfg).folder
     except Diverged as error:
         say(f"diverged: {error}")
-        if rank_zero_only.rank != 0:
+        if rank() != 0:
             return parent
         new = set(parent.glob("*/run.json")) - others
         [folder] = [file.parent for file in new if read_record(file.parent)["pid"] == os.getpid()]
@@ -79,6 +81,12 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="to be another than in the run")
     options = parser.parse_args()
+    with loading(said=True):
+        from ablab.evaluate import take_threads
+        from ablab.runs import provenance
+        from ablab.runs.compare import OF_ITSELF, check_comparable, compare, report
+        from ablab.train import data_of
+
     check_comparable(options.run)
     cfg = config_again(options.run, options.changes)
     check(cfg, root=CONF / "train.yaml")
@@ -95,7 +103,7 @@ def main() -> int:
         say(f"the run is {status}: it is compared as far as it goes")
 
     again = run_again(cfg)
-    if rank_zero_only.rank != 0:
+    if rank() != 0:
         return 0
     found = compare(options.run, again)
     print(report(found))

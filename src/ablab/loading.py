@@ -19,6 +19,8 @@ from operator import attrgetter
 from types import ModuleType
 from typing import Any
 
+from ablab.runs.place import rank
+
 # What torchmetrics asks of them while it is imported, and where it is found once somebody wants it. The types stand in
 # annotations; `object` is what torchmetrics itself puts there without matplotlib.
 ASKED: dict[str, dict[str, Any]] = {
@@ -33,12 +35,17 @@ lock = threading.RLock()
 
 
 @contextmanager
-def loading() -> Iterator[None]:
+def loading(*, said: bool = False) -> Iterator[None]:
     """Import within.
 
     Imports make objects that stay, and as these pile up Python looks through all of them for garbage, time and again:
     a fifth of a run's start, so a program turns that off as it begins. Behind this it is on, and passes over them.
+
+    Args:
+        said: a person waits meanwhile, and is told.
     """
+    if said and rank() == 0 and "lightning" not in sys.modules:
+        print("loading torch and Lightning", flush=True)
     finder = Finder()
     sys.meta_path.insert(0, finder)
     try:

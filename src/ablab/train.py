@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -27,6 +28,7 @@ from ablab.runs.outcome import Stopped
 from ablab.runs.processes import first_failure, together
 from ablab.runs.run import Run
 from ablab.runs.strategies import cluster_environment, load_weights, whole_weights
+from ablab.screen import fitted, hush
 from ablab.tasks.task import Task
 from ablab.trainer import Trainer
 
@@ -50,11 +52,13 @@ def train(cfg: DictConfig) -> Run:
         RunError: training went wrong in a way that a person can mend; the run's folder is in order.
         Stopped: the run was asked to stop, and can be resumed.
     """
-    parts = assemble(cfg)
+    with hush(cfg.quiet):
+        parts = assemble(cfg)
     data, trainer, task = parts.data, parts.trainer, parts.task
     batch_sizes = seen_by(data, parts.norm, trainer)
 
     with (
+        hush(cfg.quiet) as stdout,
         together(trainer, cfg) as members,
         Run.open(
             cfg, rank=trainer.global_rank, world_size=trainer.world_size, batch_sizes=batch_sizes, data=data.record()
@@ -69,7 +73,7 @@ def train(cfg: DictConfig) -> Run:
         trainer.loggers = run.start(
             build(node, save_dir=run.folder) for node in cfg.logger.values() if node is not None
         )
-        say(terminal.describe(data, task.model, parts.norm, batch_sizes))
+        say(fitted(terminal.describe(data, task.model, parts.norm, batch_sizes), sys.stdout))
         try:
             began = time.perf_counter()
             trainer.fit(task, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
@@ -87,7 +91,7 @@ def train(cfg: DictConfig) -> Run:
             say(f"stopped by {stopped}; go on with: {go_on_command(run.folder)}")
             raise
         run.metrics = {**chosen, **tested}
-        say(terminal.results(chosen, tested, run.folder))
+        say(terminal.results(chosen, tested, run.folder), file=stdout)
     return run
 
 

@@ -31,12 +31,12 @@ class AblationSweeper(Sweeper):
             raise HydraException(f"hydra/launcher: {error}; pip install {package}") from error
 
     def sweep(self, arguments: list[str]) -> Any:
-        with loading():
-            from ablab.ablation.sweep import sweep  # only now: it loads torch and pandas
-
         assert self.hydra_context is not None
         assert self.config is not None
         assert self.launcher is not None
+        with loading(said=not self.config.quiet):
+            from ablab.ablation.sweep import sweep  # only now: it loads torch and pandas
+
         return sweep(arguments, self.config, self.hydra_context.config_loader, self.launcher)
 
 
@@ -99,13 +99,13 @@ class OptunaSweeper(Sweeper):
         self.config = config
 
     def sweep(self, arguments: list[str]) -> Any:
+        assert self.hydra_context is not None
+        assert self.config is not None
         try:
-            with loading():
+            with loading(said=not self.config.quiet):
                 from ablab.ablation.search import search
         except ModuleNotFoundError as error:
             raise HydraException(f"hydra/sweeper=optuna: {error}; pip install 'ablab[search]'") from error
 
-        assert self.hydra_context is not None
-        assert self.config is not None
         loader = self.hydra_context.config_loader
         return search(arguments, self.config, loader, study=self.study, num_trials=self.num_trials, seed=self.seed)

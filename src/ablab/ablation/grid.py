@@ -22,6 +22,7 @@ from ablab.ablation.words import short
 from ablab.config.errors import CONF, ConfigError
 from ablab.config.schema import check, quoted
 from ablab.data.reading import what_is_read
+from ablab.progress import counted
 from ablab.runs.folder import read_record
 from ablab.runs.folder import short as short_path
 from ablab.runs.identity import identity, plain
@@ -141,7 +142,8 @@ class Grid:
 
     def prepared_all(self, plans: Iterable[Planned]) -> list[Prepared]:
         """Runs with their configs, once each of them has been found to be possible."""
-        runs = [self.prepared(plan) for plan in plans]
+        plans = list(plans)
+        runs = [self.prepared(plan) for plan in counted(plans, len(plans), "composing the configs")]
         self.check(runs)
         return runs
 
@@ -155,7 +157,7 @@ class Grid:
 
         seen: set[tuple[str, ...]] = set()
         found: dict[str, list[str]] = {}
-        for run in runs:
+        for run in counted(runs, len(runs), "trying each cell without memory"):
             if run.plan.words in seen:
                 continue
             seen.add(run.plan.words)

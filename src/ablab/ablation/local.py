@@ -101,7 +101,9 @@ def in_this_process(runs: list[Prepared], progress: Progress) -> None:
 def do(run: Prepared) -> str:
     """Begin a run or go on with it, in this process; how it ended, as `at_work` says."""
     HydraConfig.instance().set_config(run.hydra)
-    return at_work(run.cfg.copy())
+    cfg = run.cfg.copy()
+    cfg.quiet = False  # nobody is disturbed by what is in the log
+    return at_work(cfg)
 
 
 def at_work(cfg: DictConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ablab.ablation.grid import Prepared
+from ablab.ablation.results import LOG
+from ablab.runs.folder import short
+from ablab.screen import watched
 
 Look = Callable[[list[Prepared]], None]
 SIGNS = {
@@ -23,6 +27,7 @@ SIGNS = {
     "failed": ("✗", "red"),
 }
 MOST_ROWS = 40  # of the table; larger grids get the counts alone
+LONG = 5.0  # seconds of a run whose beginning is worth a line, too
 
 
 class Progress:
@@ -38,6 +43,7 @@ class Progress:
         self.look = look
         self.title = title
         self.status = {run: run.status if run.done else "missing" for run in runs}
+        self.watched = watched()
         self.console = Console(file=sys.stdout, highlight=False)
         self.began_at: dict[Prepared, float] = {}
         self.started = 0.0
@@ -53,7 +59,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self.started = time.monotonic()
-        if self.console.is_terminal:
+        if self.watched:
             self.live.start()
         return self
 
@@ -65,6 +71,9 @@ class Progress:
     def began(self, run: Prepared) -> None:
         self.status[run] = "running"
         self.began_at[run] = time.monotonic()
+        mean = (time.monotonic() - self.started) / self.num_ended if self.num_ended else math.inf
+        if not self.watched and mean > LONG:
+            self.console.print(f"{run.plan.label}: begun; {short(run.folder / LOG)} follows it", soft_wrap=True)
 
     def ended(self, run: Prepared, status: str) -> None:
         """What became of a run; "taken" if another launch has it, which may be said again and again."""
@@ -77,7 +86,7 @@ class Progress:
             self.look = None
         if run in self.began_at:
             self.num_ended += 1
-        if not self.console.is_terminal:
+        if not self.watched:
             took = f"{time.monotonic() - self.began_at[run]:.1f} s" if run in self.began_at else "in another launch"
             self.console.print(f"{run.plan.label}: {status} ({took}); {self.counts()}", soft_wrap=True)
 

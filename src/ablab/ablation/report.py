@@ -380,7 +380,7 @@ def tex(text: str) -> str:
 def show(report: Report, folder: Path, console: Console | None = None) -> None:
     """Print the report on a terminal; plainly where it is none."""
     console = console or Console(highlight=False, soft_wrap=False)
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:
         console = Console(file=console.file, highlight=False, width=140)
     console.print(f"\n[bold]{report.title}[/bold]  {report.question}")
     for fact in report.facts:

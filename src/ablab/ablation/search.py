@@ -34,6 +34,7 @@ from ablab.data.reading import read_once
 from ablab.runs import signals
 from ablab.runs.folder import short
 from ablab.runs.outcome import RunError, Stopped
+from ablab.screen import hush
 
 STUDY = "study.db"
 
@@ -81,9 +82,9 @@ def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, n
         load_if_exists=True,
     )
     check_same_space(found, space)
-    print(f"{study}: {num_trials} trials over {', '.join(space)}, in {short(grid.folder)}")
     try:
-        with FileLock(grid.folder / ".lock").acquire(blocking=False):
+        with FileLock(grid.folder / ".lock").acquire(blocking=False), hush(cfg.quiet):
+            print(f"{study}: {num_trials} trials over {', '.join(space)}, in {short(grid.folder)}")
             while len(ended(found)) < num_trials:
                 one_more(found, space, seed, grid, cfg)
                 print(f"  {len(ended(found))} of {num_trials} trials", flush=True)

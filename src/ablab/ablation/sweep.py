@@ -20,9 +20,11 @@ from ablab.ablation.results import LOG, last_line, read, read_curve
 from ablab.ablation.tuning import outcome
 from ablab.ablation.words import asked_for
 from ablab.data.reading import read_once
+from ablab.progress import awaited
 from ablab.runs.folder import read_record, short
 from ablab.runs.outcome import Diverged, RunError
 from ablab.runs.provenance import command
+from ablab.screen import hush
 from hydra_plugins.ablab_sweep import LocalLauncher, SlurmLauncher
 
 
@@ -49,23 +51,27 @@ def sweep(words: Words, cfg: DictConfig, loader: ConfigLoader, launcher: Launche
         Path(str(cfg.output_dir)),
         elsewhere=not isinstance(launcher, LocalLauncher),
     )
-    num_cells = len(ablation.cells())
-    print(
-        f"{ablation.name}: {num_cells} cells × {ablation.runs_of_a_cell}, {ablation.num_runs()} runs, "
-        f"in {short(grid.folder)}"
-    )
-    plans, tuning = list(ablation.runs()), None
-    if ablation.tune is not None:
-        tuning = tuned(ablation, grid, launcher)
-        best = {tuple(entry["cell"].values()): entry["value"] for entry in tuning["chosen"]}
-        plans = [ablation.at(plan, best[tuple(plan.cell.values())]) for plan in plans]
-    runs = grid.prepared_all(plans)
-    grid.record(shlex.join(command()), runs, tuning)
-    carry_out(runs, launcher)
-    results = read(grid.folder)
-    states = list(results.runs["status"])
-    if "finished" in states:
-        show(write(results, grid.folder), grid.folder)
+    with hush(cfg.quiet):
+        num_cells = len(ablation.cells())
+        print(
+            f"{ablation.name}: {num_cells} cells × {ablation.runs_of_a_cell}, {ablation.num_runs()} runs, "
+            f"in {short(grid.folder)}",
+            flush=True,
+        )
+        plans, tuning = list(ablation.runs()), None
+        if ablation.tune is not None:
+            tuning = tuned(ablation, grid, launcher)
+            best = {tuple(entry["cell"].values()): entry["value"] for entry in tuning["chosen"]}
+            plans = [ablation.at(plan, best[tuple(plan.cell.values())]) for plan in plans]
+        runs = grid.prepared_all(plans)
+        grid.record(shlex.join(command()), runs, tuning)
+        carry_out(runs, launcher)
+        results = read(grid.folder)
+        states = list(results.runs["status"])
+        with awaited("writing the report"):
+            report = write(results, grid.folder) if "finished" in states else None
+    if report is not None:
+        show(report, grid.folder)
     demand(runs)
     if "finished" not in states:
         raise Diverged(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
@@ -10,14 +9,19 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from torch import Tensor
 
+from ablab.progress import pause
+from ablab.screen import watched
+
 
 def progress() -> ProgressBar:
     """A bar where someone can watch it move, lines where not (a file, a pipe, a cluster's log)."""
-    return Bar() if sys.stderr.isatty() else Lines()
+    return Bar() if watched() else Lines()
 
 
 class Bar(TQDMProgressBar):
-    """A bar for each epoch, with loss, accuracy and the time left of the whole run."""
+    """A bar for each epoch, the time left of the whole run first: what is behind does not fit 80 columns."""
+
+    BAR_FORMAT = "{l_bar}{bar:10}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}{postfix}"
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=10, leave=False)
@@ -31,13 +35,14 @@ class Bar(TQDMProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        if trainer.training:
-            metrics["run"] = time_left(trainer, time.monotonic() - self.started, self.first)
-        return metrics
+        left = {"run": time_left(trainer, time.monotonic() - self.started, self.first)} if trainer.training else {}
+        return {**left, **dict(sorted(metrics.items(), key=lambda metric: not metric[0].startswith("val/")))}
 
 
 class Lines(ProgressBar):
     """A line after each epoch's validation; long trainings print at most one every `seconds`, and always the last.
+
+    An epoch, a validation or a test that takes longer says how far it is, more and more rarely.
 
     Args:
         seconds: the least time between two lines.
@@ -61,19 +66,63 @@ class Lines(ProgressBar):
         self.started = self.printed = time.monotonic()
         self.first = trainer.global_step
 
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.is_due(time.monotonic()):
+            self.say(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self.is_due(time.monotonic()) and not trainer.sanity_checking:
+            self.say_evaluating("validation", batch_idx + 1, trainer.num_val_batches[dataloader_idx])
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.started = self.printed = time.monotonic()
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self.is_due(time.monotonic()):
+            self.say_evaluating("test", batch_idx + 1, trainer.num_test_batches[dataloader_idx])
+
+    def is_due(self, now: float) -> bool:
+        return self.enabled and now - self.printed >= pause(now - self.started, self.seconds)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        now = time.monotonic()
         done, total = trainer.global_step, trainer.estimated_stepping_batches
-        spent = now - self.started
-        if not self.enabled or (now - self.printed < self.seconds and done < total):
-            return
-        self.printed = now
+        if self.enabled and (time.monotonic() - self.printed >= self.seconds or done >= total):
+            self.say(trainer)
+
+    def say(self, trainer: L.Trainer) -> None:
+        """How far the training is, what was measured last, and how long it will go on."""
+        self.printed = time.monotonic()
+        done, total = trainer.global_step, trainer.estimated_stepping_batches
+        spent = self.printed - self.started
         values = ", ".join(f"{name} {float(value):.4g}" for name, value in shown(trainer.callback_metrics).items())
         epoch = f"epoch {trainer.current_epoch + 1}"
         print(
             f"{epoch}, step {done}/{total:.0f}: {values}; {spent:.0f} s, {time_left(trainer, spent, self.first)}",
             flush=True,
         )
+
+    def say_evaluating(self, what: str, done: int, total: float) -> None:
+        """How far a validation or a test is."""
+        self.printed = time.monotonic()
+        print(f"{what}: batch {done} of {total:.0f}", flush=True)
 
 
 def time_left(trainer: L.Trainer, spent: float, first: int) -> str:

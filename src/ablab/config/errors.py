@@ -21,6 +21,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from ablab.runs.outcome import BAD_INPUT, RunError
 from ablab.runs.place import first_here
+from ablab.screen import fitted
 
 CONF = Path(__file__).parents[3] / "conf"
 MEANWHILE = 5.0  # seconds in which the first process of a run can say what is wrong
@@ -64,8 +65,13 @@ def readable_errors() -> Iterator[None]:
         speak(describe(error))
         sys.exit(BAD_INPUT)
     except SystemExit as stop:
-        if stop.code == BAD_INPUT and origin(stop).f_globals["__name__"] == "argparse":
-            print("error: what is set takes no dashes: norm=groupnorm data.batch_size=8", file=sys.stderr)
+        frame = origin(stop)
+        if stop.code == BAD_INPUT and "unrecognized arguments" in str(frame.f_locals.get("message")):  # argparse
+            speak("what is set takes no dashes: norm=groupnorm data.batch_size=8")
+        if frame.f_code.co_name == "show_cfg":  # of Hydra, for --cfg job --package
+            place, keys = str(frame.f_locals["package"]), [str(key) for key in frame.f_locals["cfg"]]
+            speak(f"--package {place}: there is no such part; {menu(place, keys, 'the config')}")
+            sys.exit(BAD_INPUT)
         raise
     except RunError as error:
         if wanted:
@@ -79,7 +85,7 @@ def readable_errors() -> Iterator[None]:
 def speak(message: str) -> None:
     """Print an error once for the processes of a run on this machine: the first one does."""
     if first_here():
-        print(f"error: {message}", file=sys.stderr)
+        print(fitted(f"error: {message}", sys.stderr), file=sys.stderr)
     else:
         time.sleep(MEANWHILE)  # torchrun ends the first process as soon as another has left
 

@@ -27,6 +27,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from ablab.digest import digest
+from ablab.progress import awaited
 
 LAYOUT = 1  # of an entry: one of another layout has another key
 # sets no memory aside for writing into a mapping: without it Linux refuses files larger than memory; 3.11 has no name
@@ -104,7 +105,8 @@ def cached(key: str, make: Callable[[Writer], None], folder: Path | None = None)
         if (stored := load(entry)) is not None:  # without the lock, as the folder may be read-only
             return stored
         folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(folder / f"{key}.lock").acquire()
+        with awaited("another process decodes these data, and is waited for"):
+            held = FileLock(folder / f"{key}.lock").acquire()
     with held:
         with writing(folder):
             if (stored := load(entry)) is not None:  # made by another process meanwhile

@@ -17,6 +17,7 @@ from torch import Tensor
 from ablab.data.batch import Kind, Samples
 from ablab.data.cache import Stored, Writer, cached, content_key
 from ablab.data.labelled import LabelledData
+from ablab.progress import counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -115,7 +116,7 @@ def decode(encoded: Encoded, writer: Writer, image_size: int | None, in_channels
         images[i] = image.numpy()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(fill, range(num), chunksize=256):
+        for _ in counted(pool.map(fill, range(num), chunksize=256), num, "decoding images, once for all runs"):
             pass
     writer.array("targets", (num,), "int64")[:] = encoded.targets
 

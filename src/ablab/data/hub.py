@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ablab.progress import awaited
+
 
 @contextmanager
 def install_hint() -> Iterator[None]:
@@ -26,7 +28,8 @@ def load_split(name: str | None, split: str, config: str | None = None, *, strea
         import datasets
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(name, config, split=split, streaming=streaming)
+        with awaited(f"reading {name}, from the Hugging Face Hub what is not here yet"):
+            return datasets.load_dataset(name, config, split=split, streaming=streaming)
     except (ConnectionError, OSError, ValueError) as error:
         raise ValueError(
             f"name={name}: its split {split} could not be loaded from the Hugging Face Hub ({error}); "

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ablab.data.datamodule import DataModule
+from ablab.progress import awaited
 
 # Of the arguments of `DataModule`, those that say how samples are handed out, not which there are.
 HANDED_OUT = ("batch_size", "micro_batch_size", "seed", "num_workers")
@@ -40,6 +41,11 @@ def set_up(data: DataModule, settings: Mapping[str, Any]) -> None:
         data: not read yet.
         settings: that they were built with.
     """
+    with awaited("reading the data"):
+        read(data, settings)
+
+
+def read(data: DataModule, settings: Mapping[str, Any]) -> None:
     if kept is None:
         data.setup("fit")
         return

@@ -173,4 +173,6 @@ def config_of(folder: Path) -> DictConfig:
         raise ConfigError(f"{folder}: its config.yaml cannot be read ({reason}); bring it back") from error
     check_keys(folder, "config.yaml", cfg, CONFIG)
     assert isinstance(cfg, DictConfig)
+    if "quiet" not in cfg:
+        cfg.quiet = False  # a run from before there was such a key
     return cfg

@@ -19,6 +19,7 @@ WITHOUT_EFFECT = (
     "output_dir",
     "folder",
     "resume",
+    "quiet",
     "ablation.*",
     "cell.*",
     "logger.*",
