@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
+import pty
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -138,6 +142,37 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
                 program, cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=300, check=False
             )
         return forked.run(ROOT / script, words, folder=tmp_path, environment=settings, timeout=300)
+
+    return start
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Callable[..., str]:
+    """Run train.py on a terminal, and give all that it shows, control characters included."""
+
+    def start(
+        *words: str,
+        program: tuple[str, ...] = (str(ROOT / "train.py"),),
+        columns: int = 80,
+        returncode: int = 0,
+        **environment: str,
+    ) -> str:
+        here, there = pty.openpty()
+        fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+        settings = {**os.environ, "TERM": "xterm", **environment}
+        for name in ("COLUMNS", "LINES"):
+            settings.pop(name, None)
+        line = [sys.executable, *program, *words]
+        process = subprocess.Popen(line, stdin=there, stdout=there, stderr=there, cwd=tmp_path, env=settings)
+        os.close(there)
+        shown = b""
+        with suppress(OSError):  # the terminal is closed when the process ends
+            while chunk := os.read(here, 4096):
+                shown += chunk
+        os.close(here)
+        text = shown.decode()
+        assert process.wait() == returncode, text
+        return text.replace("\r\n", "\n")  # what a terminal makes of a line's end
 
     return start
 

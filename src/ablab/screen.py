@@ -1,4 +1,4 @@
-"""Where what is printed goes: to a terminal, which has a width and moves; to a file or a pipe, left plain; or nowhere."""
+"""Where what is printed goes: to a terminal, which has a width and moves; to a file or a pipe, plain; or nowhere."""
 
 from __future__ import annotations
 

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
 import re
-import struct
-import subprocess
-import sys
-import termios
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
-ROOT = Path(__file__).parents[2]
+import pytest
 
 
 def test_a_log_gets_a_line_with_metrics_and_the_time_that_is_left(run: Callable[..., SimpleNamespace]) -> None:
@@ -27,19 +19,27 @@ def test_a_log_gets_a_line_with_metrics_and_the_time_that_is_left(run: Callable[
     )
 
 
-def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
-    here, there = pty.openpty()
-    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))
-    command = [sys.executable, str(ROOT / "train.py"), "trainer.max_epochs=2", "logger=csv"]
-    process = subprocess.Popen(command, stdout=there, stderr=there, cwd=tmp_path)
-    os.close(there)
-    shown = b""
-    try:
-        while chunk := os.read(here, 4096):
-            shown += chunk
-    except OSError:  # the terminal is closed when the process ends
-        pass
-    os.close(here)
-    assert process.wait() == 0
-    bars = [line for line in re.split(r"[\r\n]+", shown.decode()) if line.startswith("Epoch")]
-    assert any(re.search(r" \d+/35, .*run=.*val/accuracy=.*train/loss=", bar) for bar in bars), shown.decode()[-2000:]
+def test_a_terminal_gets_a_bar(terminal: Callable[..., str]) -> None:
+    shown = terminal("trainer.max_epochs=2", "logger=csv", columns=150)
+    bars = [line for line in re.split(r"[\r\n]+", shown) if line.startswith("Epoch")]
+    assert any(re.search(r" \d+/35, .*run=.*val/accuracy=.*train/loss=", bar) for bar in bars), shown[-2000:]
+
+
+def test_a_long_epoch_validation_and_test_say_how_far_they_are(
+    run: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ablab.callbacks.progress.pause", lambda *arguments: 0.0)  # every batch takes long
+    printed = run(
+        *("trainer.max_epochs=1", "trainer.max_steps=-1"),
+        *(f"trainer.limit_{part}_batches=2" for part in ("train", "val", "test")),
+    ).printed
+    lines = [line for line in printed.splitlines() if re.match("epoch|validation|test:", line)]
+    assert [re.match(r"[^:]*: batch \d of \d|[^:]*", line)[0] for line in lines] == [  # type: ignore[index]
+        "epoch 1, step 1/2",
+        "epoch 1, step 2/2",
+        "validation: batch 1 of 2",
+        "validation: batch 2 of 2",
+        "epoch 1, step 2/2",
+        "test: batch 1 of 2",
+        "test: batch 2 of 2",
+    ]

@@ -90,8 +90,10 @@ def values(cfg: DictConfig, key: str) -> list[str]:
     words: list[str] = []
     if isinstance(node, DictConfig) and "_target_" in node:
         schema = of_type(read_signature(node["_target_"]).parameters.get(name))
+        kinds = {"boolean": [True, False], "null": [None]}
         for part in schema.get("anyOf", [schema]):
-            words += map(show, part.get("enum", [True, False] if part.get("type") == "boolean" else []))
+            words += map(show, part.get("enum", kinds.get(part.get("type"), [])))
+        words = [] if words == ["null"] else words  # that it may be left out says nothing of what it is
     if not words and isinstance(now, bool):
         words = ["true", "false"]
     return words or ([] if now is None or isinstance(now, Container) else [show(now)])

@@ -1,0 +1,325 @@
+"""The terminal: completion, help on one screen, what is said of what takes long, plain output where nobody watches."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ablab import progress
+from ablab.config import help
+from ablab.screen import fitted
+
+ROOT = Path(__file__).parents[1]
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+
+# What is typed, and what Tab then offers, among others; or what it offers alone.
+COMPLETED = [
+    ("no", {"norm=", "norm/", "norm."}),
+    ("norm=gro", {"norm=groupnorm", "norm=groupnorm_weightstandardization"}),
+    ("norm/weight=w", {"norm/weight=weight_norm", "norm/weight=weight_standardization"}),
+    ("model=rnn model.h", {"model.hidden_size="}),
+    ("model=rnn model.cell=", {"model.cell=elman", "model.cell=gru", "model.cell=lstm"}),
+    ("norm=groupnorm norm.num", {"norm.num_groups="}),
+    ("trainer.deterministic=", {f"trainer.deterministic={value}" for value in ("true", "false", "warn", "null")}),
+    ("quiet=", {"quiet=true", "quiet=false"}),
+    ("trainer.max_epochs=", {"trainer.max_epochs=30"}),
+    ("+callbacks/measure=s", {"+callbacks/measure=sharpness"}),
+    ("+callbacks/measure=[drift,s", {"+callbacks/measure=[drift,sharpness"}),
+    ("-m norm=batchnorm,lay", {"norm=batchnorm,layernorm"}),
+    ("experiment=char_lstm model.ce", {"model.cell="}),
+    ("ablation=norm_", {"ablation=norm_batch_size"}),
+    ("--cfg j", {"job"}),
+    ("--multi", {"--multirun"}),
+    ("resume=ru", {"resume=runs/"}),
+    ("resume=runs/20", {"resume=runs/2026_run/"}),
+    ("data=text data.path=te", {"data.path=text.txt"}),
+    ("norm=nothing_like_it model.", set()),  # what comes before is wrong
+    ("norm=te", set()),  # a choice is no file
+    ("'name=mine' optimizer.mom", {"optimizer.momentum="}),
+]
+
+
+@pytest.mark.parametrize(("typed", "offered"), COMPLETED, ids=[typed for typed, _ in COMPLETED])
+@pytest.mark.parametrize("shell", ["bash", "fish"])
+def test_completion_offers_groups_choices_keys_values_and_paths(
+    command: Command, tmp_path: Path, shell: str, typed: str, offered: set[str]
+) -> None:
+    (tmp_path / "runs" / "2026_run").mkdir(parents=True)
+    (tmp_path / "text.txt").touch()
+    result = command("-sc", f"query={shell}", COMP_LINE=f"python train.py {typed}")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert set(result.stdout.split()) == offered
+
+
+def test_a_new_word_may_be_a_group_or_a_key_of_the_top_but_nothing_of_hydras(command: Command) -> None:
+    offered = command("-sc", "query=bash", COMP_LINE="python train.py norm=groupnorm ").stdout.split()
+    assert {"model=", "model.", "norm/", "seed=", "resume=", "ablation="} <= set(offered)
+    assert not [name for name in offered if name.startswith(("hydra", "_"))]
+
+
+def test_bash_completes_what_is_typed() -> None:
+    line = "python train.py norm=groupn"
+    script = f"""
+        eval "$(python train.py -sc install=bash)"
+        COMP_LINE="{line}" COMP_POINT={len(line)} COMP_WORDS=({line}) COMP_CWORD=2
+        hydra_bash_completion
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert done.stdout.split() == ["norm=groupnorm", "norm=groupnorm_weightstandardization"]
+
+
+def test_completion_does_not_load_torch(command: Command) -> None:
+    line = "python train.py model.cell="
+    result = command("-sc", "query=bash", COMP_LINE=line, PYTHONPROFILEIMPORTTIME="1")
+    loaded = {line.rsplit("|", 1)[1].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
+    assert "hydra" in loaded
+    assert not {"torch", "lightning", "wandb", "sklearn", "numpy"} & loaded
+
+
+# Help --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("columns", "width"), [("80", 80), ("100", 100), ("40", 80), ("300", 120)])
+def test_help_is_as_wide_as_the_terminal_within_80_and_120(command: Command, columns: str, width: int) -> None:
+    lines = command("--help", COLUMNS=columns).stdout.splitlines()
+    assert width - 20 < max(map(len, lines)) <= width
+
+
+def test_help_fits_on_a_screen_of_50_lines(command: Command) -> None:
+    lines = command("--help", COLUMNS="80").stdout.splitlines()
+    menu = [line for line in lines if re.match(r"  [a-z/_]+  |        ", line) and not line.startswith("  python")]
+    assert len(lines) - len(menu) <= 18, "the rest is the menu, which grows with the project: 31 lines as it is shipped"
+
+
+def test_help_lists_every_choice_the_important_groups_first(command: Command) -> None:
+    shown = command("--help").stdout
+    groups = re.findall(r"^  ([a-z_/]+)  +[a-z]", shown.partition("Groups and")[2], re.MULTILINE)
+    assert groups[:5] == ["model", "model/qk_norm", "norm", "norm/weight", "data"]
+    words = {word.strip("*,") for word in shown.split()}
+    choices = [file for file in (ROOT / "conf").glob("*/*.yaml") if file.parent.name != "hydra"]
+    assert {file.stem for file in choices} <= words
+
+
+def test_help_marks_what_the_command_has(command: Command) -> None:
+    assert {"resnet*", "batchnorm*", "digits*", "sgd*"} <= set(re.findall(r"\w+\*", command("--help").stdout))
+    marked = set(re.findall(r"\w+\*", command("model=rnn", "norm=none", "--help").stdout))
+    assert {"rnn*", "none*", "digits_rows*", "adamw*"} <= marked
+    assert not {"batchnorm*", "layernorm*"} & marked
+
+
+def test_the_groups_of_a_fork_come_behind(tmp_path: Path) -> None:
+    for group in ("zeta", "norm", "model", "alpha"):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / "one.yaml").touch()
+    (tmp_path / "train.yaml").touch()
+    lines = help.menu(tmp_path, ("model", "norm"), {"norm": "one"}).splitlines()
+    assert [line.split() for line in lines] == [["model", "one"], ["norm", "one*"], ["alpha", "one"], ["zeta", "one"]]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--info", "defaults"],
+        ["--info", "config"],
+        ["--info", "searchpath"],
+        ["--info", "plugins"],
+        ["--info", "defaults", "model=rnn"],
+        ["--cfg", "job"],
+        ["--cfg", "job", "-p", "norm", "norm=groupnorm"],
+        ["--cfg", "job", "--resolve"],
+        ["--cfg", "hydra"],
+        ["--hydra-help"],
+        ["--version"],
+    ],
+    ids=" ".join,
+)
+def test_what_asks_for_information_gets_it_and_leaves_nothing_behind(
+    command: Command, tmp_path: Path, words: list[str]
+) -> None:
+    result = command(*words)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.strip()
+    assert not list(tmp_path.iterdir())
+
+
+# Progress ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "pause", lambda *arguments: 0.01)
+
+
+def until(said: Callable[[], str], words: str) -> str:
+    """What has been said by the time that some words are."""
+    found = ""
+    for _ in range(1000):
+        found += said()
+        if words in found:
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"{words!r} is not said, but {found!r}")
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_what_takes_long_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.awaited("reading the data"):
+        until(lambda: capsys.readouterr().out, "reading the data: 0 s\n")
+    capsys.readouterr()
+    time.sleep(0.05)
+    assert capsys.readouterr().out == "", "it is over"
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_what_is_done_with_many_things_says_how_far_it_is_and_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    def slowly() -> Iterator[int]:
+        yield 1
+        until(lambda: capsys.readouterr().out, "decoding images: 1 of 2, 0 s left\n")
+        capsys.readouterr()
+        until(lambda: capsys.readouterr().out, "decoding images")
+        yield 2
+
+    with progress.awaited("reading the data"):
+        assert list(progress.counted(slowly(), 2, "decoding images")) == [1, 2]
+        until(lambda: capsys.readouterr().out, "reading the data")
+
+
+def test_what_is_quick_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.awaited("reading the data"):
+        assert list(progress.counted([1, 2], 2, "decoding images")) == [1, 2]
+    assert capsys.readouterr().out == ""
+
+
+def test_the_lines_become_rarer() -> None:
+    said, now = [], 0.0
+    while now < 3600:
+        now += progress.pause(now)
+        said.append(now)
+    assert said[:6] == [2, 4, 8, 16, 32, 64]
+    assert len(said) < 70
+
+
+def test_a_start_from_nothing_says_at_once_that_it_loads(tmp_path: Path) -> None:
+    program = [sys.executable, str(ROOT / "train.py"), "data.batch_size=0"]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[0] == "loading torch and Lightning"
+    assert done.stderr.startswith("error: data.batch_size=0: ")
+    quiet = subprocess.run([*program, "quiet=true"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert quiet.stdout == ""
+    assert quiet.stderr == done.stderr
+
+
+@pytest.mark.parametrize("script", ["evaluate", "report", "reproduce"])
+def test_the_help_of_a_script_does_not_wait_for_torch(command: Command, script: str) -> None:
+    result = command("--help", script=f"scripts/{script}.py", PYTHONPROFILEIMPORTTIME="1")
+    loaded = {line.rsplit("|", 1)[1].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
+    assert result.stdout.startswith("usage: ")
+    assert not {"torch", "lightning", "pandas"} & loaded
+
+
+# Plain, and quiet --------------------------------------------------------------------------------------------------
+
+SWEEP = ("-m", "seed=0,1", "trainer=smoke", "logger=csv")
+RESULTS = r"\nbest checkpoint by +val/accuracy [\d.]+\ntest/accuracy .*\ntest/calib.*\ntest/loss .*\nrun +runs/\S+\n"
+
+
+def test_a_run_in_a_pipe_is_plain(command: Command) -> None:
+    said = command("trainer=smoke", "logger=csv")
+    assert said.stderr == ""
+    assert re.search(r"^epoch 1, step 1/1: ", said.stdout, re.MULTILINE)
+    assert not {"\r", "\x1b"} & set(said.stdout)
+
+
+def test_a_quiet_run_prints_what_came_out_and_nothing_else(command: Command) -> None:
+    said = command("trainer=smoke", "quiet=true")
+    assert re.fullmatch(RESULTS, said.stdout)
+    assert said.stderr == ""
+
+
+def test_a_quiet_run_goes_on_and_is_the_same_run(command: Command, tmp_path: Path) -> None:
+    command("trainer=smoke", "logger=csv", "quiet=true")
+    [folder] = (tmp_path / "runs").iterdir()
+    again = command(f"resume={folder}", "quiet=false")
+    assert "this run has finished" in again.stdout
+    assert (again.returncode, again.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_a_sweep_in_a_pipe_is_plain_and_a_quiet_one_prints_its_report_alone(command: Command) -> None:
+    said = command(*SWEEP)
+    assert said.stderr == ""
+    assert said.stdout.count(": finished (") == 2
+    assert not {"\r", "\x1b"} & set(said.stdout)
+    quiet = command(*SWEEP, "quiet=true")
+    assert quiet.stderr == ""
+    first, *rest = quiet.stdout.strip().splitlines()
+    assert first in said.stdout
+    assert rest[-1].startswith("report: ")
+    assert ": finished (" not in quiet.stdout
+
+
+@pytest.mark.slow
+def test_a_terminal_that_cannot_move_gets_lines(terminal: Callable[..., str]) -> None:
+    for words in (("trainer=smoke", "logger=csv"), SWEEP):
+        shown = terminal(*words, TERM="dumb")
+        assert not {"\r", "\x1b"} & set(shown)
+    assert shown.count(": finished (") == 2
+
+
+@pytest.mark.slow
+def test_colour_is_for_those_who_want_it(terminal: Callable[..., str]) -> None:
+    assert COLOUR.search(terminal(*SWEEP))
+    shown = terminal(*SWEEP, NO_COLOR="1")
+    weights = {"\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[22m"}  # bold and faint are no colours
+    assert set(COLOUR.findall(shown)) <= weights
+
+
+def test_a_file_gets_lines_where_errors_go_to_a_terminal(terminal: Callable[..., str], tmp_path: Path) -> None:
+    line = f"{sys.executable} {ROOT / 'train.py'} trainer=smoke logger=csv > log.txt"
+    assert terminal(program=("-c", f"import subprocess; subprocess.run({line!r}, shell=True, check=True)")) == ""
+    said = (tmp_path / "log.txt").read_text()
+    assert "\nepoch 1, step 1/1: " in said
+    assert not {"\r", "\x1b"} & set(said)
+
+
+def test_an_error_on_a_terminal_breaks_between_words_and_begins_its_line(terminal: Callable[..., str]) -> None:
+    shown = terminal("norm=gruopnorm", returncode=2).splitlines()
+    assert max(map(len, shown)) <= 80
+    assert shown[0].startswith("error: norm=gruopnorm: there is no such choice; did you mean groupnorm? norm")
+    assert " ".join(line.strip() for line in shown).endswith("weightnorm, weightnorm_meanonlybatchnorm")
+    diverged = terminal("optimizer.lr=1e30", "trainer.max_epochs=1", "logger=csv", returncode=3)
+    *_, last = re.split(r"error: ", diverged, maxsplit=1)[0].split("\n")
+    assert re.split(r"\r", last)[-1].strip() == "", "the bar has left the line to the error"
+
+
+def test_a_text_is_broken_for_a_terminal_and_left_alone_for_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Screen:
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "20")
+    text = "short\n  and a longer line of runs/2026-11-23_14-03-22_run words"
+    assert fitted(text, Screen()).splitlines() == [  # type: ignore[arg-type]
+        "short",
+        "  and a longer line",
+        "      of",
+        "      runs/2026-11-23_14-03-22_run",
+        "      words",
+    ]
+    with (tmp_path / "file").open("w") as file:
+        assert fitted(text, file) == text
