@@ -57,7 +57,7 @@ class Lines(ProgressBar):
     def __init__(self, seconds: float = 5.0) -> None:
         super().__init__()
         self.seconds = seconds
-        self.started = self.printed = 0.0
+        self.started = self.printed = self.turned = 0.0  # turned: when the last epoch ended
         self.first = 0
         self.enabled = True
 
@@ -69,7 +69,7 @@ class Lines(ProgressBar):
         self.enabled = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.started = self.printed = time.monotonic()
+        self.started = self.printed = self.turned = time.monotonic()
         self.first = trainer.global_step
 
     def on_train_batch_end(
@@ -91,7 +91,7 @@ class Lines(ProgressBar):
             self.say_evaluating("validation", batch_idx + 1, trainer.num_val_batches[dataloader_idx])
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.started = self.printed = time.monotonic()
+        self.started = self.printed = self.turned = time.monotonic()
 
     def on_test_batch_end(
         self,
@@ -106,11 +106,13 @@ class Lines(ProgressBar):
             self.say_evaluating("test", batch_idx + 1, trainer.num_test_batches[dataloader_idx])
 
     def is_due(self, now: float) -> bool:
-        return self.enabled and now - self.printed >= pause(now - self.started, self.seconds)
+        """Whether a line is, within an epoch; short ones wait for its end."""
+        return self.enabled and now - max(self.printed, self.turned) >= pause(now - self.started, self.seconds)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         done, total = trainer.global_step, trainer.estimated_stepping_batches
-        if self.enabled and (time.monotonic() - self.printed >= self.seconds or done >= total):
+        self.turned = time.monotonic()
+        if self.enabled and (self.turned - self.printed >= self.seconds or done >= total):
             self.say(trainer)
 
     def say(self, trainer: L.Trainer) -> None:
