@@ -44,7 +44,8 @@ class Progress:
         self.title = title
         self.status = {run: run.status if run.done else "missing" for run in runs}
         self.watched = watched()
-        self.console = Console(file=sys.stdout, highlight=False)
+        # rich alone would take FORCE_COLOR, which a notebook sets for what it starts, for a terminal
+        self.console = Console(file=sys.stdout, highlight=False, force_terminal=self.watched)
         self.began_at: dict[Prepared, float] = {}
         self.started = 0.0
         self.num_ended = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from ablab.ablation.metrics import is_never
 from ablab.ablation.results import Results, put
 from ablab.config.errors import ConfigError
 from ablab.runs.folder import short
+from ablab.screen import watched
 
 FOLDER = "report"
 SURVIVORS = "†"  # at a verdict that is of some seeds alone
@@ -379,9 +381,9 @@ def tex(text: str) -> str:
 
 def show(report: Report, folder: Path, console: Console | None = None) -> None:
     """Print the report on a terminal; plainly where it is none."""
-    console = console or Console(highlight=False, soft_wrap=False)
+    console = console or Console(highlight=False, soft_wrap=False, force_terminal=watched())
     if not console.is_terminal or console.is_dumb_terminal:
-        console = Console(file=console.file, highlight=False, width=140)
+        console = Console(file=console.file, highlight=False, width=140, force_terminal=False)
     console.print(f"\n[bold]{report.title}[/bold]  {report.question}")
     for fact in report.facts:
         console.print(fact, markup=False)
