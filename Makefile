@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-latest check format docs clean
+.PHONY: help env train browse test test-latest check format notebooks docs schema fork update clean
 
 help:  ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ env: $(VENV)/.installed  ## create the environment in .venv, everything pinned b
 
 train: env  ## train the default: a ResNet on the digits, three minutes from nothing
 	$(RUN) train.py
+
+browse: env  ## a page of all runs in runs/, opened in the browser
+	$(RUN) scripts/browse.py
 
 test: env  ## run every test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist worksteal --durations=20
@@ -39,10 +42,24 @@ docs: env  ## make the site of docs/, in build/docs
 	$(RUN) -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "open build/docs/index.html"
 
+notebooks: env  ## take the outputs out of notebooks/, as git has them
+	$(RUN) scripts/strip_notebooks.py
+
+schema: env  ## JSON Schema of conf/, for editors, in .schema/
+	$(RUN) scripts/schema.py
+
 test-latest:  ## the same tests with the newest of every dependency, in an environment of their own
 	$(PYTHON) -m venv .venv-latest
 	.venv-latest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
 	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest -n $(JOBS) --dist worksteal --durations=20
+
+fork: env  ## make it a project of your own: make fork NAME=myproject [EXAMPLES=drop], see docs/fork.md
+	$(RUN) scripts/fork.py $(NAME) $(if $(filter drop,$(EXAMPLES)),--drop-examples)
+	$(RUN) -m pip uninstall --quiet --yes ablab
+	$(MAKE) env
+
+update: env  ## take in what the template has become since: make update TEMPLATE=ADDRESS [REF=COMMIT]
+	$(RUN) scripts/fork.py --update $(TEMPLATE) $(REF)
 
 clean:  ## remove caches and both environments (runs/ stays)
 	rm -rf .venv .venv-latest .pytest_cache .mypy_cache .ruff_cache .hypothesis

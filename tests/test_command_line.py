@@ -56,7 +56,7 @@ REFUSED = [
         "norm=batchnorm,groupnorm",
         "norm=batchnorm,groupnorm: several values are a sweep; add -m to run each, or give one",
     ),
-    ("experiment=char_lstm,char_transformer", "experiment=char_lstm,char_transformer: several values are a sweep; "),
+    ("experiment=char_lstm,none", "experiment=char_lstm,none: several values are a sweep; "),
     ("optimizer.lr=0,1", "optimizer.lr=0,1: several values are a sweep; add -m to run each, or give one"),
     ("norm.weight=weight_norm", "norm.weight=weight_norm: a choice is made with a slash, norm/weight=…; did you mean"),
     ("data.augment=crop_flip", "data.augment=crop_flip: a choice is made with a slash, data/augment=…; did you mean"),

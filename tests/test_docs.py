@@ -128,23 +128,11 @@ SETTLING = {
 }
 
 
-def test_every_claim_has_a_verdict_and_a_section() -> None:
-    wanted = [f"{kind}{number}" for kind, last in (("M", 5), ("S", 5), ("N", 7)) for number in range(1, last + 1)]
-    assert re.findall(r"^\| ([MSN]\d) \|", CLAIMS, re.MULTILINE) == wanted
-    assert set(re.findall(r"^\*\*([MSN]\d)", CLAIMS, re.MULTILINE)) | {"N7"} == set(wanted)
-
-
 @pytest.mark.parametrize("name", SETTLING)
 def test_every_ablation_that_settles_a_claim_is_on_the_page_of_claims(name: str) -> None:
     assert f"`python train.py ablation={name}`" in CLAIMS
     for claim in SETTLING[name]:
         assert f"\n| {claim} |" in CLAIMS
-
-
-def test_every_ablation_on_the_page_of_claims_settles_one() -> None:
-    shown = set(re.findall(r"`python train.py ablation=(\w+)`", CLAIMS))
-    assert shown == set(SETTLING)
-    assert len(shown) > 10
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.measuring import Ratio, measure
 from benchmarks.step import by_hand, of_a_run, training
 
-# as experiment=char_transformer on a CPU; on a GPU one that fills it
+# on a CPU a small one; on a GPU one that fills it
 SIZES = {
     "cpu": {"embed_dim": 128, "num_layers": 4, "num_heads": 4, "context_length": 128, "batch_size": 32, "steps": 10},
     "cuda": {"embed_dim": 768, "num_layers": 12, "num_heads": 12, "context_length": 512, "batch_size": 32, "steps": 30},

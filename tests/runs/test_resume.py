@@ -228,6 +228,16 @@ def test_a_folder_that_is_no_runs_is_refused(tmp_path: Path) -> None:
         resumed(OmegaConf.create({"resume": str(tmp_path / "nowhere")}))
 
 
+def test_a_run_from_before_the_project_had_its_name_is_told_so(run: Start) -> None:
+    folder = run().folder
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("_target_: ablab.", "_target_: formerly."))
+    with pytest.raises(
+        ConfigError, match=r"resume=.*: it was made by formerly, which is not here, and this is ablab; "
+    ):
+        resumed(OmegaConf.create({"resume": str(folder)}))
+
+
 def test_a_record_that_is_cut_off_is_named(run: Start) -> None:
     done = run()
     (done.folder / "run.json").write_text('{"status": "fin')

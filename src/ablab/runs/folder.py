@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
@@ -161,7 +162,7 @@ def config_of(folder: Path) -> DictConfig:
     """The resolved config of a run, from its folder.
 
     Raises:
-        ConfigError: the folder is not a run's.
+        ConfigError: the folder is not a run's, or the run is of a project of another name.
     """
     for name in ("run.json", "config.yaml"):
         if not (folder / name).exists():
@@ -173,6 +174,12 @@ def config_of(folder: Path) -> DictConfig:
         raise ConfigError(f"{folder}: its config.yaml cannot be read ({reason}); bring it back") from error
     check_keys(folder, "config.yaml", cfg, CONFIG)
     assert isinstance(cfg, DictConfig)
+    maker, here = str(OmegaConf.select(cfg, "task._target_")).partition(".")[0], __name__.partition(".")[0]
+    if maker != "None" and importlib.util.find_spec(maker) is None:
+        raise ConfigError(
+            f"{folder}: it was made by {maker}, which is not here, and this is {here}; go on with it where {maker} is, "
+            "or begin it anew"
+        )
     if "quiet" not in cfg:
         cfg.quiet = False  # a run from before there was such a key
     return cfg
