@@ -27,6 +27,7 @@ from pathlib import Path
 from ablab.config.errors import ConfigError, readable_errors
 
 ROOT = Path(__file__).parents[1]
+RUFF = [sys.executable, "-m", "ruff"]
 ORIGIN = ".template.toml"  # what a fork is a fork of; the template itself has no such file
 
 # What the template found out, which says nothing of a fork's own question.
@@ -87,12 +88,14 @@ def git(*words: str, root: Path = ROOT) -> str:
     return result.stdout.strip()
 
 
-def check_committed() -> None:
-    """Refuse a folder whose state nobody could go back to.
+def check_ready() -> None:
+    """Refuse to begin what would stop half-way, or what nobody could undo.
 
     Raises:
-        ConfigError: it is no repository of its own, or something is not committed.
+        ConfigError: there is no ruff, the folder is no repository of its own, or something is not committed.
     """
+    if subprocess.run([*RUFF, "--version"], capture_output=True).returncode != 0:
+        raise ConfigError(f"{sys.executable} has no ruff, which sorts the imports anew; make env installs it")
     top = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--show-toplevel"], capture_output=True, text=True)
     if top.returncode != 0 or Path(top.stdout.strip()).resolve() != ROOT.resolve():
         raise ConfigError(
@@ -185,9 +188,8 @@ def rename(root: Path, file: str, old: str, new: str) -> None:
 
 def in_order(root: Path) -> None:
     """Sort imports and wrap lines as the new name has it; a comment that it makes too long is allowed to be."""
-    ruff = [sys.executable, "-m", "ruff"]
     for words in (["check", "--fix-only", "--select=I"], ["format"], ["check", "--add-noqa", "--select=E501"]):
-        subprocess.run([*ruff, *words, "--quiet", "."], cwd=root, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*RUFF, *words, "--quiet", "."], cwd=root, check=True, stdout=subprocess.DEVNULL)
 
 
 def fork(name: str, *, examples: bool) -> None:
@@ -196,7 +198,7 @@ def fork(name: str, *, examples: bool) -> None:
     Raises:
         ConfigError: the name cannot be, the repository is a fork already, or something is not committed.
     """
-    check_committed()
+    check_ready()
     if (ROOT / ORIGIN).exists():
         raise ConfigError(f"this is a fork already, {package(ROOT)}; {ORIGIN} says what of")
     check_name(name)
@@ -211,7 +213,7 @@ def update(place: str, ref: str) -> int:
     Raises:
         ConfigError: there is no such template, it never had this version, or something is not committed.
     """
-    check_committed()
+    check_ready()
     if not (ROOT / ORIGIN).exists():
         raise ConfigError(f"there is no {ORIGIN} here: this is no fork; make fork NAME=myproject makes one")
     record, name = tomllib.loads((ROOT / ORIGIN).read_text()), package(ROOT)

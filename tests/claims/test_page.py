@@ -18,7 +18,8 @@ def test_every_claim_has_a_verdict_and_a_section() -> None:
 
 
 def test_every_ablation_on_the_page_settles_one() -> None:
-    contents = {path.stem: yaml.safe_load(path.read_text()) or {} for path in (ROOT / "conf" / "ablation").glob("*.yaml")}
+    files = (ROOT / "conf" / "ablation").glob("*.yaml")
+    contents = {path.stem: yaml.safe_load(path.read_text()) or {} for path in files}
     settling = {name for name, content in contents.items() if content.get("ablation", {}).get("claims")}
     shown = set(re.findall(r"`python train.py ablation=(\w+)`", CLAIMS))
     assert shown == settling
