@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ablab.config.errors import readable_errors
 from ablab.loading import loading
-from ablab.progress import awaited
+from ablab.waiting import awaited
 
 
 def main() -> None:

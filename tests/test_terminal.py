@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ablab import progress
+from ablab import waiting
 from ablab.config import help
 from ablab.screen import fitted
 
@@ -160,7 +160,7 @@ def test_what_asks_for_information_gets_it_and_leaves_nothing_behind(
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "pause", lambda *arguments: 0.01)
+    monkeypatch.setattr(waiting, "pause", lambda *arguments: 0.01)
 
 
 def until(said: Callable[[], str], words: str) -> str:
@@ -176,7 +176,7 @@ def until(said: Callable[[], str], words: str) -> str:
 
 @pytest.mark.usefixtures("_impatient")
 def test_what_takes_long_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.awaited("reading the data"):
+    with waiting.awaited("reading the data"):
         until(lambda: capsys.readouterr().out, "reading the data: 0 s\n")
     capsys.readouterr()
     time.sleep(0.05)
@@ -192,21 +192,21 @@ def test_what_is_done_with_many_things_says_how_far_it_is_and_alone(capsys: pyte
         until(lambda: capsys.readouterr().out, "decoding images")
         yield 2
 
-    with progress.awaited("reading the data"):
-        assert list(progress.counted(slowly(), 2, "decoding images")) == [1, 2]
+    with waiting.awaited("reading the data"):
+        assert list(waiting.counted(slowly(), 2, "decoding images")) == [1, 2]
         until(lambda: capsys.readouterr().out, "reading the data")
 
 
 def test_what_is_quick_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.awaited("reading the data"):
-        assert list(progress.counted([1, 2], 2, "decoding images")) == [1, 2]
+    with waiting.awaited("reading the data"):
+        assert list(waiting.counted([1, 2], 2, "decoding images")) == [1, 2]
     assert capsys.readouterr().out == ""
 
 
 def test_the_lines_become_rarer() -> None:
     said, now = [], 0.0
     while now < 3600:
-        now += progress.pause(now)
+        now += waiting.pause(now)
         said.append(now)
     assert said[:6] == [2, 4, 8, 16, 32, 64]
     assert len(said) < 70

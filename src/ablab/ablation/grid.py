@@ -22,11 +22,11 @@ from ablab.ablation.words import short
 from ablab.config.errors import CONF, ConfigError
 from ablab.config.schema import check, quoted
 from ablab.data.reading import what_is_read
-from ablab.progress import counted
 from ablab.runs.folder import read_record
 from ablab.runs.folder import short as short_path
 from ablab.runs.identity import identity, plain
 from ablab.runs.provenance import code_hash
+from ablab.waiting import counted
 
 Compose = Callable[[Words], DictConfig]
 DONE = ("finished", "diverged")  # run again, they would end the same

@@ -20,11 +20,11 @@ from ablab.ablation.results import LOG, last_line, read, read_curve
 from ablab.ablation.tuning import outcome
 from ablab.ablation.words import asked_for
 from ablab.data.reading import read_once
-from ablab.progress import awaited
 from ablab.runs.folder import read_record, short
 from ablab.runs.outcome import Diverged, RunError
 from ablab.runs.provenance import command
 from ablab.screen import hush
+from ablab.waiting import awaited
 from hydra_plugins.ablab_sweep import LocalLauncher, SlurmLauncher
 
 

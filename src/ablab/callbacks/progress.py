@@ -9,8 +9,8 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from torch import Tensor
 
-from ablab.progress import pause
 from ablab.screen import watched
+from ablab.waiting import pause
 
 
 def progress() -> ProgressBar:

@@ -27,7 +27,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from ablab.digest import digest
-from ablab.progress import awaited
+from ablab.waiting import awaited
 
 LAYOUT = 1  # of an entry: one of another layout has another key
 # sets no memory aside for writing into a mapping: without it Linux refuses files larger than memory; 3.11 has no name

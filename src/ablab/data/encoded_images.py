@@ -17,7 +17,7 @@ from torch import Tensor
 from ablab.data.batch import Kind, Samples
 from ablab.data.cache import Stored, Writer, cached, content_key
 from ablab.data.labelled import LabelledData
-from ablab.progress import counted
+from ablab.waiting import counted
 
 if TYPE_CHECKING:
     from PIL import Image

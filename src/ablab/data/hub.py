@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ablab.progress import awaited
+from ablab.waiting import awaited
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ablab.data.datamodule import DataModule
-from ablab.progress import awaited
+from ablab.waiting import awaited
 
 # Of the arguments of `DataModule`, those that say how samples are handed out, not which there are.
 HANDED_OUT = ("batch_size", "micro_batch_size", "seed", "num_workers")
