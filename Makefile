@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env train browse test test-latest check format notebooks docs schema fork update clean
+.PHONY: help env train browse test test-latest check format docs schema fork update clean
 
 help:  ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,21 +29,20 @@ browse: env  ## a page of all runs in runs/, opened in the browser
 test: env  ## run every test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist worksteal --durations=20
 
-check: env  ## linters and types, as pre-commit runs them
+check: env  ## linters, types and notebooks without outputs, as pre-commit looks at them
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) scripts/strip_notebooks.py --check
 	$(RUN) -m mypy
 
-format: env  ## let ruff mend what it can
+format: env  ## let ruff mend what it can, and take the outputs out of notebooks/
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+	$(RUN) scripts/strip_notebooks.py
 
 docs: env  ## make the site of docs/, in build/docs
 	$(RUN) -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "open build/docs/index.html"
-
-notebooks: env  ## take the outputs out of notebooks/, as git has them
-	$(RUN) scripts/strip_notebooks.py
 
 schema: env  ## JSON Schema of conf/, for editors, in .schema/
 	$(RUN) scripts/schema.py

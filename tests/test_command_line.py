@@ -28,6 +28,7 @@ REFUSED = [
     ("data.batch_size=[1", "data.batch_size=[1: not of the form key=value ("),
     ("norm==groupnorm", "norm==groupnorm: not of the form key=value ("),
     ("output_dir=~/runs", "output_dir=~/runs: not of the form key=value ("),
+    ("data.batch_size=8, 16", "data.batch_size=8,: its list ends with a comma; leave no space behind one, key=1,2"),
     # a choice that there is not
     ("norm=gruopnorm", "norm=gruopnorm: there is no such choice; did you mean groupnorm? norm has: "),
     ("norm=GroupNorm", "norm=GroupNorm: there is no such choice; did you mean groupnorm? norm has: "),
@@ -341,7 +342,7 @@ FROM_THE_PROGRAM = [
     (["--cfg", "job", "-p", "nrom"], "error: --package nrom: there is no such part; did you mean norm? the config has"),
     (["-sc", "install=csh"], "error: No completion plugin for 'csh' found"),
     (["-m", "norm=batchnorm,gruopnorm"], "error: norm=gruopnorm: there is no such choice; did you mean groupnorm?"),
-    (["-m", "seed=0,", "norm=none"], "error: seed=0,: not of the form key=value ("),
+    (["-m", "seed=0,", "norm=none"], "error: seed=0,: its list ends with a comma; leave no space behind one, key=1,2"),
     (["resume=nowhere"], "error: resume=nowhere: it is no run's folder; there is no run.json in it"),
     (["-m", "data.batch_size=0"], "error: data.batch_size=0: a batch has at least one sample"),
     (["-m", "data.batch_size=8,0"], "error: data.batch_size=0: a batch has at least one sample"),

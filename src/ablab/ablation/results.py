@@ -63,8 +63,9 @@ def read(folder: Path, *, mix_code: bool = False, baseline: dict[str, str] | Non
     try:
         record = json.loads((folder / RECORD).read_text())
     except (OSError, ValueError) as error:
+        reason = f"there is no {RECORD} in it" if isinstance(error, FileNotFoundError) else error
         raise ConfigError(
-            f"{folder}: it is no ablation's folder ({error}); give the one that the ablation has in output_dir"
+            f"{folder}: it is no ablation's folder ({reason}); give the one that the ablation has in output_dir"
         ) from error
     with blame("ablation"):
         ablation = Ablation(**record["ablation"] | ({"baseline": baseline} if baseline else {}))

@@ -117,6 +117,8 @@ def describe(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         if "=" not in error.override:
             return f"{error.override}: not of the form key=value; leave no space around the ="
+        if error.override.endswith(","):
+            return f"{error.override}: its list ends with a comma; leave no space behind one, key=1,2"
         return (
             f"{error.override}: not of the form key=value ({error.message.splitlines()[0]}); "
             "quote what has signs in it, 'key=\"value\"'"
