@@ -53,12 +53,12 @@ test-latest:  ## the same tests with the newest of every dependency, in an envir
 	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest -n $(JOBS) --dist worksteal --durations=20
 
 fork: env  ## make it a project of your own: make fork NAME=myproject [EXAMPLES=drop], see docs/fork.md
-	$(RUN) scripts/fork.py $(NAME) $(if $(filter drop,$(EXAMPLES)),--drop-examples)
+	$(RUN) scripts/fork.py $(NAME) $(if $(EXAMPLES),$(if $(filter drop,$(EXAMPLES)),--drop-examples,$(error EXAMPLES=$(EXAMPLES): drop leaves them out; without it they stay)))
 	$(RUN) -m pip uninstall --quiet --yes ablab
 	$(MAKE) env
 
 update: env  ## take in what the template has become since: make update TEMPLATE=ADDRESS [REF=COMMIT]
-	$(RUN) scripts/fork.py --update $(TEMPLATE) $(REF)
+	$(RUN) scripts/fork.py --update $(or $(TEMPLATE),$(error TEMPLATE=ADDRESS is needed: where the template is, as git fetches it)) $(REF)
 
 clean:  ## remove caches and both environments (runs/ stays)
 	rm -rf .venv .venv-latest .pytest_cache .mypy_cache .ruff_cache .hypothesis

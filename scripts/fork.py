@@ -16,6 +16,7 @@ import importlib.util
 import keyword
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -92,10 +93,18 @@ def check_ready() -> None:
     """Refuse to begin what would stop half-way, or what nobody could undo.
 
     Raises:
-        ConfigError: there is no ruff, the folder is no repository of its own, or something is not committed.
+        ConfigError: there is no ruff, a file is not Python, the folder is no repository of its own, or something is
+            not committed.
     """
     if subprocess.run([*RUFF, "--version"], capture_output=True).returncode != 0:
         raise ConfigError(f"{sys.executable} has no ruff, which sorts the imports anew; make env installs it")
+    broken = subprocess.run(
+        [*RUFF, "check", "--select=E9", "--output-format=concise", "."], cwd=ROOT, capture_output=True, text=True
+    )
+    if broken.returncode != 0:
+        raise ConfigError(
+            f"not Python, so that its imports cannot be sorted: {broken.stdout.splitlines()[0]}; mend it first"
+        )
     top = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--show-toplevel"], capture_output=True, text=True)
     if top.returncode != 0 or Path(top.stdout.strip()).resolve() != ROOT.resolve():
         raise ConfigError(
@@ -146,7 +155,8 @@ def make_own(root: Path, name: str, *, examples: bool, tree: str) -> None:
     gone = [file for file in tracked(root) if file in OF_THE_TEMPLATE or (not examples and is_example(file))]
     for file in gone:
         (root / file).unlink()
-    git("clean", "-fdXq", "--", "src", root=root)  # what was compiled, so that nothing stays under the old name
+    for compiled in [*root.glob("src/**/__pycache__"), *root.glob("src/*.egg-info")]:
+        shutil.rmtree(compiled)  # so that no folder stays under the old name
     for file in sorted({*tracked(root)} - {*gone}):
         rename(root, file, template, name)
 
@@ -200,7 +210,7 @@ def fork(name: str, *, examples: bool) -> None:
     """
     check_ready()
     if (ROOT / ORIGIN).exists():
-        raise ConfigError(f"this is a fork already, {package(ROOT)}; {ORIGIN} says what of")
+        raise ConfigError(f"this is a fork already, {package(ROOT)}; {ORIGIN} says of what")
     check_name(name)
     make_own(ROOT, name, examples=examples, tree=git("rev-parse", "HEAD^{tree}"))
     print(f"This is {name} now. Read the change with git diff --staged, then: git commit -m 'Begin {name}'")

@@ -102,7 +102,7 @@ def test_a_fork_is_a_whole_project_of_another_name(forked: Callable[..., Path], 
     smoke = python(fork, "train.py", "trainer=smoke", "logger=csv")
     assert (smoke.returncode, smoke.stderr) == (0, "")
 
-    telling = ["test_docs.py", "test_readme.py", *(["test_imports.py"] if words else [])]
+    telling = ["test_docs.py", "test_readme.py", *(["test_imports.py", "test_new.py"] if words else [])]
     quick = ["-p", "no:cacheprovider", "-m", "not slow", "-k", "not command and not benchmark"]
     result = python(fork, "-m", "pytest", *quick, *(f"tests/{file}" for file in telling))
     assert result.returncode == 0, result.stdout
@@ -144,6 +144,12 @@ def test_nothing_is_forked_that_could_not_be_undone(template: Path, forked: Call
         2,
         "error: this is a fork already, zebra; .template.toml says of what\n",
     )
+    (template / "scripts" / "broken.py").write_text("def\n")
+    committed(template)
+    broken = python(template, "scripts/fork.py", "zebra")
+    assert broken.returncode == 2
+    assert "not Python, so that its imports cannot be sorted: scripts/broken.py" in broken.stderr
+    assert git(template, "status", "--porcelain") == ""
     (template / "notes.txt").write_text("mine\n")
     change(template / "README.md", "# ablab\n", "# mine\n")
     dirty = python(template, "scripts/fork.py", "zebra")

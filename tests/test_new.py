@@ -127,8 +127,9 @@ REFUSED = [
     ("model", "qk_norm", "qk_norm: there is conf/model/qk_norm already; choose another name, or change that file"),
     (
         "ablation",
-        "affine",
-        "affine: there is conf/ablation/affine.yaml already; choose another name, or change that file",
+        "norm_batch_size",
+        "norm_batch_size: there is conf/ablation/norm_batch_size.yaml already; choose another name, or change that "
+        "file",
     ),
     ("data", "json", "json: a module that can be imported has this name; choose json_data, say"),
     ("model", "torch", "torch: a module that can be imported has this name; choose torch_model, say"),
