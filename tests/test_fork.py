@@ -142,7 +142,7 @@ def test_nothing_is_forked_that_could_not_be_undone(template: Path, forked: Call
     again = python(forked("zebra"), "scripts/fork.py", "giraffe")
     assert (again.returncode, again.stderr) == (
         2,
-        "error: this is a fork already, zebra; .template.toml says of what\n",
+        "error: this is a fork already, zebra; .template.toml says what of\n",
     )
     (template / "scripts" / "broken.py").write_text("def\n")
     committed(template)
