@@ -210,7 +210,7 @@ def fork(name: str, *, examples: bool) -> None:
     """
     check_ready()
     if (ROOT / ORIGIN).exists():
-        raise ConfigError(f"this is a fork already, {package(ROOT)}; {ORIGIN} says of what")
+        raise ConfigError(f"this is a fork already, {package(ROOT)}; {ORIGIN} says what of")
     check_name(name)
     make_own(ROOT, name, examples=examples, tree=git("rev-parse", "HEAD^{tree}"))
     print(f"This is {name} now. Read the change with git diff --staged, then: git commit -m 'Begin {name}'")

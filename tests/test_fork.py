@@ -150,6 +150,8 @@ def test_nothing_is_forked_that_could_not_be_undone(template: Path, forked: Call
     assert broken.returncode == 2
     assert "not Python, so that its imports cannot be sorted: scripts/broken.py" in broken.stderr
     assert git(template, "status", "--porcelain") == ""
+    (template / "scripts" / "broken.py").unlink()
+    committed(template)
     (template / "notes.txt").write_text("mine\n")
     change(template / "README.md", "# ablab\n", "# mine\n")
     dirty = python(template, "scripts/fork.py", "zebra")
@@ -198,7 +200,7 @@ def test_an_update_brings_the_templates_changes_under_the_forks_name(
 
 def test_what_both_have_changed_is_a_conflict_of_gits(template: Path, forked: Callable[..., Path]) -> None:
     fork = forked("zebra", history=False)
-    line = "A PyTorch Lightning research template for reproducible ablations."
+    line = "A PyTorch Lightning research template for reproducible ablations:"
     change(fork / "README.md", line, "How zebras count.")
     committed(fork)
     change(template / "README.md", line, "A template, ablab.")

@@ -82,5 +82,11 @@ def test_every_choice_that_has_a_page_is_named(group: str) -> None:
     assert all(re.search(rf"\b{name}\b", CHOICES) for name in names)
 
 
+def test_its_results_are_those_of_the_page_of_results() -> None:
+    rows = re.findall(r"^\| (?:resnet|transformer|rnn).*$", README, re.MULTILINE)
+    assert len(rows) == 3
+    assert set(rows) <= set((ROOT / "docs" / "results.md").read_text().splitlines())
+
+
 def test_it_is_short() -> None:
     assert len(README.splitlines()) <= 150
