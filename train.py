@@ -1,6 +1,7 @@
 """Train a model: python train.py norm=groupnorm data.batch_size=8 (python train.py --help shows what there is)."""
 
 import gc
+import sys
 
 from ablab.runs import signals
 
@@ -13,7 +14,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from ablab.config import completion, help
+from ablab.config import help
 from ablab.config.errors import readable_errors
 from ablab.config.schema import check
 from ablab.loading import loading
@@ -37,6 +38,9 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     help.register(CONF)
-    completion.register()
+    if any(word.startswith(("-s", "--s")) for word in sys.argv):  # -sc, --shell-completion, and what is short for it
+        from ablab.config import completion  # only now: it rests on parts of Hydra that may change, a training must not
+
+        completion.register()
     with readable_errors():
         main()

@@ -8,11 +8,13 @@ python scripts/evaluate.py RUN --split val --weights last           validation d
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from ablab.config.errors import readable_errors
 from ablab.loading import loading
 from ablab.runs.place import rank
+from ablab.waiting import on_a_terminal_alone
 
 
 def show(rows: dict[str, str]) -> None:
@@ -29,7 +31,7 @@ def main() -> None:
     parser.add_argument("--severity", type=int, help="of the shift, from 1 to 5")
     parser.add_argument("--weights", choices=("best", "last"), default="best")
     options = parser.parse_args()
-    with loading(said=True):
+    with loading(said=sys.stdout.isatty()):
         from ablab.evaluate import evaluate, scoring, shift_of
 
     found = evaluate(
@@ -52,5 +54,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with readable_errors():
+    with readable_errors(), on_a_terminal_alone():
         main()

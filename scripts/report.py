@@ -11,11 +11,12 @@ Exit code 2: no ablation is there, none of its runs has finished, or they were m
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from ablab.config.errors import readable_errors
 from ablab.loading import loading
-from ablab.waiting import awaited
+from ablab.waiting import awaited, on_a_terminal_alone
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--mix-code", action="store_true", help="take runs of different code together")
     parser.add_argument("--wandb", metavar="PROJECT", help="log tables and an artifact; offline without a login")
     options = parser.parse_args()
-    with loading(said=True):
+    with loading(said=sys.stdout.isatty()):
         from pandas import read_csv
 
         from ablab.ablation.report import FOLDER, show, write
@@ -48,5 +49,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with readable_errors():
+    with readable_errors(), on_a_terminal_alone():
         main()

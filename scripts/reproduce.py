@@ -27,6 +27,7 @@ from ablab.runs.identity import differences, plain
 from ablab.runs.outcome import Diverged
 from ablab.runs.place import rank
 from ablab.runs.resume import first_words
+from ablab.waiting import on_a_terminal_alone
 
 NOT_EQUAL = 4
 
@@ -81,7 +82,7 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="to be another than in the run")
     options = parser.parse_args()
-    with loading(said=True):
+    with loading(said=sys.stdout.isatty()):
         from ablab.evaluate import take_threads
         from ablab.runs import provenance
         from ablab.runs.compare import OF_ITSELF, check_comparable, compare, report
@@ -112,5 +113,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     signals.install()
-    with readable_errors():
+    with readable_errors(), on_a_terminal_alone():
         sys.exit(main())

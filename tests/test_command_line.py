@@ -409,6 +409,15 @@ def test_a_guard_within_another_speaks_once(capsys: pytest.CaptureFixture[str]) 
     assert (left.value.code, capsys.readouterr().err) == (2, "error: name=: give one\n")
 
 
+def test_an_exit_that_is_not_hydras_is_left_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    def show_cfg() -> None:  # called as the function of Hydra that knows no such part
+        raise SystemExit(1)
+
+    with pytest.raises(SystemExit) as left, readable_errors():
+        show_cfg()
+    assert (left.value.code, capsys.readouterr().err) == (1, "")
+
+
 def test_a_run_that_is_short_may_end_within_its_warmup(run: Callable[..., object]) -> None:
     run("trainer.max_steps=1", "scheduler.warmup_steps=20")
 

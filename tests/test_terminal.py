@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -11,10 +12,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 
 from ablab import waiting
+from ablab.ablation.ablation import Ablation
+from ablab.ablation.grid import Grid, Prepared
 from ablab.config import help
+from ablab.runs import signals
+from ablab.runs.outcome import STOPPED, Stopped
 from ablab.screen import fitted
+from ablab.train import train
 
 ROOT = Path(__file__).parents[1]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -40,9 +47,14 @@ COMPLETED = [
     ("--multi", {"--multirun"}),
     ("resume=ru", {"resume=runs/"}),
     ("resume=runs/20", {"resume=runs/2026_run/"}),
+    ("output_dir=ru", {"output_dir=runs/"}),
+    ("output_dir=runs/20", {"output_dir=runs/2026_run/"}),
     ("data=text data.path=te", {"data.path=text.txt"}),
     ("norm=nothing_like_it model.", set()),  # what comes before is wrong
     ("norm=te", set()),  # a choice is no file
+    ("resume=~nobody_of_this_name/", set()),
+    ("norm._target_=broken.Norm norm.a=", set()),
+    ("--bogus nor", set()),
     ("'name=mine' optimizer.mom", {"optimizer.momentum="}),
 ]
 
@@ -54,7 +66,11 @@ def test_completion_offers_groups_choices_keys_values_and_paths(
 ) -> None:
     (tmp_path / "runs" / "2026_run").mkdir(parents=True)
     (tmp_path / "text.txt").touch()
-    result = command("-sc", f"query={shell}", COMP_LINE=f"python train.py {typed}")
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "broken.py").write_text("class Norm(:")
+    settings = {"PYTHONPATH": f"{place}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"} if "broken" in typed else {}
+    result = command("-sc", f"query={shell}", COMP_LINE=f"python train.py {typed}", **settings)
     assert (result.returncode, result.stderr) == (0, "")
     assert set(result.stdout.split()) == offered
 
@@ -89,6 +105,18 @@ def test_completion_does_not_load_torch(command: Command) -> None:
     assert not {"torch", "lightning", "wandb", "sklearn", "numpy"} & loaded
 
 
+@pytest.mark.parametrize("option", ["-sc", "-s", "--shell-completion", "--shell", "--s"])
+def test_each_way_to_ask_hydra_for_completion_gets_it(command: Command, option: str) -> None:
+    result = command(option, "query=bash", COMP_LINE="python train.py --multi")
+    assert (result.stdout.split(), result.stderr) == (["--multirun"], "")
+
+
+def test_what_completes_is_not_loaded_by_a_training(command: Command) -> None:
+    result = command("--cfg", "job", PYTHONPROFILEIMPORTTIME="1")
+    assert "ablab.config.help" in result.stderr
+    assert "ablab.config.completion" not in result.stderr
+
+
 # Help --------------------------------------------------------------------------------------------------------------
 
 
@@ -111,6 +139,10 @@ def test_help_lists_every_choice_the_important_groups_first(command: Command) ->
     words = {word.strip("*,") for word in shown.split()}
     choices = [file for file in (ROOT / "conf").glob("*/*.yaml") if file.parent.name != "hydra"]
     assert {file.stem for file in choices} <= words
+
+
+def test_help_shows_an_ablation_that_forks_have_too(command: Command) -> None:
+    assert "python train.py ablation=norm_batch_size " in command("--help").stdout
 
 
 def test_help_marks_what_the_command_has(command: Command) -> None:
@@ -203,6 +235,40 @@ def test_what_is_quick_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
 
 
+def test_what_fails_within_is_over(tmp_path: Path) -> None:
+    def refuse(words: object) -> DictConfig:
+        raise ValueError(f"{words}: refused")
+
+    ablation = Ablation(name="refused", factors={"norm": ["none", "batchnorm"]}, seeds=[0])
+    grid = Grid(ablation, [], refuse, tmp_path)
+    plans = list(ablation.runs())
+    with pytest.raises(ValueError, match="refused") as composing:  # its traceback keeps what has been begun
+        grid.prepared_all(plans)
+    assert not waiting.awaits
+    broken = [Prepared(plan, None, None, tmp_path, []) for plan in plans]  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="NoneType") as trying:
+        grid.check(broken)
+    assert not waiting.awaits
+    assert composing.traceback
+    assert trying.traceback
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_program_whose_output_others_read_says_so_on_a_terminal_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with waiting.on_a_terminal_alone(), waiting.awaited("reading the data"):
+        time.sleep(0.05)
+    assert capsys.readouterr().out == ""
+    with waiting.awaited("reading the data"):
+        until(lambda: capsys.readouterr().out, "reading the data")
+
+
+@pytest.mark.parametrize("script", ["evaluate", "report", "reproduce"])
+def test_what_a_script_prints_into_a_pipe_is_what_it_found(command: Command, script: str) -> None:
+    result = command("nowhere", script=f"scripts/{script}.py", PYTHONUNBUFFERED="1")  # in a process that loads torch
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+
+
 def test_the_lines_become_rarer() -> None:
     said, now = [], 0.0
     while now < 3600:
@@ -255,6 +321,33 @@ def test_a_quiet_run_goes_on_and_is_the_same_run(command: Command, tmp_path: Pat
     again = command(f"resume={folder}", "quiet=false")
     assert "this run has finished" in again.stdout
     assert (again.returncode, again.stderr) == (0, "")
+
+
+def test_a_quiet_run_that_is_stopped_says_how_to_go_on(
+    config: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(signals, "requested", signal.SIGTERM)
+    with pytest.raises(Stopped):
+        train(config("trainer=smoke", "logger=csv", "quiet=true", f"output_dir={tmp_path}/runs"))
+    line = r"stopped by SIGTERM after step 0; go on with: python train\.py resume=\S+\n"
+    assert re.fullmatch(line, capsys.readouterr().out)
+
+
+def test_a_quiet_sweep_that_is_stopped_says_how_to_go_on(command: Command, tmp_path: Path) -> None:
+    stopped = tmp_path / "stopped.py"
+    stopped.write_text(
+        "import runpy, signal\n"
+        "from ablab.runs import signals\n"
+        "signals.requested = signal.SIGTERM  # as if it came before the first step\n"
+        f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
+    )
+    result = command(*SWEEP, "quiet=true", script=str(stopped))
+    assert (result.returncode, result.stderr) == (STOPPED, "")
+    words = f"python {ROOT / 'train.py'} {' '.join(SWEEP)} quiet=true"
+    assert result.stdout == f"stopped by SIGTERM; go on with: {words}\n"
 
 
 @pytest.mark.slow

@@ -88,7 +88,7 @@ def train(cfg: DictConfig) -> Run:
                 run.weights["best"] = weights_digest(whole_weights(task.model))
             [tested] = trainer.test(task, datamodule=data, verbose=False)
         except Stopped as stopped:
-            say(f"stopped by {stopped}; go on with: {go_on_command(run.folder)}")
+            say(f"stopped by {stopped}; go on with: {go_on_command(run.folder)}", file=stdout)
             raise
         run.metrics = {**chosen, **tested}
         say(terminal.results(chosen, tested, run.folder), file=stdout)

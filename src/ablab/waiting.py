@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ T = TypeVar("T")
 
 MOMENT = 2.0  # seconds that nobody needs to be told of
 awaits: list[object] = []  # what is going on, the innermost last: it alone speaks
+heard = True  # whether anybody is to be told
 
 
 def pause(spent: float, first: float = MOMENT) -> float:
@@ -28,7 +30,7 @@ def awaited(what: str | Callable[[float], str]) -> Iterator[None]:
     Args:
         what: in words, or words for the seconds so far.
     """
-    if rank() > 0:
+    if rank() > 0 or not heard:
         yield
         return
     began, over, this = time.monotonic(), threading.Event(), object()
@@ -51,8 +53,19 @@ def awaited(what: str | Callable[[float], str]) -> Iterator[None]:
         awaits.remove(this)
 
 
-def counted(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """The items, while it is said how many of them are done.
+@contextmanager
+def on_a_terminal_alone() -> Iterator[None]:
+    """Say nothing of it where stdout is none: for a program whose output others read."""
+    global heard
+    before, heard = heard, sys.stdout.isatty()
+    try:
+        yield
+    finally:
+        heard = before
+
+
+def counted(items: Iterable[T], total: int, what: str) -> Generator[T]:
+    """The items, while it is said how many of them are done: to be closed where what is done with one may fail.
 
     Args:
         items: each done once the next is asked for.

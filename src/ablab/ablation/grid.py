@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -143,7 +144,8 @@ class Grid:
     def prepared_all(self, plans: Iterable[Planned]) -> list[Prepared]:
         """Runs with their configs, once each of them has been found to be possible."""
         plans = list(plans)
-        runs = [self.prepared(plan) for plan in counted(plans, len(plans), "composing the configs")]
+        with closing(counted(plans, len(plans), "composing the configs")) as told:
+            runs = [self.prepared(plan) for plan in told]
         self.check(runs)
         return runs
 
@@ -157,19 +159,20 @@ class Grid:
 
         seen: set[tuple[str, ...]] = set()
         found: dict[str, list[str]] = {}
-        for run in counted(runs, len(runs), "trying each cell without memory"):
-            if run.plan.words in seen:
-                continue
-            seen.add(run.plan.words)
-            try:
-                check(run.cfg, CONF / "train.yaml")
-                metrics.check(self.ablation.metrics, run.cfg)
-                if not run.done:
-                    HydraConfig.instance().set_config(run.hydra)
-                    data, _, _ = tried(without_accelerator(run.cfg) if self.elsewhere else run.cfg)
-                    self.fingerprints[what_is_read(plain(run.cfg.data))] = data.fingerprint
-            except ConfigError as error:
-                found.setdefault(str(error), []).append(run.plan.cell_label)
+        with closing(counted(runs, len(runs), "trying each cell without memory")) as told:
+            for run in told:
+                if run.plan.words in seen:
+                    continue
+                seen.add(run.plan.words)
+                try:
+                    check(run.cfg, CONF / "train.yaml")
+                    metrics.check(self.ablation.metrics, run.cfg)
+                    if not run.done:
+                        HydraConfig.instance().set_config(run.hydra)
+                        data, _, _ = tried(without_accelerator(run.cfg) if self.elsewhere else run.cfg)
+                        self.fingerprints[what_is_read(plain(run.cfg.data))] = data.fingerprint
+                except ConfigError as error:
+                    found.setdefault(str(error), []).append(run.plan.cell_label)
         if found:
             lines = [f"{message}\n  in {shown(cells)}" for message, cells in found.items()]
             raise ConfigError("\n".join([*lines, "nothing has been run; ablation.exclude leaves cells out"]))

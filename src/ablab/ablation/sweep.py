@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.launcher import Launcher
@@ -21,7 +24,7 @@ from ablab.ablation.tuning import outcome
 from ablab.ablation.words import asked_for
 from ablab.data.reading import read_once
 from ablab.runs.folder import read_record, short
-from ablab.runs.outcome import Diverged, RunError
+from ablab.runs.outcome import Diverged, RunError, Stopped
 from ablab.runs.provenance import command
 from ablab.screen import hush
 from ablab.waiting import awaited
@@ -51,7 +54,7 @@ def sweep(words: Words, cfg: DictConfig, loader: ConfigLoader, launcher: Launche
         Path(str(cfg.output_dir)),
         elsewhere=not isinstance(launcher, LocalLauncher),
     )
-    with hush(cfg.quiet):
+    with hush(cfg.quiet) as stdout, told_of_a_stop(stdout):
         num_cells = len(ablation.cells())
         print(
             f"{ablation.name}: {num_cells} cells × {ablation.runs_of_a_cell}, {ablation.num_runs()} runs, "
@@ -79,6 +82,16 @@ def sweep(words: Words, cfg: DictConfig, loader: ConfigLoader, launcher: Launche
             f"{short(grid.folder)}"
         )
     return results
+
+
+@contextmanager
+def told_of_a_stop(stdout: TextIO) -> Iterator[None]:
+    """Say how to go on with an ablation that a signal stops."""
+    try:
+        yield
+    except Stopped as stopped:
+        print(f"stopped by {stopped}; go on with: {shlex.join(['python', *sys.argv])}", file=stdout, flush=True)
+        raise
 
 
 def tuned(ablation: Ablation, grid: Grid, launcher: Launcher) -> dict[str, Any]:

@@ -6,23 +6,24 @@ choices of a sweep (norm=batchnorm,gr) and the options with dashes are completed
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
-from hydra.errors import HydraException
 from hydra.plugins.completion_plugin import CompletionPlugin
 from hydra.types import RunMode
 from omegaconf import Container, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from ablab.config.json_schema import of_type
 from ablab.config.schema import read_signature, show
 
 Query = Callable[[CompletionPlugin, str | None, str], list[str]]
 HIDDEN = ("hydra", "cell")  # not for somebody who has typed nothing yet
+HOLD_PATHS = ("dir", "file", "folder", "path", "root")  # how the names of keys end that hold one
 
 hydras: Query = CompletionPlugin._query
 
@@ -41,10 +42,11 @@ def query(plugin: CompletionPlugin, config_name: str | None, line: str) -> list[
         line: what has been typed behind `train.py`.
     """
     *words, word = [*line.split(), *([""] if line.endswith(" ") or not line else [])]
-    try:
-        return sorted(answers(plugin, config_name, shlex.split(" ".join(words)), word))
-    except (HydraException, OmegaConfBaseException, LookupError, ValueError):
-        return []  # a person who is typing wants no message yet
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # a person who is typing wants no message yet
+        try:
+            return sorted(answers(plugin, config_name, shlex.split(" ".join(words)), word))
+        except (Exception, SystemExit):  # of Hydra's parser, a class that cannot be imported, a folder that is closed
+            return []
 
 
 def answers(plugin: CompletionPlugin, config_name: str | None, words: list[str], word: str) -> list[str]:
@@ -84,7 +86,7 @@ def endings(name: str) -> list[str]:
 
 
 def values(cfg: DictConfig, key: str) -> list[str]:
-    """The words that an argument takes, by its signature; of another, what it is now."""
+    """The words that an argument takes, by its signature; of another, what it is now, unless that is a path."""
     place, _, name = key.rpartition(".")
     node, now = OmegaConf.select(cfg, place) if place else cfg, OmegaConf.select(cfg, key)
     words: list[str] = []
@@ -96,7 +98,7 @@ def values(cfg: DictConfig, key: str) -> list[str]:
         words = [] if words == ["null"] else words  # that it may be left out says nothing of what it is
     if not words and isinstance(now, bool):
         words = ["true", "false"]
-    return words or ([] if now is None or isinstance(now, Container) else [show(now)])
+    return words or ([] if now is None or isinstance(now, Container) or name.endswith(HOLD_PATHS) else [show(now)])
 
 
 def paths(begun: str) -> list[str]:

@@ -65,14 +65,10 @@ def readable_errors() -> Iterator[None]:
         speak(describe(error))
         sys.exit(BAD_INPUT)
     except SystemExit as stop:
-        frame = origin(stop)
-        if stop.code == BAD_INPUT and "unrecognized arguments" in str(frame.f_locals.get("message")):  # argparse
-            speak("what is set takes no dashes: norm=groupnorm data.batch_size=8")
-        if frame.f_code.co_name == "show_cfg":  # of Hydra, for --cfg job --package
-            place, keys = str(frame.f_locals["package"]), [str(key) for key in frame.f_locals["cfg"]]
-            speak(f"--package {place}: there is no such part; {menu(place, keys, 'the config')}")
-            sys.exit(BAD_INPUT)
-        raise
+        if (ours := left_by_hydra(stop)) is None:
+            raise
+        speak(ours)
+        sys.exit(BAD_INPUT)
     except RunError as error:
         if wanted:
             raise
@@ -102,9 +98,28 @@ def origin(error: BaseException) -> FrameType:
     return frame
 
 
+def module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__"))
+
+
 def from_hydra(error: Exception) -> bool:
     """Whether Hydra itself refuses something; of some words it does with a bare ValueError."""
-    return str(origin(error).f_globals["__name__"]).startswith("hydra.")
+    return module(origin(error)).startswith("hydra.")
+
+
+def left_by_hydra(stop: SystemExit) -> str | None:
+    """What to tell the user of an exit that Hydra or its parser has taken; None of another, or of one that is clear.
+
+    What they have said is enough where their own variables have other names than today.
+    """
+    frame = origin(stop)
+    known = frame.f_locals
+    if module(frame) == "argparse" and "unrecognized arguments" in str(known.get("message")):
+        return "what is set takes no dashes: norm=groupnorm data.batch_size=8"
+    place, cfg = known.get("package"), known.get("cfg")
+    if module(frame).startswith("hydra.") and isinstance(place, str) and isinstance(cfg, DictConfig):  # --package
+        return f"--package {place}: there is no such part; {menu(place, [str(key) for key in cfg], 'the config')}"
+    return None
 
 
 def describe(error: Exception) -> str:
@@ -126,8 +141,8 @@ def describe(error: Exception) -> str:
     if isinstance(error, InterpolationResolutionError):
         reason = str(error.msg).splitlines()[0].rpartition("resolving interpolation: ")[2]
         return f"{error.full_key}: what its ${{…}} stands for is not there ({reason}); give the value itself"
-    if str(error).startswith("Config group override"):  # Hydra's answer to model=null does not say of which group
-        word = origin(error).f_locals["override"].input_line
+    word = getattr(origin(error).f_locals.get("override"), "input_line", None)
+    if word and str(error).startswith("Config group override"):  # Hydra's answer to model=null does not say which group
         return f"{word}: a group takes the name of a choice; python train.py --help shows them"
     cause = error.__cause__
     node = getattr(cause, "parent_node", None)
