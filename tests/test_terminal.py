@@ -269,6 +269,11 @@ def test_what_a_script_prints_into_a_pipe_is_what_it_found(command: Command, scr
     assert result.stderr.startswith("error: ")
 
 
+def test_what_a_script_prints_on_a_terminal_begins_with_what_it_waits_for(terminal: Callable[..., str]) -> None:
+    shown = terminal(program=(str(ROOT / "scripts" / "report.py"), "nowhere"), returncode=2)
+    assert shown.startswith("loading torch and Lightning\nerror: ")
+
+
 def test_the_lines_become_rarer() -> None:
     said, now = [], 0.0
     while now < 3600:
