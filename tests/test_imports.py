@@ -40,6 +40,7 @@ ALLOWED = {
     "ablab.runs": {
         *("torch", "hydra", "omegaconf", "lightning", "wandb", "safetensors", "filelock", "yaml"),
         *("tensorboard", "mlflow", "ablab.runs", "ablab.config.errors", "ablab.config.schema", "ablab.digest"),
+        "ablab.waiting",
     },
     "ablab.browse": {
         *("yaml", "ablab.browse", "ablab.config.errors", "ablab.runs.folder", "ablab.runs.identity"),

@@ -61,6 +61,7 @@ def many(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         accuracy = chance.uniform(0.5, 0.99)
         words = [f"norm={norm}", f"data.batch_size={size}", f"seed={seed}", "logger=csv"]
         mine = {**record, "id": f"{number:08}", "overrides": words, "seconds": chance.uniform(1, 9000)}
+        mine["choices"] = {**record["choices"], "norm": norm}
         mine["started"] = f"2026-11-{1 + number // 12:02}T10:{number % 12:02}:00+0000"
         mine["metrics"] = {"val/accuracy": accuracy, "test/accuracy": accuracy - 0.01, "test/loss": 1 - accuracy}
         if number % 50 == 7:

@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 
-from ablab.ablation import results
-from ablab.browse import collect as collecting
 from ablab.browse.collect import collect
 from ablab.browse.curves import POINTS, curves, fit, thinned
 from ablab.config.errors import ConfigError
@@ -39,12 +37,30 @@ def test_the_runs_of_a_folder_and_of_its_ablations_are_found(made: Path) -> None
     assert run["metrics"] == record["metrics"]
     assert run["words"].items() >= {"norm": "groupnorm", "seed": "1", "trainer.max_epochs": "3"}.items()
     assert not {"logger", "name", "folder", "cell"} & run["words"].keys()
-    assert run["choices"]["model"] == "resnet"
+    assert (
+        run["choices"].items()
+        >= {"model": "resnet", "norm": "groupnorm", "data": "digits", "task": "classification"}.items()
+    )
+    assert run["choices"].items() <= record["choices"].items()
+    assert not [group for group in record["choices"] if group.startswith("hydra")]
     assert run["epoch"] == 4
     assert run["problems"] == []
     hot = by_name(content, "_hot")
     assert "the loss is nan" in hot["error"]
     assert hot["metrics"] == {}
+
+
+def test_a_choice_is_the_recorded_one_and_of_an_old_run_the_class(runs: Path) -> None:
+    [folder] = runs.glob("*_hot")
+    record = json.loads((folder / "run.json").read_text())
+    recorded = {"norm": "none", "data": "digits_rows", "callbacks": ["default", "ema"], "logger": "csv", "scale": None}
+    (folder / "run.json").write_text(json.dumps({**record, "choices": recorded}))
+    expected = {"norm": "none", "data": "digits_rows", "callbacks": "[default,ema]"}
+    assert by_name(collect(runs), "_hot")["choices"] == expected
+    del record["choices"]
+    (folder / "run.json").write_text(json.dumps(record))
+    choices = by_name(collect(runs), "_hot")["choices"]
+    assert choices.items() >= {"norm": "batchnorm", "data": "digits", "model": "resnet"}.items()
 
 
 def test_an_ablation_comes_with_its_verdict_and_its_report(made: Path) -> None:
@@ -137,13 +153,18 @@ def test_a_run_is_running_while_its_process_is_there(runs: Path) -> None:
     record = json.loads((folder / "run.json").read_text())
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    for pid, host, state in (
-        (os.getpid(), socket.gethostname(), "running"),
-        (ended.pid, socket.gethostname(), "stopped"),
-        (ended.pid, "another-machine", "running"),
+    here, long_ago = socket.gethostname(), "2020-01-01T00:00:00+0000"
+    before = {"started": long_ago}  # the process that has the number now began later: it is another one
+    for facts, state in (
+        ({"pid": os.getpid(), "host": here}, "running"),
+        ({"pid": os.getpid(), "host": here, **before}, "stopped"),
+        ({"pid": os.getpid(), "host": here, **before, "resumed": [{"started": record["started"]}]}, "running"),
+        ({"pid": os.getpid(), "host": here, "started": "yesterday"}, "running"),
+        ({"pid": ended.pid, "host": here}, "stopped"),
+        ({"pid": ended.pid, "host": "another-machine"}, "running"),
     ):
-        (folder / "run.json").write_text(json.dumps({**record, "status": "running", "pid": pid, "host": host}))
-        assert by_name(collect(runs), "_hot")["state"] == state
+        (folder / "run.json").write_text(json.dumps({**record, "status": "running", **facts}))
+        assert by_name(collect(runs), "_hot")["state"] == state, facts
 
 
 def test_a_stopped_run_comes_with_the_command_that_goes_on(stop: Callable[..., Path]) -> None:
@@ -264,10 +285,6 @@ def test_without_a_display_the_path_is_all_that_happens(
     assert len(result.stdout.splitlines()) == 1
     assert (runs / "index.html").exists()
     assert not list(runs.glob(".index*"))
-
-
-def test_names_of_files_are_those_that_are_written() -> None:
-    assert (collecting.ABLATION, collecting.LOG) == (results.RECORD, results.LOG)
 
 
 def test_collecting_loads_nothing_heavy() -> None:

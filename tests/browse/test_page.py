@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 from tests.browse.conftest import Look
 
 ROWS = "#runs tbody tr[data-key]"
-KEYS = "&sel=" + "+".join(f"{number:08}" for number in range(12))  # three norms, two batch sizes, two seeds, but for 7
+KEYS = "".join(f"&sel={number:08}" for number in range(12))  # three norms, two batch sizes, two seeds, but for 7
 
 
 def listed(page: Page) -> list[str]:
@@ -149,8 +149,18 @@ def test_the_address_holds_the_view(many: Path, look: Look) -> None:
     expect(page.locator("#panel h2")).to_have_text("1 run compared")
 
 
+def test_the_address_holds_a_run_whose_folder_has_a_space(runs: Path, look: Look) -> None:
+    [folder] = runs.glob("*_hot")
+    shutil.copytree(folder, runs / "my copy")
+    page = look(runs)
+    page.locator(f"{ROWS}[data-key='my copy'] input").check()
+    page.locator(f"{ROWS}[data-key='{folder.name}'] input").check()
+    page.reload()
+    expect(page.locator("#compare")).to_have_text("compare 2")
+
+
 def test_a_run_that_the_address_names_may_be_gone(many: Path, look: Look) -> None:
-    page = look(many, "panel=run:gone&sel=gone+00000001&group=gone&metric=gone&sort=gone&q=%E0%A4%A")
+    page = look(many, "panel=run:gone&sel=gone&sel=00000001&group=gone&metric=gone&sort=gone&q=%E0%A4%A")
     expect(page.locator("#panel")).to_be_hidden()
     page.click("#compare")
     expect(page.locator("#panel .curve")).to_have_count(1)

@@ -51,6 +51,28 @@ def test_what_is_named_like_a_secret_is_blotted_out(monkeypatch: pytest.MonkeyPa
     assert provenance.redacted(harmless) == harmless
 
 
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("git+https://ghp_0123456789@host/a.git", "git+https://***@host/a.git"),
+        ("http://me:p@ss@host:80/x", "http://***@host:80/x"),
+        ("http://host/x?user=me&access_token=abc", "http://host/x?user=me&access_token=***"),
+        ("s3://b/x?X-Amz-Signature=0a&sig=1b", "s3://b/x?X-Amz-Signature=***&sig=***"),
+        ("http://host/x@y?author=me http://z", "http://host/x@y?author=me http://z"),
+    ],
+)
+def test_what_is_secret_in_an_address_is_blotted_out(text: str, clean: str) -> None:
+    assert provenance.redacted(text) == clean
+
+
+def test_of_an_error_its_first_line_is_said_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "abcdefgh")
+    assert provenance.first_line(OSError("no answer from http://abcdefgh@host/abcdefgh\nmore")) == (
+        "no answer from http://***@host/***"
+    )
+    assert provenance.first_line(OSError()) == "OSError"
+
+
 def test_what_a_key_names_as_a_secret_is_blotted_out() -> None:
     config = {
         "logger": {"comet": {"api_key": "abcdef123456", "workspace": "lab"}},
@@ -59,7 +81,7 @@ def test_what_a_key_names_as_a_secret_is_blotted_out() -> None:
     }
     assert provenance.without_secrets(config) == {
         "logger": {"comet": {"api_key": "***", "workspace": "lab"}},
-        "data": {"token": "***", "num_tokens": 3, "tokens": "characters", "root": "https://me:***@host/data"},
+        "data": {"token": "***", "num_tokens": 3, "tokens": "characters", "root": "https://***@host/data"},
         "ablation": {"tune": {"key": "optimizer.lr"}},
     }
     words = ["train.py", "data.token=hf_abcdef", "+logger.comet.api_key=abc", "data.tokens=characters"]

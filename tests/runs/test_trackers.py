@@ -6,23 +6,28 @@ own database.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from omegaconf import DictConfig, OmegaConf
@@ -32,11 +37,13 @@ from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
 from tests.runs.mlflow_server import Server
 
 from ablab.config.errors import ConfigError
+from ablab.runs import mlflow
 from ablab.runs.metrics import MetricsCSV, read_rows
 from ablab.runs.mlflow import MLflow, opening
 from ablab.runs.outcome import Diverged
 from ablab.runs.resume import resumed
 from ablab.runs.tensorboard import TensorBoard
+from ablab.runs.wandb import WandB
 
 ROOT = Path(__file__).parents[2]
 BOTH = "logger=[tensorboard,mlflow]"
@@ -165,8 +172,8 @@ def start(tmp_path: Path) -> Callable[..., list[Any]]:
         folder = tmp_path / "run"
         folder.mkdir(exist_ok=True)
         rows = read_rows(folder)[:kept]
-        mlflow = MLflow(save_dir=folder, experiment_name="ablab", **choices)
-        loggers = [MetricsCSV(folder, rows=list(rows)), TensorBoard(save_dir=folder), mlflow]
+        one = MLflow(save_dir=folder, experiment_name="ablab", **choices)
+        loggers = [MetricsCSV(folder, rows=list(rows)), TensorBoard(save_dir=folder), one]
         for logger in loggers[1:]:
             logger.begin("abcd1234", rows)
             logger.log_hyperparams({"name": "sizes", "resume": kept or None, "cell": {"data.batch_size": 8}})
@@ -279,6 +286,20 @@ def test_no_secret_is_sent_or_written(
         assert not [content for content in [*written, *server.bodies] if secret.encode() in content]
 
 
+def test_what_is_said_of_a_tracker_that_fails_has_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "xyzzy-0123456789-plugh")
+    file = tmp_path / "xyzzy-0123456789-plugh"
+    file.touch()
+    TensorBoard(save_dir=file / "run").begin("abcd1234")
+    WandB(project="ablab", save_dir=tmp_path, mode="offline").give_up(OSError(f"{file}\nmore"))
+    said = capsys.readouterr().out
+    assert [line.partition(":")[0] for line in said.splitlines()] == ["TensorBoard", "W&B"]
+    assert said.count("***") == 2
+    assert "xyzzy" not in said
+
+
 def test_a_name_that_mlflow_does_not_take_is_changed(start: Callable[..., list[Any]], tmp_path: Path) -> None:
     loggers = start()
     loggers[2].log_metrics({"drift/a=1,b": 2.0, "train/loss": float("nan")}, 3)
@@ -286,6 +307,113 @@ def test_a_name_that_mlflow_does_not_take_is_changed(start: Callable[..., list[A
     _, found = in_mlflow(f"sqlite:///{tmp_path}/mlflow.db", "run")
     assert found["drift/a_1_b"] == [(3, 2.0)]
     assert np.isnan(found["train/loss"][0][1])
+
+
+def test_a_name_that_is_no_path_becomes_one_and_two_names_do_not_become_one(
+    start: Callable[..., list[Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loggers = start()
+    for step in range(2):
+        loggers[2].log_metrics({"a//b": 1.0, "/x": 2.0, "../y": 3.0, "a,b": 4.0, "a=b": 5.0}, step)
+    close(loggers)
+    _, found = in_mlflow(f"sqlite:///{tmp_path}/mlflow.db", "run")
+    assert {name: [value for _, value in points] for name, points in found.items()} == {
+        "a/b": [1.0, 1.0],
+        "x": [2.0, 2.0],
+        "y": [3.0, 3.0],
+        "a_b": [4.0, 4.0],
+    }
+    said = "MLflow: 'a=b' of the metrics is left out (as 'a_b' it would be one with 'a,b'); the run's folder has it\n"
+    assert capsys.readouterr().out.count(said) == 1
+
+
+@pytest.mark.parametrize("where", ["file", "server"])
+def test_what_mlflow_refuses_is_left_out_and_the_rest_arrives(
+    start: Callable[..., list[Any]], server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    uri = server.url if where == "server" else f"sqlite:///{tmp_path}/mlflow.db"
+    loggers, endless = start(tracking_uri=uri), "x" * 300
+    for step in range(20):
+        loggers[2].log_metrics({"train/loss": 1.0, endless: 2.0, "val/loss": 3.0}, step)
+    close(loggers)
+    run, found = in_mlflow(uri, "run")
+    assert (run.info.status, {name: len(points) for name, points in found.items()}) == (
+        "FINISHED",
+        {"train/loss": 20, "val/loss": 20},
+    )
+    said = capsys.readouterr().out
+    assert said.count(f"MLflow: '{endless}' of the metrics is left out (MLflow refuses it: ") == 1
+    assert "not everything" not in said
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    """Another process's transaction in the database, which ends when it is committed."""
+    with closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None, check_same_thread=False)) as other:
+        yield other
+
+
+def test_a_database_that_stays_locked_is_given_up_and_has_the_run_when_it_is_resumed(
+    start: Callable[..., list[Any]],
+    locked: sqlite3.Connection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(mlflow, "PATIENCE", 0.1)
+    loggers = start()
+    locked.execute("BEGIN EXCLUSIVE")
+    log(loggers, range(6))
+    close(loggers, 75)
+    printed = capfd.readouterr()
+    assert printed.out.endswith("MLflow: not everything has arrived (database is locked); metrics.csv has it\n")
+    assert printed.err == ""
+    locked.execute("COMMIT")
+    loggers = start(kept=6)
+    close(loggers)
+    assert assert_in_mlflow(tmp_path / "run").info.status == "FINISHED"
+
+
+def test_what_the_end_could_not_write_is_tried_once_more(
+    start: Callable[..., list[Any]], locked: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow, "PATIENCE", 2.0)
+    loggers = start()
+    log(loggers, range(6))
+    loggers[2].send()
+    locked.execute("BEGIN EXCLUSIVE")
+
+    def unlock() -> None:
+        while not loggers[2].problem:
+            time.sleep(0.01)
+        locked.execute("COMMIT")
+
+    loggers[2].problem = ""
+    other = threading.Thread(target=unlock)
+    other.start()
+    close(loggers)
+    other.join()
+    assert assert_in_mlflow(tmp_path / "run").info.status == "FINISHED"
+
+
+def test_who_waits_for_another_process_to_open_the_database_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mlflow.db"
+    lock, said = FileLock(file.with_name(f".{file.name}.lock"), thread_local=False), io.StringIO()
+
+    def unlock() -> None:
+        while not said.getvalue():
+            time.sleep(0.01)
+        lock.release()
+
+    lock.acquire()
+    other = threading.Thread(target=unlock)
+    other.start()
+    with redirect_stdout(said), opening(file):
+        pass
+    other.join()
+    assert "MLflow: waiting for another process that opens " in said.getvalue()
 
 
 # Where it goes, and what is refused ---------------------------------------------------------------------------------
@@ -308,6 +436,8 @@ def test_the_database_is_beside_the_run_unless_said_otherwise(tmp_path: Path, mo
         ("logger.mlflow.tracking_uri=runs/mlflow", "logger.mlflow.tracking_uri=runs/mlflow: give a server, http://"),
         ("logger.mlflow.tracking_uri=file:runs", "logger.mlflow.tracking_uri=file:runs: give a server, http://"),
         ("logger.mlflow.tracking_uri=http://me:mine@lab:5000", "logger.mlflow: tracking_uri: it has a password"),
+        ("logger.mlflow.tracking_uri=http://ghp_0123@lab:5000", "logger.mlflow: tracking_uri: it has a password"),
+        ("logger.mlflow.tracking_uri='http://lab/?token=0'", "logger.mlflow: tracking_uri: it has a password"),
     ],
 )
 def test_an_address_that_will_not_do_is_refused_before_there_is_a_run(

@@ -18,12 +18,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from ablab.ablation import metrics
 from ablab.ablation.ablation import Ablation, Planned, Words
-from ablab.ablation.results import RECORD, put, status_of
+from ablab.ablation.results import put, status_of
 from ablab.ablation.words import short
 from ablab.config.errors import CONF, ConfigError
 from ablab.config.schema import check, quoted
 from ablab.data.reading import what_is_read
-from ablab.runs.folder import read_record
+from ablab.runs.folder import ABLATION, read_record
 from ablab.runs.folder import short as short_path
 from ablab.runs.identity import identity, plain
 from ablab.runs.provenance import code_hash
@@ -215,7 +215,7 @@ class Grid:
             "runs": [run.entry for run in runs],
             "tuning": tuning,
         }
-        put(self.folder / RECORD, json.dumps(content, indent=2) + "\n")
+        put(self.folder / ABLATION, json.dumps(content, indent=2) + "\n")
 
 
 def without_accelerator(cfg: DictConfig) -> DictConfig:

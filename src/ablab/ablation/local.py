@@ -22,11 +22,10 @@ from omegaconf import DictConfig
 
 from ablab.ablation.grid import Prepared
 from ablab.ablation.progress import Progress
-from ablab.ablation.results import LOG
 from ablab.config.errors import ConfigError
 from ablab.data.reading import read_once
 from ablab.runs import signals
-from ablab.runs.folder import made
+from ablab.runs.folder import LOG, made
 from ablab.runs.outcome import Diverged, RunError, Stopped
 from ablab.runs.resume import resumed
 from ablab.runs.run import Taken

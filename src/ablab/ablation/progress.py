@@ -14,8 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ablab.ablation.grid import Prepared
-from ablab.ablation.results import LOG
-from ablab.runs.folder import short
+from ablab.runs.folder import LOG, short
 from ablab.screen import watched
 
 Look = Callable[[list[Prepared]], None]

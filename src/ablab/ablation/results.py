@@ -16,11 +16,8 @@ from ablab.ablation.ablation import Ablation
 from ablab.ablation.metrics import check_logged, value
 from ablab.config.build import blame
 from ablab.config.errors import ConfigError
-from ablab.runs.folder import read_record
+from ablab.runs.folder import ABLATION, LOG, last_line, read_record
 from ablab.runs.metrics import read_rows
-
-RECORD = "ablation.json"  # in an ablation's folder: what was asked for, and which folder is which run
-LOG = "log.txt"  # in a run's: what it printed
 
 
 @dataclass
@@ -61,9 +58,9 @@ def read(folder: Path, *, mix_code: bool = False, baseline: dict[str, str] | Non
         ConfigError: it is no ablation's folder, its runs were made by different code, or the baseline is no level.
     """
     try:
-        record = json.loads((folder / RECORD).read_text())
+        record = json.loads((folder / ABLATION).read_text())
     except (OSError, ValueError) as error:
-        reason = f"there is no {RECORD} in it" if isinstance(error, FileNotFoundError) else error
+        reason = f"there is no {ABLATION} in it" if isinstance(error, FileNotFoundError) else error
         raise ConfigError(
             f"{folder}: it is no ablation's folder ({reason}); give the one that the ablation has in output_dir"
         ) from error
@@ -173,10 +170,3 @@ def score(folder: Path, metric: str) -> float:
 def read_curve(folder: Path) -> pd.DataFrame:
     """A run's metrics.csv; a last row that was cut off is left out."""
     return pd.DataFrame(read_rows(folder) or {"step": [], "epoch": []})
-
-
-def last_line(file: Path) -> str:
-    """The last line of a log, which of a traceback is the error; "" where there is none. Slurm's own do not count."""
-    lines = file.read_text(errors="replace").strip().splitlines() if file.exists() else []
-    lines = [line for line in lines if not line.startswith(("srun: ", "slurmstepd"))]
-    return lines[-1] if lines else ""

@@ -21,10 +21,10 @@ from typing import Any
 
 from ablab.ablation.grid import Prepared
 from ablab.ablation.progress import Progress
-from ablab.ablation.results import LOG
 from ablab.config.errors import CONF, ConfigError, traceback_wanted
 from ablab.config.schema import show
 from ablab.runs import signals
+from ablab.runs.folder import LOG
 from ablab.runs.outcome import Stopped
 
 PATIENCE = 2.0  # seconds between two questions to Slurm

@@ -19,11 +19,11 @@ from ablab.ablation.grid import DONE, Grid, Prepared
 from ablab.ablation.metrics import check_logged
 from ablab.ablation.progress import Progress
 from ablab.ablation.report import show, write
-from ablab.ablation.results import LOG, last_line, read, read_curve
+from ablab.ablation.results import read, read_curve
 from ablab.ablation.tuning import outcome
 from ablab.ablation.words import asked_for
 from ablab.data.reading import read_once
-from ablab.runs.folder import read_record, short
+from ablab.runs.folder import LOG, last_line, read_record, short
 from ablab.runs.outcome import Diverged, RunError, Stopped
 from ablab.runs.provenance import command
 from ablab.screen import hush

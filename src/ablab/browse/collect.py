@@ -9,6 +9,8 @@ import shlex
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,26 @@ import yaml
 
 from ablab.browse.curves import FILE, curves, fit
 from ablab.config.errors import ConfigError
-from ablab.runs.folder import CONFIG, check_keys, go_on_command, now, read_record, short
-from ablab.runs.identity import WITHOUT_EFFECT, flat
+from ablab.runs.folder import (
+    ABLATION,
+    CONFIG,
+    LOG,
+    STAMP,
+    check_keys,
+    go_on_command,
+    last_line,
+    now,
+    read_record,
+    short,
+)
+from ablab.runs.identity import flat, without_effect
 
-ABLATION = "ablation.json"  # what ablab.ablation.results, which loads Lightning, calls RECORD
-LOG = "log.txt"
 MARKS = ("run.json", "config.yaml", FILE, LOG, ".lock")  # a folder with one of them is a run's, whole or damaged
 FILES = ("run.json", "config.yaml", "environment.json", FILE, LOG, "samples.txt", "changes.patch", "profile")
 STATES = ("running", "finished", "stopped", "diverged", "failed")
 DAMAGED = "damaged"
 NOT_SHOWN = ("ablation", "ablation.*", "cell", "cell.*")  # of a config: the ablation is told of elsewhere
+CLOCKS = 60  # seconds by which a clock that was set since may make a process look younger
 Reader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
 
 
@@ -118,7 +130,7 @@ def run(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
         "files": [name for name in FILES if (folder / name).exists()],
     }
     attempt(problems, "run.json", lambda: entry.update(of_record(folder)))
-    attempt(problems, "config.yaml", lambda: entry.update(of_config(folder, entry["words"])))
+    attempt(problems, "config.yaml", lambda: entry.update(of_config(folder, entry)))
     if (folder / FILE).exists():
         attempt(problems, FILE, lambda: entry.update(zip(("curves", "epoch"), curves(folder), strict=True)))
     problems[:] = [text.removeprefix(f"{folder}: ") for text in problems]  # it is said where the problem is shown
@@ -164,6 +176,7 @@ def of_record(folder: Path) -> dict[str, Any]:
         "ended": text_or_none(record.get("ended")),
         "seconds": seconds if isinstance(seconds, int | float) and math.isfinite(seconds) else None,
         "words": words(overrides) if isinstance(overrides, list) else {},
+        "choices": recorded(record.get("choices")),
         "metrics": {str(k): number_or_none(v) for k, v in metrics.items()} if isinstance(metrics, dict) else {},
         "record": plain(record),
         "commands": commands,
@@ -179,7 +192,7 @@ def number_or_none(value: Any) -> float | None:
 
 
 def is_alive(record: Mapping[str, Any]) -> bool:
-    """Whether a process of the run's number is there; of another machine nothing can be known, so it is believed.
+    """Whether the run's process is there; of another machine nothing can be known, so the record is believed.
 
     The run's lock would be surer, and trying it would refuse the folder to a process that takes it just then.
     """
@@ -192,7 +205,18 @@ def is_alive(record: Mapping[str, Any]) -> bool:
         return False
     except PermissionError:  # another person's
         pass
+    # A number is given again, after a restart or a long time; the run's process had it before the run began.
+    with suppress(KeyError, IndexError, TypeError, ValueError, OSError):  # of another system, or a strange record
+        started = str([record, *record.get("resumed", [])][-1]["started"])
+        return birth(pid) <= datetime.strptime(started, STAMP).timestamp() + CLOCKS
     return True
+
+
+def birth(pid: int) -> float:
+    """When a process began, in seconds since 1970, from what Linux tells in /proc."""
+    [boot] = (line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]  # its name may have spaces
+    return int(boot.split()[1]) + int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def words(overrides: list[Any]) -> dict[str, str]:
@@ -205,25 +229,22 @@ def words(overrides: list[Any]) -> dict[str, str]:
     return found
 
 
-def without_effect(key: str) -> bool:
-    return any(fnmatch(key, pattern) or fnmatch(f"{key}.", pattern) for pattern in WITHOUT_EFFECT)
+def recorded(choices: Any) -> dict[str, str]:
+    """The choices of the groups that can change a result, as they are typed."""
+    if not isinstance(choices, Mapping):
+        return {}
+    typed = {str(k): f"[{','.join(map(str, v))}]" if isinstance(v, list) else v for k, v in choices.items()}
+    return {k: str(v) for k, v in typed.items() if v is not None and not without_effect(k)}
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log, which of a traceback is the error."""
-    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    lines = [line for line in lines if not line.startswith(("srun: ", "slurmstepd"))]
-    return lines[-1] if lines else ""
-
-
-def of_config(folder: Path, given: Mapping[str, str]) -> dict[str, Any]:
-    """The leaves of config.yaml, and the choice of each group."""
+def of_config(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of config.yaml, and the choice of each group where the record has none."""
     if not (folder / "run.json").exists() and not (folder / "config.yaml").exists():
         return {}  # said already, or a run that ended before it had any
     content = yaml.load((folder / "config.yaml").read_text(), Reader)
     check_keys(folder, "config.yaml", content, CONFIG)
     leaves = {k: plain(v) for k, v in flat(content).items() if not any(fnmatch(k, pattern) for pattern in NOT_SHOWN)}
-    choices = {
+    classes = {
         str(group): class_name(node["_target_"])
         for group, node in content.items()
         if isinstance(node, Mapping) and "_target_" in node and group not in ("ablation", "trainer")
@@ -231,13 +252,13 @@ def of_config(folder: Path, given: Mapping[str, str]) -> dict[str, Any]:
     monitor = content.get("monitor")
     return {
         "config": leaves,
-        "choices": {**choices, **{group: given[group] for group in choices if group in given}},
+        "choices": entry["choices"] or {group: entry["words"].get(group, name) for group, name in classes.items()},
         "monitor": text_or_none(monitor.get("metric")) if isinstance(monitor, Mapping) else None,
     }
 
 
 def class_name(target: Any) -> str:
-    """The last part of a _target_ as it is mostly typed: ablab.norms.GroupNorm is groupnorm."""
+    """What a choice is mostly called, of a run from before it was recorded: ablab.norms.GroupNorm is groupnorm."""
     return str(target).rpartition(".")[2].lower()
 
 

@@ -166,7 +166,7 @@ function readAddress() {
   }
   for (const name of ["q", "sort", "panel", "metric", "x", "group"]) VIEW[name] = words.get(name) ?? DEFAULTS[name];
   for (const name of ["log", "all"]) VIEW[name] = words.get(name) === "1";
-  VIEW.sel = new Set((words.get("sel") || "").split(" ").filter((key) => BY_KEY.has(key)));
+  VIEW.sel = new Set(words.getAll("sel").filter((key) => BY_KEY.has(key)));
 }
 
 function writeAddress(newEntry = false) {
@@ -174,7 +174,7 @@ function writeAddress(newEntry = false) {
   for (const name of ["q", "sort", "panel", "metric", "x", "group"])
     if (VIEW[name] !== DEFAULTS[name]) words.set(name, VIEW[name]);
   for (const name of ["log", "all"]) if (VIEW[name]) words.set(name, "1");
-  if (VIEW.sel.size) words.set("sel", [...VIEW.sel].join(" "));
+  for (const key of VIEW.sel) words.append("sel", key); // one of a copied run is its path, which may have spaces
   const address = `#${words}`;
   if (address !== (location.hash || "#")) history[newEntry ? "pushState" : "replaceState"](null, "", address);
 }

@@ -20,6 +20,9 @@ from ablab.config.errors import ConfigError
 from ablab.config.schema import quoted
 from ablab.runs.outcome import RunError
 
+LOG = "log.txt"  # in a run's folder: what it printed, in an ablation or under Slurm
+ABLATION = "ablation.json"  # in an ablation's: what was asked for, and which folder is which run
+
 # What a run's files have to say for the run to be gone on with.
 RECORD = {"id", "status", "overrides", "identity", "processes", "batch_sizes", "data", "git_commit"}
 ENVIRONMENT = {"python", "processor", "threads", "accelerators", "cuda", "cudnn", "driver", "packages"}
@@ -110,6 +113,15 @@ def own_overrides() -> list[str] | None:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
 
 
+def own_choices() -> dict[str, Any] | None:
+    """The choice of each group, whoever made it; None in a program that composed the config itself."""
+    if not HydraConfig.initialized():
+        return None
+    groups: Any = OmegaConf.to_container(HydraConfig.get().runtime.choices)
+    return {group: choice for group, choice in groups.items() if not group.startswith("hydra/")}
+
+
+STAMP = "%Y-%m-%dT%H:%M:%S%z"  # of a time in a record
 LONGEST_NAME = 200  # with the date and a number, a file system takes 255
 
 
@@ -154,8 +166,15 @@ def short(path: Path) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
+def last_line(log: Path) -> str:
+    """The last line of a log, which of a traceback is the error; "" where there is none. Slurm's own do not count."""
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    lines = [line for line in lines if not line.startswith(("srun: ", "slurmstepd"))]
+    return lines[-1] if lines else ""
+
+
 def now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return time.strftime(STAMP)
 
 
 def config_of(folder: Path) -> DictConfig:

@@ -66,11 +66,11 @@ def identity(config: Mapping[str, Any], *, code: str, data: str, processes: int 
 
 def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
     """The values that can change a result, by their full keys."""
-    return {
-        key: value
-        for key, value in flat(config).items()
-        if not any(fnmatch(key, pattern) or fnmatch(f"{key}.", pattern) for pattern in WITHOUT_EFFECT)
-    }
+    return {key: value for key, value in flat(config).items() if not without_effect(key)}
+
+
+def without_effect(key: str) -> bool:
+    return any(fnmatch(key, pattern) or fnmatch(f"{key}.", pattern) for pattern in WITHOUT_EFFECT)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shlex
+import sqlite3
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,8 @@ from ablab.config.schema import show
 from ablab.runs.folder import short
 from ablab.runs.identity import flat
 from ablab.runs.outcome import FINISHED, STOPPED
-from ablab.runs.provenance import IN_AN_ADDRESS, redacted, without_secrets
+from ablab.runs.provenance import IN_A_QUERY, first_line, redacted, without_secrets
+from ablab.waiting import awaited
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # which begins when MLflow is imported
 
@@ -33,6 +35,8 @@ from mlflow.tracking import MlflowClient
 FILE = "mlflow.db"
 ID = "ablab.id"  # the tag by which a run is found again, wherever it goes on
 BATCH = {"metrics": 1000, "tags": 100, "params": 100}  # that MLflow takes at once
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # of what was sent, whenever it is sent
+PATIENCE = 10.0  # seconds for a database file in which another process writes; MLflow itself waits 20 for each query
 LONGEST = 500  # characters of a param that every server takes
 SETTINGS = {  # where a person has none
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
@@ -66,10 +70,11 @@ class MLflow(Logger):
         tags: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
-        if tracking_uri is not None and IN_AN_ADDRESS.search(tracking_uri):
+        host = (tracking_uri or "").partition("://")[2].partition("/")[0]
+        if "@" in host or IN_A_QUERY.search(tracking_uri or ""):
             raise ValueError(
-                "tracking_uri: it has a password, and the run's files may have none; set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD, or give the whole of it as MLFLOW_TRACKING_URI"
+                "tracking_uri: it has a password or a token, and the run's files may have none; set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or give the whole of it as MLFLOW_TRACKING_URI"
             )
         self.folder = Path(save_dir)
         self.uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.folder.parent / FILE}"
@@ -87,6 +92,8 @@ class MLflow(Logger):
         self.waiting: dict[str, list[Any]] = {kind: [] for kind in BATCH}
         self.last: dict[str, int] = {}  # the step of a metric's last value
         self.known: set[str] = set()  # params
+        self.names: dict[tuple[str, str], str] = {}  # ours, by the kind and the name as MLflow takes it
+        self.left_out: set[tuple[str, str]] = set()  # of a kind, by our names
         self.next = 0.0  # when what waits is to be sent
         self.problem = ""
 
@@ -140,12 +147,14 @@ class MLflow(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         params = without_secrets(params)
-        values = {named(key): show(value)[:LONGEST] for key, value in flat(params).items()}
+        leaves = {self.name_of("params", key): show(value)[:LONGEST] for key, value in flat(params).items()}
+        values = {key: value for key, value in leaves.items() if key is not None}
         self.waiting["params"] += [Param(key, value) for key, value in values.items() if key not in self.known]
         self.known |= values.keys()
         if params.get("cell"):  # of an ablation, which gives its runs its name
             levels = {"ablation": params["name"], **params["cell"]}
-            self.waiting["tags"] += [RunTag(named(key), show(level)) for key, level in levels.items()]
+            tags = {self.name_of("tags", key): show(level) for key, level in levels.items()}
+            self.waiting["tags"] += [RunTag(key, level) for key, level in tags.items() if key is not None]
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -156,29 +165,71 @@ class MLflow(Logger):
         """Have a row wait to be sent; of two values for a step, as of the epoch, it is the first that counts."""
         now = int(time.time() * 1000)
         for name, value in metrics.items():
-            key = named(name)
-            if self.last.get(key, -1) < step:
+            key = self.name_of("metrics", name)
+            if key is not None and self.last.get(key, -1) < step:
                 self.last[key] = step
                 self.waiting["metrics"].append(Metric(key, float(value), now, step))
 
-    def send(self) -> None:
-        """Send what waits; a server that is slow, or silent, takes no more than a tenth of the run's time."""
+    def name_of(self, kind: str, name: str) -> str | None:
+        """A name as MLflow takes it; None, once said, where it takes none, or has another of ours by that name."""
+        if (kind, name) in self.left_out:
+            return None
+        first = self.names.setdefault((kind, key := named(name)), name)
+        if first == name:
+            return key
+        self.leave_out(kind, name, f"as {key!r} it would be one with {first!r}")
+        return None
+
+    def leave_out(self, kind: str, name: str, why: str) -> None:
+        self.left_out.add((kind, name))
+        print(redacted(f"MLflow: {name!r} of the {kind} is left out ({why}); the run's folder has it"))
+
+    def send(self) -> bool:
+        """Send what waits, and say whether it arrived.
+
+        A server that is slow, or silent, takes no more than a tenth of the run's time.
+        """
         began = time.monotonic()
         try:
-            if self.client is None or self.run is None:
-                self.reach()
-            assert self.client is not None
-            assert self.run is not None
+            client, run_id = self.reached()
             for kind, size in BATCH.items():
                 while self.waiting[kind]:
-                    batch: dict[str, Any] = {kind: self.waiting[kind][:size]}
-                    self.client.log_batch(self.run.info.run_id, **batch)
+                    self.deliver(client, run_id, kind, self.waiting[kind][:size])
                     del self.waiting[kind][:size]
             self.problem = ""
         except Exception as error:
             self.problem = reason(error)
         ended = time.monotonic()
         self.next = ended + max(1.0, 9 * (ended - began))
+        return not self.problem
+
+    def deliver(self, client: MlflowClient, run_id: str, kind: str, items: list[Any]) -> None:
+        """Send a batch; of one that MLflow refuses all but what it refuses, found by halving."""
+        items = [item for item in items if (kind, self.names.get((kind, item.key), "")) not in self.left_out]
+        if not items:
+            return
+        try:
+            batch: dict[str, Any] = {kind: items}
+            client.log_batch(run_id, **batch)
+        except MlflowException as error:
+            if error.error_code not in REFUSALS:
+                raise
+            if len(items) == 1:
+                self.leave_out(kind, self.names[kind, items[0].key], f"MLflow refuses it: {reason(error)}")
+                return
+            half = len(items) // 2
+            self.deliver(client, run_id, kind, items[:half])
+            self.deliver(client, run_id, kind, items[half:])
+
+    def reached(self) -> tuple[MlflowClient, str]:
+        """The client and the id of the run in MLflow, once they can be used."""
+        if self.client is None or self.run is None:
+            self.reach()
+        else:
+            await_writable(self.file)
+        assert self.client is not None
+        assert self.run is not None
+        return self.client, self.run.info.run_id
 
     def reach(self) -> None:
         """Find the run in MLflow, or begin it there."""
@@ -223,25 +274,34 @@ class MLflow(Logger):
 
     @rank_zero_only
     def close(self, exit_code: int) -> None:
-        """End the MLflow run, with all that waits.
+        """End the MLflow run, with all that waits; what fails is tried once more, and no oftener.
 
         Args:
             exit_code: of the run; one that was stopped on request is KILLED, one that went wrong FAILED.
         """
-        self.send()
-        if self.client is not None and self.run is not None:
-            status = {FINISHED: "FINISHED", STOPPED: "KILLED"}.get(exit_code, "FAILED")
-            try:
-                self.client.set_terminated(self.run.info.run_id, status)
-            except Exception as error:
-                self.problem = self.problem or reason(error)
-        if self.problem:
+        status = {FINISHED: "FINISHED", STOPPED: "KILLED"}.get(exit_code, "FAILED")
+        sent = self.send()
+        ended = self.end(status) or (sent and self.end(status))
+        if ended and not sent:
+            sent = self.send()
+        if not (sent and ended):
             print(f"MLflow: not everything has arrived ({self.problem}); metrics.csv has it")
+
+    def end(self, status: str) -> bool:
+        """Write how the run ended, and say whether it arrived."""
+        try:
+            client, run_id = self.reached()
+            client.set_terminated(run_id, status)
+        except Exception as error:
+            self.problem = reason(error)
+            return False
+        return True
 
 
 def named(name: str) -> str:
-    """A name as MLflow takes it."""
-    return re.sub(r"[^\w./: -]", "_", name)
+    """A name as MLflow takes it, which is that of a file."""
+    parts = re.sub(r"[^\w./: -]", "_", name).split("/")
+    return "/".join(part for part in parts if part not in ("", ".", "..")) or "_"
 
 
 def reason(error: BaseException) -> str:
@@ -250,14 +310,29 @@ def reason(error: BaseException) -> str:
         if (below := error.__cause__ or error.__context__) is None:
             break
         error = below
-    return redacted((str(error).strip().splitlines() or [type(error).__name__])[0])
+    return first_line(error)
 
 
 @contextlib.contextmanager
 def opening(file: Path | None) -> Iterator[None]:
     """Open a database in silence, and alone: the first to do so makes its tables."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    lock = contextlib.nullcontext() if file is None else FileLock(file.with_name(f".{file.name}.lock"), timeout=60)
-    with lock, warnings.catch_warnings():
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints what it raises, in 100 lines
+    with contextlib.ExitStack() as stack, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")  # MLflow's own
+        if file is not None:
+            with awaited(f"MLflow: waiting for another process that opens {short(file)}"):
+                stack.enter_context(FileLock(file.with_name(f".{file.name}.lock"), timeout=60))
+            await_writable(file)
         yield
+
+
+def await_writable(file: Path | None) -> None:
+    """Wait until nobody else writes into a database.
+
+    Raises:
+        OperationalError: somebody does for longer than we have patience.
+    """
+    if file is not None and file.exists():
+        with contextlib.closing(sqlite3.connect(file, timeout=PATIENCE, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")

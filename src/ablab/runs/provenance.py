@@ -29,7 +29,10 @@ SECRET_KEY = re.compile(  # of a config
     r"(?:api|access|auth|private|secret)_?key$|(?:^|_)token$|passw|secret|credential", re.IGNORECASE
 )
 SHORTEST_SECRET = 6  # shorter values would blot out words
-IN_AN_ADDRESS = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
+IN_AN_ADDRESS = re.compile(r"(://)[^/\s\"']+@")  # a name and a password, or a token alone
+IN_A_QUERY = re.compile(
+    r"(?i)([?&][^\s\"'=&#]*(?:key|token|secret|passw|pwd|auth(?!or)|credential|signature|\bsig)[^\s\"'=&#]*=)[^\s\"'&#]+"
+)
 SECRET_ASSIGNMENT = re.compile(
     r"(?i)([\w.]*(?:api_?key|secret|password|(?:access|auth|bearer|hf)_token)\s*[=:]\s*)([^\s'\",}]{6,})"
 )
@@ -161,7 +164,13 @@ def redacted(text: str) -> str:
     for name, value in os.environ.items():
         if like_a_secret(name) and len(value) >= SHORTEST_SECRET and not os.path.exists(value):
             text = text.replace(value, "***")
-    return IN_AN_ADDRESS.sub(r"\1***@", SECRET_ASSIGNMENT.sub(r"\1***", text))
+    text = IN_A_QUERY.sub(r"\1***", SECRET_ASSIGNMENT.sub(r"\1***", text))
+    return IN_AN_ADDRESS.sub(r"\1***@", text)
+
+
+def first_line(error: BaseException) -> str:
+    """What is said of an error where a line is enough; libraries write addresses and keys into theirs."""
+    return redacted((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 @cache

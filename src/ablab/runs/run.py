@@ -23,7 +23,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from ablab.config.errors import ConfigError
 from ablab.runs import checkpoints, provenance, signals
-from ablab.runs.folder import made, new_folder, now, own_overrides, read_environment, read_record, write_text
+from ablab.runs.folder import (
+    made,
+    new_folder,
+    now,
+    own_choices,
+    own_overrides,
+    read_environment,
+    read_record,
+    write_text,
+)
 from ablab.runs.identity import identity, plain
 from ablab.runs.metrics import MetricsCSV, read_rows
 from ablab.runs.outcome import CRASHED, FINISHED, STOPPED, Diverged, RunError, Stopped
@@ -187,6 +196,7 @@ class Run:
             "id": agents_id() or "".join(secrets.choice(alphabet) for _ in range(8)),
             "status": "running",
             **self.start_of_process(),
+            **({} if (choices := own_choices()) is None else {"choices": choices}),
             "identity": self.identity(),
             **self.facts,
         }

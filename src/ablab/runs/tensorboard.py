@@ -20,7 +20,7 @@ from ablab.config.schema import show
 from ablab.runs.folder import short
 from ablab.runs.identity import flat
 from ablab.runs.outcome import FINISHED, STOPPED
-from ablab.runs.provenance import without_secrets
+from ablab.runs.provenance import first_line, without_secrets
 
 
 class TensorBoard(TensorBoardLogger):
@@ -117,7 +117,7 @@ class TensorBoard(TensorBoardLogger):
             step()
         except Exception as error:
             self.given_up = True
-            print(f"TensorBoard: given up ({type(error).__name__}: {error}); metrics.csv has everything")
+            print(f"TensorBoard: given up ({type(error).__name__}: {first_line(error)}); metrics.csv has everything")
 
 
 def times_of(file: Path) -> dict[tuple[str, int], float]:

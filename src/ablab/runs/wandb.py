@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ablab.runs.folder import short
 from ablab.runs.outcome import STOPPED
-from ablab.runs.provenance import redacted, without_secrets
+from ablab.runs.provenance import first_line, redacted, without_secrets
 
 DEFAULT_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # `wandb login` has written one, later the other
 
@@ -273,10 +273,6 @@ def leave_wandb() -> None:
     """End W&B's own process, with whatever runs it has."""
     with suppress(Exception):  # where it has gone already
         wandb.teardown(exit_code=1)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
