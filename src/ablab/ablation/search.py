@@ -27,6 +27,7 @@ from ablab.ablation.ablation import Ablation, Planned, Words
 from ablab.ablation.grid import Grid
 from ablab.ablation.local import do
 from ablab.ablation.results import score, status_of
+from ablab.ablation.sweep import told_of_a_stop
 from ablab.ablation.words import check_of_many
 from ablab.config.errors import ConfigError
 from ablab.config.schema import quoted, show
@@ -35,6 +36,7 @@ from ablab.runs import signals
 from ablab.runs.folder import short
 from ablab.runs.outcome import RunError, Stopped
 from ablab.screen import hush
+from ablab.waiting import awaited
 
 STUDY = "study.db"
 
@@ -83,7 +85,7 @@ def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, n
     )
     check_same_space(found, space)
     try:
-        with FileLock(grid.folder / ".lock").acquire(blocking=False), hush(cfg.quiet):
+        with FileLock(grid.folder / ".lock").acquire(blocking=False), hush(cfg.quiet) as stdout, told_of_a_stop(stdout):
             print(f"{study}: {num_trials} trials over {', '.join(space)}, in {short(grid.folder)}")
             while len(ended(found)) < num_trials:
                 one_more(found, space, seed, grid, cfg)
@@ -99,14 +101,14 @@ def one_more(
     """One trial: what an earlier launch left, or a new one."""
     number, params = unfinished(study, space) or asked(study, space, seed)
     text = " ".join(f"{key}={show(param)}" for key, param in params.items())
-    print(text, end=": ", flush=True)
     try:
-        value = tried(grid, params, cfg)
+        with awaited(text):
+            value = tried(grid, params, cfg)
     except ConfigError as error:
-        print(f"it cannot be: {error}")
+        print(f"{text}: it cannot be: {error}", flush=True)
         study.tell(number, state=TrialState.FAIL)
         return
-    print(f"{cfg.monitor.metric} {value:.4g}")
+    print(f"{text}: {cfg.monitor.metric} {value:.4g}", flush=True)
     if math.isnan(value):
         study.tell(number, state=TrialState.FAIL)
     else:
