@@ -8,7 +8,6 @@ python scripts/evaluate.py RUN --split val --weights last           validation d
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ablab.config.errors import readable_errors
@@ -31,7 +30,7 @@ def main() -> None:
     parser.add_argument("--severity", type=int, help="of the shift, from 1 to 5")
     parser.add_argument("--weights", choices=("best", "last"), default="best")
     options = parser.parse_args()
-    with loading(said=sys.stdout.isatty()):
+    with loading(said=True):
         from ablab.evaluate import evaluate, scoring, shift_of
 
     found = evaluate(

@@ -11,7 +11,6 @@ Exit code 2: no ablation is there, none of its runs has finished, or they were m
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ablab.config.errors import readable_errors
@@ -28,7 +27,7 @@ def main() -> None:
     parser.add_argument("--mix-code", action="store_true", help="take runs of different code together")
     parser.add_argument("--wandb", metavar="PROJECT", help="log tables and an artifact; offline without a login")
     options = parser.parse_args()
-    with loading(said=sys.stdout.isatty()):
+    with loading(said=True):
         from pandas import read_csv
 
         from ablab.ablation.report import FOLDER, show, write

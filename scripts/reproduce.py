@@ -82,7 +82,7 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="to be another than in the run")
     options = parser.parse_args()
-    with loading(said=sys.stdout.isatty()):
+    with loading(said=True):
         from ablab.evaluate import take_threads
         from ablab.runs import provenance
         from ablab.runs.compare import OF_ITSELF, check_comparable, compare, report

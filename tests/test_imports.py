@@ -34,7 +34,7 @@ ALLOWED = {
     "ablab.runs.outcome": set(),
     "ablab.runs.place": set(),
     "ablab.waiting": {"ablab.runs.place"},
-    "ablab.loading": {"ablab.runs.place"},
+    "ablab.loading": {"ablab.waiting"},
     "ablab.runs.signals": {"ablab.runs.outcome", "ablab.runs.place"},
     "ablab.member": {"omegaconf", "ablab"},
     "ablab.runs": {

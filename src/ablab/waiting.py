@@ -23,6 +23,11 @@ def pause(spent: float, first: float = MOMENT) -> float:
     return min(60.0, max(first, spent))
 
 
+def is_heard() -> bool:
+    """Whether a line of this process is for somebody: of several the first one speaks."""
+    return heard and rank() == 0
+
+
 @contextmanager
 def awaited(what: str | Callable[[float], str]) -> Iterator[None]:
     """Say what is going on while it does, if it takes more than a moment.
@@ -30,7 +35,7 @@ def awaited(what: str | Callable[[float], str]) -> Iterator[None]:
     Args:
         what: in words, or words for the seconds so far.
     """
-    if rank() > 0 or not heard:
+    if not is_heard():
         yield
         return
     began, over, this = time.monotonic(), threading.Event(), object()
