@@ -122,6 +122,11 @@ def table(columns: list[str], rows: list[dict[str, Any]], *, header: bool) -> st
     return text.getvalue()
 
 
+def as_logged(row: Mapping[str, float]) -> tuple[dict[str, float], int]:
+    """The values of a row, and the step at which they were logged."""
+    return {name: value for name, value in row.items() if name != "step"}, int(row["step"])
+
+
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.csv, each with what was logged in it; a last row that was cut off is left out."""
     path = folder / FILE

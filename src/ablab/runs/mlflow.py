@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from ablab.config.schema import show
 from ablab.runs.folder import short
 from ablab.runs.identity import flat
+from ablab.runs.metrics import as_logged
 from ablab.runs.outcome import FINISHED, STOPPED
 from ablab.runs.provenance import IN_A_QUERY, first_line, redacted, without_secrets
 from ablab.waiting import awaited
@@ -127,7 +128,7 @@ class MLflow(Logger):
             os.environ.setdefault(name, value)
         self.id = run_id
         for row in rows:
-            self.keep({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
+            self.keep(*as_logged(row))
         self.send()
         if self.problem:
             print(f"MLflow: {redacted(self.uri)} cannot be used ({self.problem}); it is tried again during the run")

@@ -19,6 +19,7 @@ from torch.utils.tensorboard.summary import hparams
 from ablab.config.schema import show
 from ablab.runs.folder import short
 from ablab.runs.identity import flat
+from ablab.runs.metrics import as_logged
 from ablab.runs.outcome import FINISHED, STOPPED
 from ablab.runs.provenance import first_line, without_secrets
 
@@ -57,7 +58,7 @@ class TensorBoard(TensorBoardLogger):
         """Put one file in the place of earlier ones, which may have more than the rows, or less."""
         times = {point: time for file in earlier for point, time in times_of(file).items()}
         for row in rows:
-            self.write({name: value for name, value in row.items() if name != "step"}, int(row["step"]), times)
+            self.write(*as_logged(row), times)
         self.experiment.flush()
         for file in earlier:
             file.unlink()

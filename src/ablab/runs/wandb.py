@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ablab.runs.folder import short
+from ablab.runs.metrics import as_logged
 from ablab.runs.outcome import STOPPED
 from ablab.runs.provenance import first_line, redacted, without_secrets
 
@@ -107,7 +108,7 @@ class WandB(WandbLogger):
                 return
         self.announce(reason)
         for row in rows:
-            self.log_metrics({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
+            self.log_metrics(*as_logged(row))
 
     def start(self, *, resume: Literal["allow"] | None) -> None:
         """Start W&B's own run; a run that is resumed takes up the server's count of rows."""
