@@ -23,11 +23,17 @@ import torch
 import torch.distributed
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hypothesis import HealthCheck, settings
 from omegaconf import DictConfig, OmegaConf
 from playwright.sync_api import Browser, sync_playwright
 from tests import forked
+from tests.polling import LIMIT
 
 from ablab.config.schema import check
+
+# The same examples in every run, however slow the machine: a test that fails now and then tells nobody anything.
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"  # data sets that some machines have; tests that need them say so
@@ -139,9 +145,9 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         if any(name.startswith("PYTHON") for name in environment):  # Python itself has to see them
             program = [sys.executable, str(ROOT / script), *words]
             return subprocess.run(
-                program, cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=300, check=False
+                program, cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=LIMIT, check=False
             )
-        return forked.run(ROOT / script, words, folder=tmp_path, environment=settings, timeout=300)
+        return forked.run(ROOT / script, words, folder=tmp_path, environment=settings, timeout=LIMIT)
 
     return start
 

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from tests.polling import LIMIT
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -114,6 +115,7 @@ def test_a_browser_shows_every_page_without_an_error_and_without_scrolling_sidew
     site: Path, browser: Any, width: int
 ) -> None:
     page = browser.new_page(viewport={"width": width, "height": 900})
+    page.set_default_timeout(LIMIT * 1000)
     wrong: list[str] = []
     page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))

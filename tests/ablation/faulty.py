@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from tests.polling import wait_until
+
+from ablab.runs import signals
 
 
 class Fine(L.Callback):
@@ -52,6 +55,24 @@ class Kills(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, *arguments: Any) -> None:
         os._exit(1)
+
+
+class WaitsFor(L.Callback):
+    """Waits before the tenth step until a file is there, or a signal comes: a run that does not end too early.
+
+    Meanwhile there is an empty file `FILE.PID`.
+
+    Args:
+        file: its path, from the folder in which the command was given.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
+        if trainer.global_step == 9:
+            Path(f"{self.file}.{os.getpid()}").touch()
+            wait_until(lambda: self.file.exists() or signals.requested)
 
 
 class LeavesAChild(L.Callback):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import optuna
 import pytest
 import yaml
 from tests.ablation.test_sweep import SMALL, records, start
+from tests.polling import wait_until
 from tests.runs import wandb_file
 
 from ablab.ablation.search import search
@@ -31,10 +31,7 @@ def test_a_search_that_is_killed_goes_on_and_finds_what_it_would_have_found(comm
     assert result.returncode == 0, result.stderr
     assert "best: optimizer.lr=" in result.stdout
     launch = start(tmp_path, *SEARCH, "output_dir=killed")
-    until = time.monotonic() + 120
-    while len(records(tmp_path / "killed" / "search")) < 2:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: len(records(tmp_path / "killed" / "search")) >= 2, launch)
     os.killpg(launch.pid, signal.SIGKILL)
     launch.communicate()
     result = command(*SEARCH, "output_dir=killed")

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from tests.polling import LIMIT, wait_until
 
 from ablab.ablation import local, slurm
 from ablab.ablation.grid import Grid
@@ -53,7 +53,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small grid, run in one go."""
     place = tmp_path_factory.mktemp("undisturbed")
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"}
-    subprocess.run([sys.executable, str(ROOT / "train.py"), *GRID], cwd=place, env=environment, check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *GRID], cwd=place, env=environment, check=True, timeout=LIMIT
+    )
     return place / "runs" / "norm_batch_size"
 
 
@@ -111,7 +113,7 @@ def start(place: Path, *words: str) -> subprocess.Popen[str]:
 
 def test_two_launches_at_once_do_every_run_once(undisturbed: Path, tmp_path: Path) -> None:
     launches = [start(tmp_path, *GRID) for _ in range(2)]
-    printed = [launch.communicate(timeout=300)[0] for launch in launches]
+    printed = [launch.communicate(timeout=LIMIT)[0] for launch in launches]
     assert [launch.returncode for launch in launches] == [0, 0], printed
     assert outcomes(tmp_path / "runs" / "norm_batch_size") == outcomes(undisturbed)
     assert not [record for record in records(tmp_path / "runs" / "norm_batch_size").values() if "resumed" in record]
@@ -121,11 +123,7 @@ def test_two_launches_at_once_do_every_run_once(undisturbed: Path, tmp_path: Pat
 
 def wait_for_a_run(launch: subprocess.Popen[str], folder: Path) -> None:
     """Until a run of a launch goes on."""
-    until = time.monotonic() + 120
-    while not [record for record in records(folder).values() if record["status"] == "running"]:
-        assert time.monotonic() < until
-        assert launch.poll() is None, launch.communicate()
-        time.sleep(0.01)
+    wait_until(lambda: "running" in {record["status"] for record in records(folder).values()}, launch)
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
@@ -136,7 +134,7 @@ def test_a_signal_stops_an_ablation_and_the_same_command_goes_on(
     launch, folder = start(tmp_path, *words), tmp_path / "runs" / "norm_batch_size"
     wait_for_a_run(launch, folder)
     launch.send_signal(signal.SIGTERM)
-    printed, _ = launch.communicate(timeout=120)
+    printed, _ = launch.communicate(timeout=LIMIT)
     assert launch.returncode == 75, printed
     assert len(records(folder)) < 8
     assert "running" not in {record["status"] for record in records(folder).values()}
@@ -322,7 +320,7 @@ def test_ctrl_c_on_several_processes_leaves_runs_that_can_be_gone_on_with(
     launch, folder = start(tmp_path, *words), tmp_path / "runs" / "norm_batch_size"
     wait_for_a_run(launch, folder)
     os.killpg(launch.pid, signal.SIGINT)  # as a terminal does: to all of its processes
-    printed, _ = launch.communicate(timeout=120)
+    printed, _ = launch.communicate(timeout=LIMIT)
     assert launch.returncode == 75, printed
     assert "running" not in {record["status"] for record in records(folder).values()}
     result = command(*words)
@@ -340,7 +338,7 @@ def test_a_job_of_slurm_is_one_run_of_an_ablation_with_a_file(undisturbed: Path,
         f"folder={tmp_path}/run",
     ]
     run: Any = SimpleNamespace(words=[*words, "optimizer.lr=0.025"])
-    subprocess.run(slurm.command(run, slurm.Site()), shell=True, cwd=tmp_path, check=True, timeout=300)
+    subprocess.run(slurm.command(run, slurm.Site()), shell=True, cwd=tmp_path, check=True, timeout=LIMIT)
     [record] = records(tmp_path).values()
     name = next(name for name in records(undisturbed) if name.startswith("norm=groupnorm,batch_size=8,seed=1"))
     assert record["metrics"] == records(undisturbed)[name]["metrics"]

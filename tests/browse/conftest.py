@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 from tests import forked
+from tests.polling import LIMIT
 
 from ablab.browse.collect import collect
 from ablab.browse.page import NAME, write
@@ -35,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["trainer=smoke", "logger=csv"], 0),
         (["optimizer.lr=1e30", "logger=csv", "name=hot"], 3),
     ):
-        done = forked.run(ROOT / "train.py", words, folder=place, environment=environment, timeout=120)
+        done = forked.run(ROOT / "train.py", words, folder=place, environment=environment, timeout=LIMIT)
         assert done.returncode == code, done.stderr
     return place / "runs"
 
@@ -91,6 +92,7 @@ def look(browser: Browser) -> Iterator[Look]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(dialog.message))
         page.on("request", lambda request: complaints.append(request.url) if request.url != file.as_uri() else None)
+        page.set_default_timeout(LIMIT * 1000)
         page.goto(f"{file.as_uri()}#{view}")
         return page
 

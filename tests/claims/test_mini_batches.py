@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -66,7 +66,7 @@ def test_the_mean_over_a_partitions_batches_is_the_full_gradient(
 ) -> None:
     model, data = problem(batch, kind, norm)
 
-    @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=10)
     @given(size=st.sampled_from(SIZES), order=st.permutations(range(16)))
     def of_any_partition(size: int, order: list[int]) -> None:
         assert relative_bias(model, data, size, torch.tensor(order)) < 1e-12

@@ -8,15 +8,21 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.polling import LIMIT
 
 SCRIPT = Path(__file__).parent / "slurm.sh"
 MISSING = [name for name in ("slurmctld", "slurmd", "srun", "munged") if shutil.which(name) is None]
 Slurm = Callable[..., str]
+
+
+def with_tests(environment: Mapping[str, str]) -> str:
+    """Return a PYTHONPATH on which the tests' own callbacks are found, too."""
+    return os.pathsep.join(filter(None, [str(SCRIPT.parents[2]), environment.get("PYTHONPATH")]))
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +33,7 @@ def slurm_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
     if os.geteuid() != 0:
         pytest.skip("needs root, to start a Slurm")
     folder = tmp_path_factory.mktemp("slurm")
-    subprocess.run(["bash", str(SCRIPT), "up", str(folder)], check=True, timeout=120)
+    subprocess.run(["bash", str(SCRIPT), "up", str(folder)], check=True, timeout=LIMIT)
     yield {
         **os.environ,
         "SLURM_CONF": f"{folder}/slurm.conf",
@@ -35,7 +41,7 @@ def slurm_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
         "MASTER_ADDR": "127.0.0.1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    subprocess.run(["bash", str(SCRIPT), "down", str(folder)], check=True, timeout=60)
+    subprocess.run(["bash", str(SCRIPT), "down", str(folder)], check=True, timeout=LIMIT)
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +51,7 @@ def slurm(slurm_environment: dict[str, str]) -> Slurm:
     def command(*words: str, cwd: Path | None = None, **more: str) -> str:
         environment = {**slurm_environment, **more}
         done = subprocess.run(
-            list(words), cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300
+            list(words), cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -64,7 +70,7 @@ def wait(state: Callable[[str], str]) -> Callable[..., str]:
     """Wait until a job has one of some states; which."""
 
     def until(job: str, *wanted: str) -> str:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + LIMIT
         while (found := state(job)) not in wanted:
             assert time.monotonic() < deadline, f"job {job} is {found}, not {wanted}"
             time.sleep(0.5)

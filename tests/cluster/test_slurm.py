@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cluster.conftest import with_tests
+from tests.polling import wait_until
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
@@ -70,16 +73,15 @@ def test_srun_by_hand_in_an_allocation_is_one_run(slurm: Slurm, record: Record, 
 def test_a_job_whose_time_is_nearly_over_goes_back_into_the_queue_and_on_to_the_same_bits(
     slurm: Slurm, wait: Wait, undisturbed: Path, record: Record, tmp_path: Path
 ) -> None:
-    job = submit(slurm, tmp_path, TRAINER="ddp_cpu", RUN="run")
+    hold = "+callbacks.hold={_target_:tests.ablation.faulty.WaitsFor,file:go}"
+    job = submit(slurm, tmp_path, hold, TRAINER="ddp_cpu", RUN="run", PYTHONPATH=with_tests(os.environ))
     rows = tmp_path / "run" / "metrics.csv"
-    deadline = time.monotonic() + 120
-    while not (rows.exists() and len(rows.read_text().splitlines()) > 5):
-        assert time.monotonic() < deadline, (tmp_path / f"slurm-{job}.txt").read_text()
-        time.sleep(0.05)
+    wait_until(lambda: len(list(tmp_path.glob("go.*"))) == 2)
     slurm("scancel", "--signal=USR1", job)
     wait(job, "PENDING")
     assert record(tmp_path / "run")["status"] == "stopped"
-    time.sleep(3)
+    (tmp_path / "go").touch()
+    time.sleep(3)  # Slurm takes no new start time in the first two seconds; later it would wait for two minutes
     slurm("scontrol", "update", f"jobid={job}", "starttime=now")
     log = tmp_path / f"slurm-{job}.txt"
     assert wait(job, "COMPLETED", "FAILED") == "COMPLETED", log.read_text()
@@ -90,7 +92,7 @@ def test_a_job_whose_time_is_nearly_over_goes_back_into_the_queue_and_on_to_the_
 
 def test_a_task_that_fails_ends_the_job(slurm: Slurm, wait: Wait, record: Record, tmp_path: Path) -> None:
     fault = "+callbacks.fault={_target_:tests.ablation.faulty.RaisesWith,batch_norm:true,rank:1}"
-    job = submit(slurm, tmp_path, fault, TRAINER="ddp_cpu", RUN="run", PYTHONPATH=str(ROOT))
+    job = submit(slurm, tmp_path, fault, TRAINER="ddp_cpu", RUN="run", PYTHONPATH=with_tests(os.environ))
     assert wait(job, "COMPLETED", "FAILED") == "FAILED"
     assert record(tmp_path / "run")["status"] == "failed"
     log = (tmp_path / f"slurm-{job}.txt").read_text()

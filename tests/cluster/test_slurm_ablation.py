@@ -8,12 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cluster.conftest import with_tests
+from tests.polling import LIMIT, wait_until
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
@@ -21,7 +22,10 @@ SWEEP = (
     *("-m", "hydra/launcher=slurm", "hydra.launcher.time=10", "name=sweep", "norm=batchnorm,groupnorm", "logger=csv"),
     *("trainer.limit_train_batches=10", "trainer.limit_test_batches=2", "trainer.log_every_n_steps=1"),
 )
-LONG = (*SWEEP, "seed=0", "trainer.max_epochs=40")
+HELD = (
+    *(*SWEEP, "seed=0", "trainer.max_epochs=2"),
+    *("+callbacks.hold._target_=tests.ablation.faulty.WaitsFor", "+callbacks.hold.file=go"),
+)
 Slurm = Callable[..., str]
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -35,7 +39,7 @@ def start(slurm_environment: dict[str, str], slurm: Slurm, tmp_path: Path) -> It
             process = subprocess.Popen(
                 [sys.executable, str(ROOT / "train.py"), *words],
                 cwd=tmp_path,
-                env={**slurm_environment, **more},
+                env={**slurm_environment, "PYTHONPATH": with_tests(slurm_environment), **more},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -51,10 +55,11 @@ def start(slurm_environment: dict[str, str], slurm: Slurm, tmp_path: Path) -> It
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the long sweep finds on this machine, without Slurm."""
+    """What the held sweep finds on this machine, without Slurm."""
     place = tmp_path_factory.mktemp("undisturbed")
-    words = [word for word in LONG if "launcher" not in word]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    (place / "go").touch()
+    words = [word for word in HELD if "launcher" not in word]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": with_tests(os.environ)}
     subprocess.run([sys.executable, str(ROOT / "train.py"), *words], cwd=place, env=environment, check=True)
     return outcomes(place)
 
@@ -74,11 +79,8 @@ def arrays(place: Path) -> list[str]:
 
 
 def until_they_train(place: Path, number: int) -> None:
-    """Wait until some runs have logged a few steps."""
-    deadline = time.monotonic() + 120
-    while sum(len(file.read_text().splitlines()) > 5 for file in place.glob("runs/sweep/*/metrics.csv")) < number:
-        assert time.monotonic() < deadline, "no run of the array trains"
-        time.sleep(0.1)
+    """Wait until some runs train; they go on once there is a file `go`, or a signal comes."""
+    wait_until(lambda: len(list(place.glob("go.*"))) >= number)
 
 
 def test_a_cell_of_two_processes_that_fails_disturbs_no_other(
@@ -86,8 +88,8 @@ def test_a_cell_of_two_processes_that_fails_disturbs_no_other(
 ) -> None:
     fault = "+callbacks.fault={_target_:tests.ablation.faulty.RaisesWith,batch_norm:true,rank:1}"
     words = (*SWEEP, "trainer=ddp_cpu", "trainer.max_epochs=1", "seed=0,1", "hydra.launcher.at_once=2", fault)
-    sweep = start(*words, PYTHONPATH=str(ROOT))
-    printed, _ = sweep.communicate(timeout=300)
+    sweep = start(*words)
+    printed, _ = sweep.communicate(timeout=LIMIT)
     assert sweep.returncode == 1, printed
     assert "error: 2 of 4 runs failed; the same command tries them again, and them alone" in printed
     assert printed.count("RuntimeError: a bug in the second step\n    see ") == 2
@@ -111,16 +113,17 @@ def test_a_cell_of_two_processes_that_fails_disturbs_no_other(
 def test_a_cancelled_array_is_completed_by_the_same_command(
     start: Start, slurm: Slurm, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    sweep = start(*LONG)
+    sweep = start(*HELD)
     until_they_train(tmp_path, 1)
     [array] = arrays(tmp_path)
     slurm("scancel", f"--name={array}")
-    printed, _ = sweep.communicate(timeout=120)
+    printed, _ = sweep.communicate(timeout=LIMIT)
     assert sweep.returncode == 1, printed
     assert "of 2 runs failed; the same command tries them again" in printed
     assert "back in the queue" not in "".join(file.read_text() for file in tmp_path.glob("runs/sweep/*/log.txt"))
-    again = start(*LONG)
-    printed, _ = again.communicate(timeout=300)
+    (tmp_path / "go").touch()
+    again = start(*HELD)
+    printed, _ = again.communicate(timeout=LIMIT)
     assert again.returncode == 0, printed
     assert len(arrays(tmp_path)) == 2
     assert outcomes(tmp_path) == undisturbed
@@ -129,10 +132,10 @@ def test_a_cancelled_array_is_completed_by_the_same_command(
 def test_a_preempted_cell_goes_on_and_an_ended_watcher_is_replaced(
     start: Start, slurm: Slurm, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    sweep = start(*LONG)
+    sweep = start(*HELD)
     until_they_train(tmp_path, 2)
     sweep.send_signal(signal.SIGTERM)
-    printed, _ = sweep.communicate(timeout=60)
+    printed, _ = sweep.communicate(timeout=LIMIT)
     assert sweep.returncode == 75, printed
     assert "the jobs go on: the same command follows them" in printed
     [array] = arrays(tmp_path)
@@ -140,17 +143,15 @@ def test_a_preempted_cell_goes_on_and_an_ended_watcher_is_replaced(
     jobs = sorted(shown.split())
     assert len(jobs) == 2
     slurm("scancel", "--signal=USR1", jobs[0])  # whose number as a job is that of the whole array
-    watcher = start(*LONG)
-    deadline = time.monotonic() + 60
+    watcher = start(*HELD)
     log = next(tmp_path.glob("runs/sweep/norm=batchnorm*/log.txt"))
-    while "the job is back in the queue" not in log.read_text():
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
+    wait_until(lambda: "the job is back in the queue" in log.read_text())
     assert watcher.stdout is not None
     follows = next(line for line in watcher.stdout if "in Slurm's queue" in line)
     assert f"runs ({array})" in follows
+    (tmp_path / "go").touch()
     slurm("scontrol", "update", f"jobid={jobs[0]}", "starttime=now")  # it would wait there for two minutes
-    printed, _ = watcher.communicate(timeout=300)
+    printed, _ = watcher.communicate(timeout=LIMIT)
     assert watcher.returncode == 0, printed
     assert arrays(tmp_path) == [array]
     assert outcomes(tmp_path) == undisturbed
@@ -170,8 +171,8 @@ def test_a_preempted_cell_goes_on_and_an_ended_watcher_is_replaced(
     ],
 )
 def test_what_slurm_cannot_do_is_said(words: list[str], message: str, start: Start, tmp_path: Path) -> None:
-    sweep = start(*LONG, *words)
-    printed, _ = sweep.communicate(timeout=120)
+    sweep = start(*HELD, *words)
+    printed, _ = sweep.communicate(timeout=LIMIT)
     assert sweep.returncode == 2
     assert message in printed
     assert not list(tmp_path.glob("runs/sweep/slurm/*"))

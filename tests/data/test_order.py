@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ablab.data.order import BatchOrder, FewClasses
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(num=st.integers(8, 60), size=st.sampled_from([4, 8]), seed=st.integers(0, 3), epoch=st.integers(0, 3))
 def test_the_same_samples_make_up_each_global_batch_on_any_number_of_processes(
     num: int, size: int, seed: int, epoch: int
@@ -31,7 +31,7 @@ def test_the_same_samples_make_up_each_global_batch_on_any_number_of_processes(
     assert len(batches(1)) == num // size
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(num=st.integers(1, 60), size=st.sampled_from([4, 8]), world_size=st.sampled_from([1, 2, 4]))
 def test_evaluation_sees_every_sample_exactly_once(num: int, size: int, world_size: int) -> None:
     seen = []
@@ -67,7 +67,7 @@ def test_an_epoch_can_be_entered_at_any_batch(start: int) -> None:
 TARGETS = torch.arange(97) % 5  # classes of 20, 20, 19, 19, 19
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(classes=st.sampled_from([1, 2, 4, 5]), epoch=st.integers(0, 3), world_size=st.sampled_from([1, 2]))
 def test_batches_of_few_classes_have_no_more_and_no_sample_twice(classes: int, epoch: int, world_size: int) -> None:
     size = 4 * classes

@@ -267,7 +267,7 @@ def test_gain_is_one_factor_for_a_sample_or_its_inverse(severity: int) -> None:
     assert 70 < larger.sum() < 130
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(severity=st.integers(1, 5), seed=st.integers(0, 5), length=st.integers(1, 50), padding=st.integers(0, 5))
 def test_warped_time_starts_and_ends_as_it_did_and_never_runs_backwards(
     severity: int, seed: int, length: int, padding: int

@@ -51,7 +51,7 @@ def test_a_change_of_one_value_reaches_what_the_statistics_say_and_nothing_else(
 
 
 @pytest.mark.parametrize("shape", LAYOUTS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 1000))
 def test_what_is_constant_within_a_statistic_is_removed(setting: str, shape: str, seed: int) -> None:
     """A gain that the values of a statistic share, and a shift where the mean is subtracted, change no output."""

@@ -62,7 +62,7 @@ def test_weight_norm_changes_no_output_at_first_and_takes_the_length_out_of_v(ki
 
 
 @pytest.mark.parametrize("kind", ["conv1d", "conv2d", "conv3d", "transposed"])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(gain=st.floats(0.1, 10), shift=st.floats(-5, 5))
 def test_weight_standardization_is_the_papers_and_forgets_gain_and_shift(kind: str, gain: float, shift: float) -> None:
     module = WeightStandardization(eps=1e-20)(MODULES[kind]().double())

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
+from tests.polling import LIMIT, accepts_connections, wait_until
 from tests.runs import wandb_file
 
 from ablab.config.errors import ConfigError
@@ -45,7 +45,7 @@ def torchrun(tmp_path: Path, *words: str, processes: int = 2) -> subprocess.Comp
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LIMIT,
         check=False,
     )
 
@@ -150,11 +150,6 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def answers(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_process_that_waits_for_others_leaves_at_once(number: signal.Signals, tmp_path: Path) -> None:
@@ -167,13 +162,9 @@ def test_a_process_that_waits_for_others_leaves_at_once(number: signal.Signals, 
         env={**os.environ, **outside, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
     )
     try:
-        deadline = time.monotonic() + 60
-        while not answers(port):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        time.sleep(1)
+        wait_until(lambda: accepts_connections(port), process)
         process.send_signal(number)
-        assert process.wait(5) == -number
+        assert process.wait(LIMIT) == -number
     finally:
         process.kill()
     assert not list(tmp_path.glob("runs/*"))

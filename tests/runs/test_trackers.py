@@ -34,6 +34,7 @@ from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
+from tests.polling import LIMIT, accepts_connections, wait_until
 from tests.runs.mlflow_server import Server
 
 from ablab.config.errors import ConfigError
@@ -523,10 +524,7 @@ def test_a_run_that_was_killed_and_resumed_has_each_step_once(command: Command, 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    until = time.monotonic() + 60
-    while len(read_rows(folder)) < 60:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_until(lambda: len(read_rows(folder)) >= 60)
     process.send_signal(signal.SIGKILL)
     process.wait()
     result = command("resume=runs/killed")
@@ -554,19 +552,12 @@ def test_tensorboard_itself_serves_the_scalars_and_the_config(run: Start, tmp_pa
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/{place}", data=data, headers={"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=LIMIT) as answer:
             return json.loads(answer.read())
 
     try:
-        until, runs = time.monotonic() + 60, []
-        while not runs:
-            assert time.monotonic() < until
-            time.sleep(0.3)
-            try:
-                runs = ask("data/runs")
-            except OSError:  # it is not up yet
-                continue
-        assert runs == ["tensorboard"]
+        wait_until(lambda: accepts_connections(port))
+        wait_until(lambda: ask("data/runs") == ["tensorboard"])
         for name in ("train/loss", "val/accuracy", "test/loss"):
             points = ask(f"data/plugin/scalars/scalars?run=tensorboard&tag={name}")
             wanted = [(step, float(np.float32(value))) for step, value in written(done.folder)[name]]
@@ -576,4 +567,4 @@ def test_tensorboard_itself_serves_the_scalars_and_the_config(run: Start, tmp_pa
         assert session["hparams"]["norm._target_"] == "ablab.norms.BatchNorm"
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(LIMIT)

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import json
 import struct
-import time
 import zlib
 from pathlib import Path
 from typing import Any
 
+from tests.polling import wait_until
 from wandb.proto.wandb_internal_pb2 import Record
 
 BLOCK, FULL, FIRST, LAST = 32 * 1024, 1, 2, 4
 
 
 def records(path: Path) -> list[Record]:
-    """Every record of a .wandb file; its own process may take a moment to write the last ones."""
-    for _ in range(100):
-        found = read(path)
-        if any(record.WhichOneof("record_type") == "exit" for record in found):
-            break
-        time.sleep(0.1)
-    return found
+    """Return every record of a finished run's .wandb file, once W&B's own process has written the last one."""
+    wait_until(lambda: any(record.WhichOneof("record_type") == "exit" for record in read(path)))
+    return read(path)
 
 
 def read(path: Path) -> list[Record]:
-    """The records that are there whole, checksums verified."""
+    """Return the records that are complete so far, checksums verified."""
     content = path.read_bytes()
     assert content[:4] == b":W&B"
     position, parts, found = 7, b"", []
@@ -47,8 +43,13 @@ def read(path: Path) -> list[Record]:
 
 def history(path: Path) -> list[dict[str, Any]]:
     """The logged rows, W&B's own columns left out."""
+    return rows_of(records(path))
+
+
+def rows_of(found: list[Record]) -> list[dict[str, Any]]:
+    """Return the logged rows among some records, without W&B's own columns."""
     rows = []
-    for record in records(path):
+    for record in found:
         if record.WhichOneof("record_type") == "history":
             items = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
             rows.append({key: value for key, value in items.items() if not key.startswith("_")})
@@ -64,7 +65,6 @@ def config(path: Path) -> dict[str, Any]:
     return values
 
 
-def exit_code(path: Path) -> int | None:
-    """What the run said when it ended; None if it did not."""
-    codes = [record.exit.exit_code for record in records(path) if record.WhichOneof("record_type") == "exit"]
-    return codes[-1] if codes else None
+def exit_code(path: Path) -> int:
+    """Return the exit code with which the run was closed."""
+    return [record.exit.exit_code for record in records(path) if record.WhichOneof("record_type") == "exit"][-1]
