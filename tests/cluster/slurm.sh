@@ -13,6 +13,10 @@ if [[ $1 == down ]]; then
     exit
 fi
 
+# Each worker of pytest-xdist brings up a Slurm of its own. The last four digits of a job's number decide on the port at
+# which its processes meet, so the numbers of two Slurms must not be the same.
+worker=${PYTEST_XDIST_WORKER:-gw0}
+first=$(((${worker#gw} % 9 + 1) * 1000 + RANDOM % 900))
 port=$((20000 + RANDOM % 10000))
 mkdir -p "$folder"/{state,one,two,munge}
 chmod 0755 "$folder" "$folder/munge"
@@ -24,6 +28,7 @@ munged --force --key-file="$folder/munge/key" --socket="$folder/munge/socket" --
 
 cat > "$SLURM_CONF" <<END
 ClusterName=tests
+FirstJobId=$first
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort=$port
 SlurmUser=$(id -un)
