@@ -67,7 +67,7 @@ ALLOWED = {
     "ablab.evaluate": {"torch", "omegaconf", "ablab"},
     "ablab.train": {"lightning", "omegaconf", "ablab"},
     "ablab.loop": {"torch", "lightning", "ablab.tasks"},
-    "ablab.trainer": {"torch", "lightning", "ablab.callbacks", "ablab.loop"},
+    "ablab.trainer": {"torch", "lightning", "ablab.callbacks", "ablab.loop", "ablab.tasks"},
     "ablab": set(),
 }
 

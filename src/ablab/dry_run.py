@@ -300,7 +300,9 @@ def check_kind(cfg: DictConfig, data: DataModule) -> None:
 def check_task(cfg: DictConfig, data: DataModule) -> None:
     """Refuse a task that is not the data's, and a monitored metric that the task does not log."""
     task: Any = get_class(cfg.task._target_)
-    if strange := set(data.task_sizes) - set(inspect.signature(task).parameters):
+    parameters = inspect.signature(task).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if (strange := set(data.task_sizes) - set(parameters)) and not takes_any:
         raise ConfigError(
             f"task: {task.__name__} does not go with {type(data).__name__}, which gives {', '.join(sorted(strange))}; "
             "leave task= out, the data chooses it"

@@ -111,6 +111,7 @@ class TrainingEpoch(_TrainingEpochLoop):
             steps.zero_grad.increment_ready()
             self.call("on_before_zero_grad", optimizer)
             steps.zero_grad.increment_started()
+            task.optimizer_zero_grad(trainer.current_epoch, number, optimizer)
             steps.zero_grad.increment_completed()
             outputs["loss"] = loss.detach()
             if self.direct:

@@ -130,6 +130,8 @@ def assemble(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test
         seed=cfg.seed,
         **data.task_sizes,
     )
+    with blame("task"):
+        task.check_overrides()
     trainer.precision_plugin.convert_module(task)  # Lightning does after it has read a checkpoint, into float32
     trainer.prepare(task.model)
     callbacks = trainer.callbacks  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from torch import nn
 
 from ablab.callbacks.profile import Profile
 from ablab.loop import TrainingEpoch
+from ablab.tasks.task import TaskHooks
 
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
@@ -43,7 +44,8 @@ class Trainer(LightningTrainer):
         # before it is written
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.profile = Profile() if profile else None
-        callbacks = [*callbacks, *([self.profile] if self.profile else [])]
+        # a task brings its hooks, too, for other trainers; but a subclass may override `configure_callbacks`
+        callbacks = [*callbacks, TaskHooks(), *([self.profile] if self.profile else [])]
         super().__init__(callbacks=callbacks, **{"profiler": Unobserved(), **settings})
         self.fit_loop.epoch_loop = TrainingEpoch(self, min_steps=self.min_steps, max_steps=self.max_steps)
         self.compile = compile

@@ -113,6 +113,11 @@ class Checkpoints(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
+        if self.monitor not in trainer.callback_metrics:
+            raise RunError(
+                f"monitor.metric={self.monitor}: the validation did not log it; where a task overrides "
+                f"validation_step, have it call super().validation_step() or self.log({self.monitor!r}, …)"
+            )
         score = float(trainer.callback_metrics[self.monitor])
         if math.isnan(score):
             return

@@ -76,6 +76,8 @@ class NonFinite(L.Callback):
         assert self.batch is not None
         self.settle()  # the step before this one
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not gradients:  # `training_step` has returned None, which leaves the step out
+            return
         norm = get_total_norm(gradients)
         sharded = isinstance(norm, DTensor)
         if isinstance(norm, DTensor):

@@ -267,7 +267,7 @@ class Clock(Profiler):
 def part_of(action: str) -> str | None:
     """The part of a step that one of Lightning's actions begins, or None for what belongs to the one around it."""
     owner, name = action.rpartition(".")[::2]
-    if owner.startswith("[Callback]"):
+    if owner.startswith("[Callback]") and owner != "[Callback]TaskHooks":  # which are the task's, not a person's choice
         return CALLBACK + owner.removeprefix("[Callback]").partition("{")[0]
     if name == "train_dataloader_next" or "batch_transfer" in name or "batch_to_device" in name:
         return "data"

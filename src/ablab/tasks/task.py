@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +10,8 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch import Tensor, nn
@@ -19,7 +22,7 @@ from ablab.data.batch import Batch
 from ablab.data.draws import seed_step
 from ablab.optim.optimizer import make_optimizer
 from ablab.tasks.counts import counts, gathered, restore
-from ablab.tasks.exchange import Exchange
+from ablab.tasks.exchange import Exchange, several
 
 Stage = Literal["train", "val", "test"]
 
@@ -55,7 +58,10 @@ class Task(L.LightningModule, ABC):
         super().__init__()
         self.model = model
         self.seed = seed
-        self.step_loss = torch.zeros(())  # of the batch in hand, on all processes once its gradients are
+        # of the step in hand: what its backward passes were given, the mean over all processes once they are through
+        self.step_loss = torch.zeros(())
+        self.is_last_part = True  # of the batch in hand, which may be taken in parts
+        self.has_earlier_parts = False
         self.observed: dict[str, Tensor | float] = {}  # of the step in hand, by the names under which they are logged
         self.exchange = Exchange()
         self.earlier_counts: list[dict[str, Any]] | None = None
@@ -87,43 +93,27 @@ class Task(L.LightningModule, ABC):
         """
         seed_step(self.seed, self.trainer.global_step, self.global_rank)
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        self.derive_random_numbers()
-
-    def on_validation_epoch_start(self) -> None:
-        self.derive_random_numbers()
-        self.metrics("val").reset()  # a validation that was broken off is done anew
-
-    def on_test_epoch_start(self) -> None:
-        self.derive_random_numbers()
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        optimizer = self.trainer.optimizers[0]
+        """Return the loss of a batch, a scalar; of one that is taken in parts, what its last part adds to it.
+
+        The parts before have their backward passes here. A subclass may override it as any LightningModule does:
+        gradients, randomness and `train/loss` are taken care of by `TaskHooks`.
+        """
         *first, last = batch.parts(self.micro_batch_size)
+        self.is_last_part = not first
         if first:
-            optimizer.zero_grad()
-        total: Tensor | float = 0.0
+            self.trainer.optimizers[0].zero_grad()
         for part in first:  # their gradients are added up before those of the last, which alone are exchanged
             with without_exchange(self.trainer.strategy):
-                loss = self.part_of_loss(part, batch)
-                self.trainer.strategy.backward(loss, None)
-            total += loss.detach()
+                self.trainer.strategy.backward(self.part_of_loss(part, batch), None)
         loss = self.part_of_loss(last, batch)
-        if not first:
-            optimizer.zero_grad()  # late: the forward pass finds old gradients where the backward pass puts new ones
-        self.step_loss = total + loss.detach()
-        self.exchange.begin(self.step_loss)
-        self.observed["train/lr"] = optimizer.param_groups[0]["lr"]
+        self.is_last_part = True
         return loss
 
-    def on_after_backward(self) -> None:
-        self.step_loss = self.observed["train/loss"] = self.exchange.end(self.step_loss)
-
-    def on_train_batch_end(self, *arguments: Any) -> None:
-        self.make_known(self.observed)
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.trainer.global_step % every == 0 or self.trainer.should_stop:
-            self.tell(self.observed, step=self.trainer.global_step - 1)
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Clear the gradients, which Lightning asks for after `training_step`; those of earlier parts stay."""
+        if not self.has_earlier_parts:
+            optimizer.zero_grad()
 
     def make_known(self, values: Mapping[str, Tensor | float]) -> None:
         """Have callbacks find values by their names, as early stopping does."""
@@ -140,8 +130,38 @@ class Task(L.LightningModule, ABC):
         shown = {name: value for name, value in values.items() if on_the_bar(name)}
         self.trainer.progress_bar_metrics.update(shown)
 
-    def optimizer_zero_grad(self, *arguments: Any) -> None:
-        """Nothing: Lightning calls it between a step's forward and backward pass, when parts have left gradients."""
+    def overrides(self, name: str) -> bool:
+        """Return whether a method is a subclass's own, or the instance's."""
+        return getattr(getattr(self, name), "__func__", None) is not getattr(Task, name)
+
+    def check_overrides(self) -> None:
+        """Refuse overridden methods that do not go together.
+
+        Raises:
+            ValueError: names the method and the remedy.
+        """
+        own_step = self.overrides("training_step")
+        if not (self.automatic_optimization or own_step):
+            raise ValueError(
+                "training_step: with automatic_optimization=False it has to call manual_backward and the optimizer's "
+                f"step, and {type(self).__name__} does not override it; do so, or leave automatic_optimization at True"
+            )
+        if self.micro_batch_size is None:
+            return
+        if own_step and not refers_to(self.training_step, "training_step", "parts"):
+            raise ValueError(
+                f"training_step: {type(self).__name__} overrides it, so that nothing takes a batch in parts of "
+                f"data.micro_batch_size={self.micro_batch_size}; override loss() instead, call "
+                "super().training_step(), or set data.micro_batch_size=null"
+            )
+        if self.overrides("optimizer_zero_grad") and not refers_to(
+            self.optimizer_zero_grad, "optimizer_zero_grad", "has_earlier_parts"
+        ):
+            raise ValueError(
+                f"optimizer_zero_grad: {type(self).__name__} overrides it, and it would clear the gradients of a "
+                f"batch's earlier parts (data.micro_batch_size={self.micro_batch_size}); leave it out, or set "
+                "data.micro_batch_size=null"
+            )
 
     def part_of_loss(self, part: Batch, batch: Batch) -> Tensor:
         """What a part of a batch adds to the batch's mean loss."""
@@ -160,50 +180,35 @@ class Task(L.LightningModule, ABC):
         logits = self(batch)
         self.update(self.metrics(stage), logits, self.loss(logits, batch), batch)
 
-    def on_train_epoch_end(self) -> None:
-        if counted := self.counted("train"):
-            self.make_known(counted)
-            self.tell(counted, step=self.trainer.global_step)
-
-    def on_validation_epoch_end(self) -> None:
-        for name, value in self.counted("val").items():
-            self.log(name, value, prog_bar=on_the_bar(name))
-
-    def on_test_epoch_end(self) -> None:
-        self.log_dict(self.counted("test"))
-
     def counted(self, stage: Stage) -> dict[str, Tensor]:
-        """What a stage's metrics have counted, by the names under which it is logged; they start counting anew."""
+        """Return what a stage's metrics have counted, by the names under which it is logged.
+
+        A metric that no process has updated is left out, and so is a value that is NaN because nothing was counted.
+        """
         metrics = self.metrics(stage)
-        values = [pair for name, value in metrics.compute().items() for pair in self.scalars(name, value)]
-        metrics.reset()
-        return {f"{stage}/{label}": scalar for label, scalar in values}
+        updates = torch.tensor([metric.update_count for metric in metrics.values()], device=self.device)
+        if several():  # computing a metric is collective, so that all processes have to agree
+            dist.all_reduce(updates)
+        return {
+            f"{stage}/{label}": scalar
+            for (name, metric), num_updates in zip(metrics.items(), updates.tolist(), strict=True)
+            if num_updates
+            for label, scalar in self.scalars(name, metric.compute())
+        }
 
     def scalars(self, name: str, value: Tensor) -> list[tuple[str, Tensor]]:
         """What is logged of a metric's value, each under its name."""
         return [(name, value)]
 
-    # The metrics of an epoch that a checkpoint interrupts go on from what each process had counted.
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["train_metrics"] = gathered(counts(self.metrics("train")))
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.earlier_counts = checkpoint.get("train_metrics")
-
-    def on_train_start(self) -> None:
+    def restore_counts(self) -> None:
+        """Have the metrics of an epoch that a checkpoint interrupted go on from what each process had counted."""
         if self.earlier_counts is not None:
             restore(
                 self.metrics("train"), self.earlier_counts, rank=self.global_rank, world_size=self.trainer.world_size
             )
             self.earlier_counts = None
-        self.switch("train")
 
-    # A schedule-free optimizer evaluates other weights than it steps from. Callbacks' hooks come first: a state to go
-    # on from is saved before the switch at a validation's start, and the best weights before the one at its end.
-
-    def on_validation_start(self) -> None:
-        self.switch("eval")
+    # After all callbacks, which save the weights that were evaluated.
 
     def on_validation_end(self) -> None:
         self.switch("train")
@@ -217,11 +222,113 @@ class Task(L.LightningModule, ABC):
             if hasattr(optimizer, mode):
                 getattr(optimizer, mode)()
 
+    def configure_callbacks(self) -> list[Callback]:
+        return [TaskHooks()]
+
     def configure_optimizers(self) -> Any:
         # a fused optimizer unscales gradients itself, and nobody before it sees what they are
         optimizer = make_optimizer(self.optimizer_factory, self.model, fused=not scaled(self.trainer))
         schedule = self.scheduler_factory(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class TaskHooks(Callback):
+    """The work of a `Task` around its steps and epochs: seeds, losses, metrics, and their logging.
+
+    It is done in a callback, and not in the task's own hooks, so that a subclass may override any of those without
+    `super()`, as of every LightningModule. It runs after the other callbacks, and before the task's hooks.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        pl_module.restore_counts()
+        pl_module.switch("train")
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        pl_module.metrics("train").reset()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Task)
+        pl_module.derive_random_numbers()
+        pl_module.switch("train")
+        pl_module.observed = {"train/lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        if pl_module.overrides("training_step") and not pl_module.overrides("optimizer_zero_grad"):
+            trainer.optimizers[0].zero_grad()  # a step that returns None must not repeat the one before
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        assert isinstance(pl_module, Task)
+        loss = loss.detach()
+        if scaled(trainer):
+            loss = loss / trainer.precision_plugin.scaler.get_scale()  # type: ignore[attr-defined]
+        pl_module.step_loss = pl_module.step_loss + loss if pl_module.has_earlier_parts else loss
+        if pl_module.is_last_part:  # the all-reduce overlaps with the backward pass
+            pl_module.exchange.begin(pl_module.step_loss)
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        pl_module.has_earlier_parts = not pl_module.is_last_part
+        if pl_module.is_last_part:
+            pl_module.step_loss = pl_module.observed["train/loss"] = pl_module.exchange.end(pl_module.step_loss)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
+        assert isinstance(pl_module, Task)
+        pl_module.make_known(pl_module.observed)
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.global_step % every == 0 or trainer.should_stop:
+            pl_module.tell(pl_module.observed, step=trainer.global_step - 1)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        if counted := pl_module.counted("train"):
+            pl_module.make_known(counted)
+            pl_module.tell(counted, step=trainer.global_step)
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        pl_module.derive_random_numbers()
+        pl_module.metrics("val").reset()  # a validation that was broken off is done anew
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        for name, value in pl_module.counted("val").items():
+            pl_module.log(name, value, prog_bar=on_the_bar(name))
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        pl_module.derive_random_numbers()
+        pl_module.metrics("test").reset()
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        pl_module.log_dict(pl_module.counted("test"))
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert isinstance(pl_module, Task)
+        checkpoint["train_metrics"] = gathered(counts(pl_module.metrics("train")))
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert isinstance(pl_module, Task)
+        pl_module.earlier_counts = checkpoint.get("train_metrics")
+
+    # A schedule-free optimizer evaluates other weights than it steps from. A checkpoint to resume from is saved before
+    # the switch at a validation's start, by a callback before this one.
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        pl_module.switch("eval")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        pl_module.switch("eval")
+
+
+def refers_to(method: Any, *names: str) -> bool:
+    """Return whether a method's own code mentions one of the names."""
+    code = getattr(inspect.unwrap(method), "__code__", None)
+    return code is not None and not {*names}.isdisjoint(code.co_names)
 
 
 def scaled(trainer: L.Trainer) -> bool:
