@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import nn
 
@@ -50,6 +51,15 @@ class Trainer(LightningTrainer):
         self.fit_loop.epoch_loop = TrainingEpoch(self, min_steps=self.min_steps, max_steps=self.max_steps)
         self.compile = compile
         self.channels_last = channels_last
+
+    @property
+    def logger(self) -> Logger | None:
+        """The logger that callbacks and modules ask for: the first tracker, or metrics.csv where there is none."""
+        return next(iter([*self.loggers[1:], *self.loggers]), None)
+
+    @logger.setter
+    def logger(self, logger: Logger | None) -> None:
+        self.loggers = [] if logger is None else [logger]
 
     def prepare(self, model: nn.Module) -> None:
         """Have a model carried out as it was asked for; its parameters and their names stay."""

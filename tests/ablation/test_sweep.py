@@ -220,6 +220,17 @@ def test_each_cell_is_run_at_the_rate_that_was_best_for_it(command: Command, tmp
     assert len(records(folder)) == 4
 
 
+def test_long_levels_have_tags_that_wandb_takes_and_that_differ() -> None:
+    from ablab.ablation.grid import tag
+
+    one, other = (
+        tag("data.path", f"{folder}/a-folder-whose-name-is-long/another/part/train.parquet") for folder in "ab"
+    )
+    assert tag("norm", "none") == "norm=none"
+    assert one != other
+    assert len(one) == len(other) == 64
+
+
 def test_runs_of_an_ablation_are_a_group_with_their_levels_as_tags(command: Command, tmp_path: Path) -> None:
     import yaml
 

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pytest
 from filelock import FileLock
+from lightning.pytorch import Callback
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from omegaconf import DictConfig, OmegaConf
@@ -299,6 +300,40 @@ def test_what_is_said_of_a_tracker_that_fails_has_no_secret(
     assert [line.partition(":")[0] for line in said.splitlines()] == ["TensorBoard", "W&B"]
     assert said.count("***") == 2
     assert "xyzzy" not in said
+
+
+class Asking(Callback):
+    """Asks for a tracker's own object, as Lightning does, and uses it."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *arguments: Any) -> None:
+        assert pl_module.logger is trainer.loggers[1]
+        assert hasattr(pl_module.logger, "experiment")
+        pl_module.logger.experiment.add_scalar("own", 1.0, trainer.global_step)
+        pl_module.logger.log_graph(pl_module)
+
+
+def test_a_tensorboard_that_cannot_be_written_is_given_up_once_and_callbacks_may_ask_for_it(
+    run: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    asking = "+callbacks.own._target_=tests.runs.test_trackers.Asking"
+    well = run("logger=tensorboard", asking).folder
+    assert [(point.step, point.value) for point in in_tensorboard(well).Scalars("own")] == [(1, 1.0)]
+
+    def refuse(*arguments: Any, **settings: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.__init__", refuse)
+    done = run("logger=tensorboard", asking)
+    assert done.printed.count("TensorBoard: given up (PermissionError") == 1
+    assert json.loads((done.folder / "run.json").read_text())["status"] == "finished"
+
+
+def test_the_client_of_mlflow_is_the_one_of_lightnings_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = MLflow(save_dir=".", experiment_name="a", tracking_uri="http://nowhere:1")
+    logger.experiment.log_metric(logger.run_id, "a", 1.0)
+    monkeypatch.setattr(logger, "client", client := MlflowClient("http://nowhere:1"))
+    assert logger.experiment is client
 
 
 def test_a_name_that_mlflow_does_not_take_is_changed(start: Callable[..., list[Any]], tmp_path: Path) -> None:

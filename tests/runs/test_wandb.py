@@ -15,14 +15,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import wandb
+from lightning.pytorch import Callback
 from tests.polling import LIMIT, wait_until
 from tests.runs import wandb_file
 from tests.runs.wandb_server import Server, Uploaded
 
+from ablab.config.errors import ConfigError
 from ablab.runs.metrics import MetricsCSV, read_rows
 from ablab.runs.wandb import WandB
 
@@ -279,6 +283,142 @@ def test_a_text_goes_with_a_row_and_makes_none(server: Callable[..., Server], tm
     assert_complete(well.runs[ID], folder)
     assert [row for row, content in enumerate(well.runs[ID].history) if "val/sample" in content] == [4]
     assert any(name.startswith("media/html/val/sample") for name in well.runs[ID].files)
+
+
+def test_media_and_own_values_go_with_the_next_row_so_that_a_resume_shifts_none(
+    server: Callable[..., Server], tmp_path: Path
+) -> None:
+    well, folder = server(), tmp_path / "run"
+    loggers = start(folder)
+    log(loggers, range(4))
+    picture = torch.zeros(3, 4, 4)
+    loggers[1].log_image("own/image", [picture], caption=["black"])
+    loggers[1].log_text("own/text", columns=["a"], data=[["b"]])
+    loggers[1].experiment.log({"own/value": 7}, step=1000)
+    wandb.log({"own/other": 8}, commit=True)
+    log(loggers, range(4, 6))
+    close(loggers, 75)
+    loggers = start(folder, kept=5)
+    loggers[1].log_image("own/image", [picture])
+    log(loggers, range(5, 12))
+    loggers[1].experiment.log({"own/last": 9})
+    close(loggers)
+    rows = well.runs[ID].rows
+    written = read_rows(folder)
+    assert len(rows) == 12 + 1
+    ours = [{name: value for name, value in row.items() if not name.startswith("own/")} for row in rows[:12]]
+    assert points(ours, "trainer/global_step") == points(written, "step")
+    where = {name: i for i, row in enumerate(well.runs[ID].history) for name in row if name.startswith("own/")}
+    assert where == {
+        "own/image": 4,
+        "own/text": 4,
+        "own/value": 4,
+        "own/other": 4,
+        "own/last": 12,
+    }
+
+
+def test_a_table_goes_with_the_next_row(tmp_path: Path) -> None:
+    loggers = start(tmp_path / "run", mode="offline")
+    log(loggers, range(3))
+    loggers[1].log_table("own/table", columns=["a"], data=[[1]])
+    log(loggers, range(3, 6))
+    close(loggers)
+    [file] = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    rows = wandb_file.history(file)
+    assert (len(rows), [i for i, row in enumerate(rows) if any("own/table" in name for name in row)]) == (6, [3])
+
+
+def test_media_that_cannot_be_made_are_left_out_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loggers = start(tmp_path / "run", mode="offline")
+    loggers[1].log_image("own/image", "no list")  # type: ignore[arg-type]
+    loggers[1].log_audio("own/audio", [object()])
+    loggers[1].log_video("own/video", [torch.zeros(1)], fps=[1, 2])
+    log(loggers, range(4))
+    close(loggers)
+    printed = capsys.readouterr().out
+    assert re.findall(r"W&B: (own/\w+) is left out \(", printed) == ["own/image", "own/audio", "own/video"]
+    assert_complete(sync(printed), tmp_path / "run")
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), FileNotFoundError(2, "No such file")])
+def test_where_wandbs_process_cannot_start_the_run_goes_on_and_callbacks_may_ask_for_wandb(
+    run: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    real = subprocess.Popen.__init__
+
+    def init(self: Any, arguments: Any, *more: Any, **settings: Any) -> None:
+        if "wandb-core" in str(arguments):
+            raise error
+        real(self, arguments, *more, **settings)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", init)
+    done = run("logger=wandb", "logger.wandb.mode=offline", "+callbacks.own._target_=tests.runs.test_wandb.Asking")
+    assert done.printed.count("W&B: given up (") == 1
+    assert json.loads((done.folder / "run.json").read_text())["status"] == "finished"
+    assert wandb.run is None, "the next run of this process has its own"
+
+
+class Asking(Callback):
+    """Does with W&B what callbacks do."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *arguments: Any) -> None:
+        for logger in (trainer.loggers[1], pl_module.logger):
+            assert isinstance(logger, WandB)
+            run = logger.experiment
+            run.log({"a": 1})
+            run.summary["b"] = 2
+            run.config.update({"c": 3})
+            wandb.log({"d": 4})
+            logger.watch(pl_module)
+            logger.log_image("e", [torch.zeros(3, 4, 4)])
+            logger.log_table("f", columns=["a"], data=[[1]])
+            logger.log_text("g", columns=["a"], data=[["b"]])
+            logger.log_metrics({"h": 5})
+            logger.log_graph(pl_module)
+            logger.save()
+            logger.finalize("success")
+
+
+def test_a_process_of_wandb_that_dies_under_watch_does_not_end_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = torch.nn.Linear(2, 2)
+    loggers = start(tmp_path / "run", mode="offline")
+    loggers[1].watch(model, log="all", log_freq=1)
+    wandb.teardown()
+    for row in range(8):
+        model(torch.ones(1, 2)).sum().backward()
+        log(loggers, range(row, row + 1))
+    close(loggers)
+    assert capsys.readouterr().out.count("W&B: given up") == 1
+    assert len(read_rows(tmp_path / "run")) == 8
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("project='lab/vision'", r"project=lab/vision: W&B takes no / in it; choose another name, such as lab-vision"),
+        ("project='a?b#c'", r"project=a\?b#c: W&B takes no # \? in it"),
+        (f"project={'a' * 129}", r"W&B takes at most 128 characters"),
+        ("project=''", r"project: W&B needs one"),
+        ("entity='team/project'", r"entity=team/project: W&B takes no /"),
+        ("group=3", r"group=3: a text or null is needed"),
+        ("notes=[a]", r"notes=.*: a text or null is needed"),
+        (f"tags=[{'a' * 65}]", r"tags: 'a{65}' has 65 characters; W&B takes 1 to 64"),
+        ("tags=['']", r"tags: '' has 0 characters"),
+        ("tags=[a,b,a]", r"tags: a is given twice"),
+        ("tags=[null]", r"tags=\[None\]: a list, each item a text"),
+        ("tags=abc", r"tags"),
+    ],
+)
+def test_names_that_wandb_refuses_are_refused_before_anything_is_written(
+    run: Callable[..., SimpleNamespace], tmp_path: Path, word: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run("logger=wandb", f"logger.wandb.{word}")
+    assert not list(tmp_path.glob("runs/*"))
 
 
 def test_without_wandbs_process_the_run_goes_on_and_the_next_one_has_its_own(

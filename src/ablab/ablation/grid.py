@@ -23,6 +23,7 @@ from ablab.ablation.words import short
 from ablab.config.errors import CONF, ConfigError
 from ablab.config.schema import check, quoted
 from ablab.data.reading import what_is_read
+from ablab.digest import digest
 from ablab.runs.folder import ABLATION, read_record
 from ablab.runs.folder import short as short_path
 from ablab.runs.identity import identity, plain
@@ -109,7 +110,7 @@ class Grid:
             "cell={{{}}}".format(",".join(f"{k}:{quoted(v)}" for k, v in plan.cell.items())),
         ]
         if cfg.logger.get("wandb") is not None:
-            tags = [*cfg.logger.wandb.tags, *(f"{factor}={level}"[-64:] for factor, level in plan.cell.items())]
+            tags = [*cfg.logger.wandb.tags, *(tag(factor, level) for factor, level in plan.cell.items())]
             cfg.logger.wandb.group = cfg.logger.wandb.group or self.ablation.name
             cfg.logger.wandb.tags = tags
             added += [f"logger.wandb.group={quoted(cfg.logger.wandb.group)}", f"logger.wandb.tags={quoted(tags)}"]
@@ -231,6 +232,12 @@ def shown(cells: list[str]) -> str:
     """A few cells, and how many more."""
     several = f", and {len(cells) - 3} cells more" if len(cells) > 3 else ""
     return "; ".join(cells[:3]) + several
+
+
+def tag(factor: str, level: Any) -> str:
+    """Return W&B's tag of a level; W&B takes 64 characters, so that of a longer one a hash ends it."""
+    text = f"{factor}={level}"
+    return text if len(text) <= 64 else f"{text[:55]}-{digest(text)[:8]}"
 
 
 def folder_name(plan: Planned) -> str:

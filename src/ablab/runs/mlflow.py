@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.loggers.logger import DummyExperiment, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ablab.config.schema import show
@@ -110,6 +110,16 @@ class MLflow(Logger):
     @property
     def version(self) -> str:
         return self.id
+
+    @property
+    def experiment(self) -> Any:
+        """MLflow's client, as Lightning's logger has it; one that does nothing until MLflow has been reached."""
+        return self.client or DummyExperiment()
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run, which its client's methods take; None until MLflow has been reached."""
+        return None if self.run is None else self.run.info.run_id
 
     @property
     def file(self) -> Path | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -40,6 +41,19 @@ class TensorBoard(TensorBoardLogger):
         self.given_up = False
         self.has_config = False
         self.last: dict[str, int] = {}  # the step of a metric's last value
+
+    @property
+    def experiment(self) -> Any:
+        """The writer of the event file; one that takes every call and does nothing, where the file cannot be written.
+
+        Lightning and callbacks ask for it at any time.
+        """
+        if not self.given_up:
+            try:
+                return super().experiment
+            except OSError as error:
+                self.give_up(error)
+        return DummyExperiment()
 
     @rank_zero_only
     def begin(self, run_id: str, rows: Sequence[Mapping[str, float]] = ()) -> None:
@@ -117,8 +131,12 @@ class TensorBoard(TensorBoardLogger):
         try:
             step()
         except Exception as error:
-            self.given_up = True
-            print(f"TensorBoard: given up ({type(error).__name__}: {first_line(error)}); metrics.csv has everything")
+            self.give_up(error)
+
+    def give_up(self, error: Exception) -> None:
+        """Go on without TensorBoard."""
+        self.given_up = True
+        print(f"TensorBoard: given up ({type(error).__name__}: {first_line(error)}); metrics.csv has everything")
 
 
 def times_of(file: Path) -> dict[tuple[str, int], float]:
