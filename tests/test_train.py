@@ -202,6 +202,15 @@ def test_metrics_count_every_sample_once_whatever_the_batch(run: Start) -> None:
     assert losses(32) == pytest.approx(losses(77), rel=1e-5)
 
 
+def test_a_class_without_samples_has_no_accuracy_and_is_named(run: Start) -> None:
+    done = run("task.per_class=true", "data.batch_size=8")  # 8 digits of a test: some class is not among them
+    logged = {name for name in done.metrics if name.startswith("test/accuracy/")}
+    [line] = re.findall(r"^test: no samples of (.+); test/accuracy of these classes is not logged$", done.printed, re.M)
+    assert 0 < len(logged) < 10
+    assert len(re.findall(r"\w+", line.partition(" and ")[0])) >= 1
+    assert all(0 <= done.metrics[name] <= 1 for name in logged)
+
+
 def test_per_class_accuracies_are_logged_where_asked(run: Start) -> None:
     metrics = run("task.per_class=true", "trainer.limit_test_batches=1.0").metrics
     assert {f"test/accuracy/{digit}" for digit in range(10)} <= set(metrics)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from hydra.utils import get_class, get_object
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -54,6 +57,7 @@ def dry_run(cfg: DictConfig, data: DataModule, norm: Norm, world_size: int) -> N
         num_batches = {part: len(getattr(data, f"{part}_dataloader")()) for part in ("train", "val", "test")}
     check_amounts(cfg, num_batches)
     check_validation(cfg, num_batches["train"])
+    warn_of_short_training(cfg, num_batches["train"])
     with torch.device("meta"), collecting():
         inputs = [part.to("meta") for part in (batch.inputs, batch.valid) if part is not None]
         model = build(cfg.model, norm=norm, **data.model_sizes)
@@ -371,11 +375,45 @@ def check_amounts(cfg: DictConfig, num_batches: dict[str, int]) -> None:
             )
 
 
+def batches_in_epoch(cfg: DictConfig, num_batches: int) -> int:
+    """Return the training batches of an epoch, as `trainer.limit_train_batches` leaves them."""
+    limit = cfg.trainer.limit_train_batches
+    limit = 1.0 if limit is None else limit
+    return min(limit, num_batches) if isinstance(limit, int) else int(limit * num_batches)
+
+
+def warn_of_short_training(cfg: DictConfig, num_batches: int) -> None:
+    """Say what a training is too short for: a warm-up that does not end, a callback that never begins.
+
+    A training of one step is a trial, and nobody expects either of it.
+    """
+    in_epoch, epochs, steps = batches_in_epoch(cfg, num_batches), cfg.trainer.max_epochs, cfg.trainer.max_steps
+    of_epochs = math.inf if epochs == -1 else epochs * in_epoch
+    total = of_epochs if steps == -1 else min(steps, of_epochs)
+    if total <= 1 or math.isinf(total):
+        return
+    say = rank_zero_only(partial(print, file=sys.stderr))
+    for group in ("scheduler", "optimizer"):
+        warmup = cfg[group].get("warmup_steps")
+        if warmup is not None and warmup >= total:
+            say(
+                f"warning: {group}.warmup_steps={warmup}: the training has {total} steps, and never reaches "
+                f"optimizer.lr={cfg.optimizer.get('lr')}; choose fewer, or train longer"
+            )
+    epochs = math.ceil(total / in_epoch)
+    for name, callback in cfg.callbacks.items():
+        for key in ("start_epoch", "epoch"):
+            start = None if callback is None else callback.get(key)
+            if isinstance(start, int) and start >= epochs:
+                say(
+                    f"warning: callbacks.{name}.{key}={start}: the training has {epochs} epochs, counted from 0, so "
+                    f"that it never acts; choose a smaller one, or leave it out with callbacks.{name}=null"
+                )
+
+
 def check_validation(cfg: DictConfig, num_batches: int) -> None:
     """Refuse a validation that would come after more batches than an epoch has."""
-    every, limit = cfg.trainer.val_check_interval, cfg.trainer.limit_train_batches
-    limit = 1.0 if limit is None else limit
-    in_epoch = min(limit, num_batches) if isinstance(limit, int) else int(limit * num_batches)
+    every, in_epoch = cfg.trainer.val_check_interval, batches_in_epoch(cfg, num_batches)
     if isinstance(every, int) and cfg.trainer.check_val_every_n_epoch is not None and every > in_epoch > 0:
         raise ConfigError(
             f"trainer.val_check_interval={every}: an epoch has {in_epoch} batches; choose fewer, "

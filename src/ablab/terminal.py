@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ablab.data.datamodule import DataModule
-from ablab.norms import Norm, NormLayer
+from ablab.norms import Norm, NormLayer, own_norms, places
+from ablab.norms.plain import Identity
 from ablab.runs.folder import short
 
 # Hints of libraries that ask for nothing this project wants changed; every other warning is shown.
@@ -48,14 +49,17 @@ def describe(data: DataModule, model: nn.Module, norm: Norm, batch_sizes: Mappin
         + ")",
         f"norm: {norm!r}",
     ]
-    places: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
+    layers = {name: layer for name, layer in places(model).items() if not isinstance(layer, Identity)}
+    for name, layer in layers.items():
+        statistics = ", ".join(map(str, layer.statistics)) if isinstance(layer, NormLayer) else type(layer).__name__
+        found.setdefault(statistics or "each value on its own", []).append(name)
     for name, module in model.named_modules():
-        if isinstance(module, NormLayer):
-            what = ", ".join(map(str, module.statistics)) or "each value on its own"
-            places.setdefault(what, []).append(name)
         if parametrize.is_parametrized(module):
-            places.setdefault(norm.weight.title, []).append(name)
-    lines += [f"  {what}, at {len(names)} places: {', '.join(first_and_last(names))}" for what, names in places.items()]
+            found.setdefault(norm.weight.title, []).append(name)
+    for name, module in own_norms(model).items():
+        found.setdefault(f"the model's own {type(module).__name__}", []).append(name)
+    lines += [f"  {what}, at {len(names)} places: {', '.join(first_and_last(names))}" for what, names in found.items()]
     return "\n".join(lines)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ablab.config.errors import ConfigError
 from ablab.models.transformer import Transformer
 from ablab.norms import (
     BatchNorm,
@@ -18,12 +20,15 @@ from ablab.norms import (
     GroupNorm,
     InstanceNorm,
     LayerNorm,
+    NoNorm,
     Norm,
     NormLayer,
     SpectralNorm,
     WeightNorm,
     WeightStandardization,
     collecting,
+    own_norms,
+    places,
     problems,
 )
 
@@ -318,3 +323,88 @@ def test_all_problems_are_found_together_with_their_places_and_the_model_is_left
     assert second.startswith("an input of shape (4, 8, 1, 1) leaves a single value")
     with pytest.raises(ValueError, match="does not divide"):
         model(x)
+
+
+# A norm that is nowhere ------------------------------------------------------------------------------------------
+
+
+class KeepsItsOwn(nn.Module):
+    """A network that takes a norm and builds torch's."""
+
+    takes = ("images",)
+
+    def __init__(self, *, norm: Norm, in_channels: int, num_classes: int, **settings: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 8, 3)
+        self.bn = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.bn(self.conv(x)).mean((2, 3)))
+
+
+class LinearProbe(nn.Module):
+    """A linear map of the pixels, which has no norm at all."""
+
+    takes = ("images",)
+
+    def __init__(self, *, norm: Norm, in_channels: int, num_classes: int, **settings: Any) -> None:
+        super().__init__()
+        self.head = norm.wrap(nn.Linear(in_channels, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.mean((2, 3)))
+
+
+class OwnLayer(Norm):
+    """A norm whose layer is a module of any class."""
+
+    def statistics(self, layout: str) -> tuple[()]:
+        return ()
+
+    def layer(self, *arguments: Any, **settings: Any) -> nn.Module:
+        return nn.Tanh()
+
+
+class UsesIt(KeepsItsOwn):
+    """The same with its norm."""
+
+    def __init__(self, *, norm: Norm, in_channels: int, num_classes: int, **settings: Any) -> None:
+        super().__init__(norm=norm, in_channels=in_channels, num_classes=num_classes)
+        self.bn = norm(8, "image")  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "names"),
+    [(KeepsItsOwn, "it keeps BatchNorm2d;", ["bn"]), (LinearProbe, "it has none;", ["LinearProbe"])],
+)
+def test_a_norm_that_would_be_nowhere_is_a_problem_and_none_is_not(kind: type, reason: str, names: list[str]) -> None:
+    norms: tuple[Norm, ...] = (GroupNorm(num_groups=2), BatchNorm(), DyT(), NoNorm())
+    for norm in norms:
+        model = kind(norm=norm, in_channels=1, num_classes=3)
+        found = problems(model, norm, lambda model=model: model(torch.zeros(2, 1, 8, 8)))  # type: ignore[misc]
+        if isinstance(norm, NoNorm):
+            assert not found
+            continue
+        [(said, places_of)] = found.items()
+        assert said.startswith(f"{type(norm).__name__} is in no place of this model: {reason} choose norm=none, or ")
+        assert places_of == names
+
+
+def test_a_run_refuses_a_norm_that_its_model_does_not_use_and_says_which_it_keeps(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    model = "model._target_=tests.norms.test_refusals.KeepsItsOwn"
+    with pytest.raises(ConfigError, match=r"norm: GroupNorm is in no place .*\(at bn of the model\)"):
+        run(model, "norm=groupnorm")
+    assert not list(tmp_path.glob("runs/*"))
+    printed = run(model, "norm=none").printed
+    assert "norm: NoNorm()\n  the model's own BatchNorm2d, at 1 places: bn\n" in printed
+
+
+def test_a_norm_of_any_class_has_its_places() -> None:
+    model = UsesIt(norm=OwnLayer(), in_channels=1, num_classes=3)
+    assert list(places(model)) == ["bn"]
+    assert not own_norms(model)
+    assert not problems(model, OwnLayer(), lambda: model(torch.zeros(2, 1, 8, 8)))

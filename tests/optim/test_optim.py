@@ -175,3 +175,35 @@ def test_every_optimizer_lowers_the_loss_and_goes_on_from_its_state_to_the_same_
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert steps(net, optimizer, 3) == steps(other, again, 3)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["scheduler.warmup_steps=4"], ["scheduler.warmup_steps=4: the training has 4 steps, and never reaches"]),
+        (["scheduler.warmup_steps=3"], []),
+        (["scheduler=constant", "scheduler.warmup_steps=9"], ["scheduler.warmup_steps=9: the training has 4 steps"]),
+        (["optimizer=schedulefree_sgd"], ["optimizer.warmup_steps=20: the training has 4 steps"]),
+        (
+            ["scheduler.warmup_steps=0", "+callbacks.late._target_=ablab.callbacks.lookahead.Lookahead"],
+            [],  # its own default is not in the config
+        ),
+        (
+            [
+                "scheduler.warmup_steps=0",
+                "+callbacks.late={_target_: ablab.callbacks.lookahead.Lookahead, start_epoch: 2}",
+            ],
+            ["callbacks.late.start_epoch=2: the training has 2 epochs, counted from 0, so that it never acts"],
+        ),
+        (["trainer.max_steps=1", "scheduler.warmup_steps=100"], []),  # a trial
+    ],
+)
+def test_what_a_training_is_too_short_for_is_said_once(
+    config: Callable[..., Any], capsys: pytest.CaptureFixture[str], words: list[str], said: list[str]
+) -> None:
+    from ablab.train import tried
+
+    tried(config("trainer=cpu", "logger=csv", "trainer.max_epochs=2", "trainer.limit_train_batches=2", *words))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(lines) == len(said)
+    assert all(text in line for text, line in zip(said, lines, strict=True))

@@ -9,7 +9,7 @@ from ablab.norms.dynamic_tanh import DyT
 from ablab.norms.evonorm import EvoNormB0, EvoNormS0
 from ablab.norms.filter_response import FilterResponseNorm
 from ablab.norms.layer import Layout, NormLayer, Refused, Statistic
-from ablab.norms.norm import Norm, collecting
+from ablab.norms.norm import Norm, collecting, own_norms, places
 from ablab.norms.plain import NoNorm
 from ablab.norms.problems import problems
 from ablab.norms.recalibration import recalibrate
@@ -39,6 +39,8 @@ __all__ = [
     "WeightStandardization",
     "bake",
     "collecting",
+    "own_norms",
+    "places",
     "problems",
     "recalibrate",
 ]

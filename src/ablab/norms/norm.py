@@ -36,6 +36,27 @@ def refused(reason: str) -> Refused:
     return Refused(reason)
 
 
+def placed(layer: nn.Module) -> nn.Module:
+    """Mark a layer as one of the norm's, whatever its class, so that `places` finds it in a model."""
+    layer.is_of_norm = True  # type: ignore[assignment]
+    return layer
+
+
+def places(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers of a model that its norm has made, by their names."""
+    return {name: module for name, module in model.named_modules() if getattr(module, "is_of_norm", False)}
+
+
+def own_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the norm layers that a model has made by itself, torch's for example, by their names."""
+    made = {part for layer in places(model).values() for part in layer.modules()}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if "norm" in type(module).__name__.lower() and module not in made and not any(module.children())
+    }
+
+
 class Norm(ABC):
     """The one object by which a model normalizes; a model never asks which norm it holds.
 
@@ -80,8 +101,8 @@ class Norm(ABC):
         if layout not in known:
             raise ValueError(f"layout={layout}: there are {', '.join(known)}; inside a recurrence, Norm.recurrent")
         if reason := self.refusal(num_features, layout, causal=causal):
-            return refused(reason)
-        return self.layer(num_features, layout, activation=activation)
+            return placed(refused(reason))
+        return placed(self.layer(num_features, layout, activation=activation))
 
     def recurrent(self, num_features: int, site: Site, *, num_steps: int) -> nn.Module:
         """A norm for a site inside a recurrence, called with `(N, C)` and the step, or `(N, T, C)` for all steps.
@@ -97,8 +118,8 @@ class Norm(ABC):
         if site not in get_args(Site):
             raise ValueError(f"site={site}: there are {', '.join(get_args(Site))}")
         if reason := self.refusal(num_features, "recurrence"):
-            return refused(reason)
-        return self.layer(num_features, "recurrence", num_steps=num_steps)
+            return placed(refused(reason))
+        return placed(self.layer(num_features, "recurrence", num_steps=num_steps))
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Reparametrize the weight of a linear or convolution; call it after the weight has been initialized."""

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ablab.norms.layer import NormLayer, Refused
-from ablab.norms.norm import Norm
+from ablab.norms.norm import Norm, own_norms, places
+from ablab.norms.plain import NoNorm
 
 
 def problems(
@@ -24,7 +25,7 @@ def problems(
         predict: passes a batch through the model; on the meta device this costs no memory and no time.
         num_processes: of the run that is to come.
     """
-    found: dict[str, list[str]] = {}
+    found = without_place(model, norm)
     with recorded(model, found, num_processes):
         predict()
     for reason, names in of_weights(model, norm).items():
@@ -55,6 +56,21 @@ def recorded(model: nn.Module, found: dict[str, list[str]], num_processes: int) 
     finally:
         for layer in layers.values():
             del layer.forward
+
+
+def without_place(model: nn.Module, norm: Norm) -> dict[str, list[str]]:
+    """A norm that no layer of the model is, so that it would be recorded and change nothing."""
+    if isinstance(norm, NoNorm) or places(model):
+        return {}
+    own = own_norms(model)
+    keeps = (
+        f"it keeps {', '.join(sorted({type(module).__name__ for module in own.values()}))}" if own else "it has none"
+    )
+    reason = (
+        f"{type(norm).__name__} is in no place of this model: {keeps}; choose norm=none, or let the model build its "
+        "norms with its argument norm"
+    )
+    return {reason: list(own) or [type(model).__name__]}
 
 
 def of_weights(model: nn.Module, norm: Norm) -> dict[str, list[str]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
@@ -15,11 +17,18 @@ from ablab.data.batch import Batch
 from ablab.tasks.task import Stage, Task, collection
 
 
+class ClassAccuracy(MulticlassAccuracy):
+    """The accuracy of each class, NaN for a class of which there was no sample."""
+
+    def compute(self) -> Tensor:
+        return super().compute().where(self.tp + self.fn > 0, torch.nan)
+
+
 class Classification(Task):
     """Cross entropy over classes.
 
     Metrics: loss (nats), accuracy (share of samples), calibration_error (expected, 15 bins), and with `per_class` the
-    accuracy of each class as `accuracy/<class>`.
+    accuracy of each class as `accuracy/<class>`; that of a class without samples is not logged, and it is said once.
 
     Args:
         model, optimizer, scheduler, micro_batch_size, seed: see `Task`.
@@ -56,6 +65,7 @@ class Classification(Task):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing}: a share of the target is needed, at least 0, below 1")
         self.class_names = class_names
+        self.said: set[str] = set()  # the stages whose classes without samples have been named
         self.label_smoothing = label_smoothing
         self.test_time_augmentation = test_time_augmentation
         num_classes = len(class_names)
@@ -69,7 +79,7 @@ class Classification(Task):
                 "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15, validate_args=False),
             }
             if per_class:
-                metrics["accuracy_per_class"] = MulticlassAccuracy(num_classes, average="none", validate_args=False)
+                metrics["accuracy_per_class"] = ClassAccuracy(num_classes, average="none", validate_args=False)
             setattr(self, f"{stage}_metrics", collection(metrics))
 
     def evaluate(self, batch: Batch, stage: Stage) -> None:
@@ -110,3 +120,15 @@ class Classification(Task):
         if name != "accuracy_per_class":
             return [(name, value)]
         return [(f"accuracy/{label}", value[i]) for i, label in enumerate(self.class_names)]
+
+    def counted(self, stage: Stage) -> dict[str, Tensor]:
+        found = super().counted(stage)
+        prefix = f"{stage}/accuracy/"
+        empty = [
+            name.removeprefix(prefix) for name, value in found.items() if name.startswith(prefix) and value.isnan()
+        ]
+        if empty and stage not in self.said:
+            self.said.add(stage)
+            names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+            rank_zero_only(print)(f"{stage}: no samples of {names}; {stage}/accuracy of these classes is not logged")
+        return {name: value for name, value in found.items() if name.removeprefix(prefix) not in empty}
