@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Literal, NamedTuple, Protocol, Self
 
 import torch
@@ -97,6 +98,7 @@ class Samples(Tensors):
         inputs, targets, valid: the tensors; the first dimension counts samples.
         members: the numbers of those samples that belong to this split; None is all.
         content: a hash of the tensors, where one is known already.
+        digests: a hash of each sample's inputs `(N)`, see `sample_digest`, where they are known already.
     """
 
     def __init__(
@@ -107,11 +109,13 @@ class Samples(Tensors):
         *,
         members: Tensor | None = None,
         content: str | None = None,
+        digests: Tensor | None = None,
     ) -> None:
         assert len(inputs) == len(targets)
         self.tensors = Batch(inputs, targets, valid)
         self.members = members
         self.content = content
+        self.known_digests = digests
 
     def __len__(self) -> int:
         return len(self.tensors.targets if self.members is None else self.members)
@@ -132,6 +136,14 @@ class Samples(Tensors):
         """The targets of the split's own samples `(N)`."""
         return self.tensors.targets if self.members is None else self.tensors.targets[self.members]
 
+    @property
+    def digests(self) -> Tensor:
+        """A hash of each of the split's own samples' inputs `(N)`."""
+        if self.known_digests is None:
+            rows = self.tensors.inputs.cpu().numpy()
+            self.known_digests = torch.tensor([sample_digest(row.tobytes()) for row in rows], dtype=torch.int64)
+        return self.known_digests if self.members is None else self.known_digests[self.members]
+
     def whole(self) -> Batch:
         """All samples of the split as one batch."""
         return self.tensors if self.members is None else self[range(len(self))]
@@ -139,7 +151,8 @@ class Samples(Tensors):
     def part(self, members: Tensor) -> Samples:
         """Some of the samples; the tensors are shared, not copied."""
         own = members if self.members is None else self.members[members]
-        return Samples(*self.tensors[:3], members=own, content=self.digest_of_tensors())
+        content = self.digest_of_tensors()
+        return Samples(*self.tensors[:3], members=own, content=content, digests=self.known_digests)
 
     def on(self, copies: dict[Tensor, Tensor]) -> Samples:
         inputs, targets, valid, *_ = (None if tensor is None else copies[tensor] for tensor in self.tensors)
@@ -155,3 +168,8 @@ class Samples(Tensors):
 
     def digest(self) -> str:
         return digest(self.digest_of_tensors(), *([] if self.members is None else [self.members]))
+
+
+def sample_digest(sample: bytes) -> int:
+    """Return a hash of a sample's inputs, a signed number of 64 bits."""
+    return int.from_bytes(blake2b(sample, digest_size=8).digest(), "little", signed=True)

@@ -42,7 +42,7 @@ class Stored:
         tensors: mapped from their files: all processes of a machine share them, and they may be larger than its memory.
             Writing into one changes this process's copy, never the file.
         facts: what JSON can hold.
-        digest: a hash of the tensors and the facts.
+        digest: a hash of the tensors and the facts; it leaves out tensors that follow from the others.
     """
 
     tensors: dict[str, Tensor]
@@ -56,10 +56,14 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.arrays: dict[str, np.memmap[Any, Any]] = {}
+        self.derived: set[str] = set()
         self.facts: dict[str, Any] = {}
 
-    def array(self, name: str, shape: tuple[int, ...], dtype: str) -> np.memmap[Any, Any]:
+    def array(self, name: str, shape: tuple[int, ...], dtype: str, *, derived: bool = False) -> np.memmap[Any, Any]:
         """A new array of zeros on the disk.
+
+        Args:
+            derived: it follows from the other arrays, and is not part of the entry's digest.
 
         Raises:
             TypeError: torch has no such dtype.
@@ -71,13 +75,16 @@ class Writer:
             file = self.folder / f"{name}.npy"
             self.arrays[name] = np.lib.format.open_memmap(file, "w+", dtype, shape)
             take_space(file, self.arrays[name].offset)
+        if derived:
+            self.derived.add(name)
         return self.arrays[name]
 
     def finish(self) -> None:
         """Bring everything to the disk."""
         for array in self.arrays.values():
             array.flush()
-        contents = [part for name in sorted(self.arrays) for part in (name, torch.from_numpy(self.arrays[name]))]
+        names = sorted(self.arrays.keys() - self.derived)
+        contents = [part for name in names for part in (name, torch.from_numpy(self.arrays[name]))]
         entry = {
             "digest": digest(json.dumps(self.facts, sort_keys=True), *contents),
             "bytes": {name: (self.folder / f"{name}.npy").stat().st_size for name in self.arrays},

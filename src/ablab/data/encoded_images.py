@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ablab.data.batch import Kind, Samples
+from ablab.data.batch import Kind, Samples, sample_digest
 from ablab.data.cache import Stored, Writer, cached, content_key
 from ablab.data.labelled import LabelledData
 from ablab.waiting import counted
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 
 MODES = {1: "L", 3: "RGB"}
 EIGHT_BITS = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
-DECODER = 1  # of the code below: raised with every change of its results, so that older caches are left alone
+DECODER = 2  # of the code below: raised with every change of its results, so that older caches are left alone
+CODECS = ("avif", "jpg", "jpg_2000", "libjpeg_turbo", "libtiff", "webp")  # libraries of Pillow that decide pixels
+TRANSPARENT = "with transparent pixels, laid over white"
+ANIMATED = "with several frames, the first one taken"
+NOT_ANIMATED = ("MPO", "PSD")  # their further frames are a camera's previews, and layers
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class Encoded:
 class EncodedImages(LabelledData):
     """Images that are decoded when they are first used, and mapped from a file afterwards.
 
-    The cache lies in ABLAB_CACHE, or ~/.cache/ablab; its key is the content of the files.
+    They are turned as their EXIF orientation says, as `datasets` does, and transparent pixels are laid over white. The
+    cache lies in ABLAB_CACHE, or ~/.cache/ablab; its key is the content of the files, and all that decides the pixels.
 
     Args:
         image_size: pixels of each side; the shorter side is scaled to it and the middle cut out. None takes images as
@@ -66,11 +72,14 @@ class EncodedImages(LabelledData):
             raise ValueError(f"image_size={image_size}: at least 1 pixel is needed, or null for images as they are")
         self.image_size = image_size
         self.in_channels = in_channels
+        self.notes: Counter[str] = Counter()  # on images whose pixels are a matter of choice
 
     def key(self, *parts: str | bytes | int | Path) -> str:
-        """The name in the cache of what is decoded from these parts."""
-        how = (DECODER, metadata.version("pillow"), str(self.image_size), self.in_channels)
-        return content_key(*how, *parts)
+        """The name in the cache of the images that are decoded from these parts."""
+        from PIL import features
+
+        codecs = (f"{name} {features.version(name)}" for name in CODECS)
+        return content_key(DECODER, metadata.version("pillow"), *codecs, str(self.image_size), self.in_channels, *parts)
 
     def decoded(self, key: str, read: Callable[[], tuple[Encoded, list[str]]]) -> tuple[Samples, list[str]]:
         """The samples of a split and the names of its classes.
@@ -89,8 +98,12 @@ class EncodedImages(LabelledData):
             decode(encoded, writer, self.image_size, self.in_channels)
 
         stored: Stored = cached(key, make)
-        samples = Samples(stored.tensors["images"], stored.tensors["targets"], content=stored.digest)
-        return samples, stored.facts["class_names"]
+        self.notes = self.notes + Counter(stored.facts.get("notes", {}))
+        images, targets, digests = (stored.tensors[name] for name in ("images", "targets", "digests"))
+        return Samples(images, targets, content=stored.digest, digests=digests), stored.facts["class_names"]
+
+    def unusual(self) -> list[str]:
+        return [*super().unusual(), *(f"images {note} ({count:,})" for note, count in sorted(self.notes.items()))]
 
     @property
     def model_sizes(self) -> dict[str, int]:
@@ -98,15 +111,17 @@ class EncodedImages(LabelledData):
 
 
 def decode(encoded: Encoded, writer: Writer, image_size: int | None, in_channels: int) -> None:
-    """Decode all images of a split, on all cores, into the arrays `images` and `targets`."""
+    """Decode all images of a split, on all cores, into the arrays `images`, `targets` and `digests`."""
     num = len(encoded.images)
     if not num:
         raise ValueError("there are no images in it")
     size = load_image(encoded, 0, image_size, in_channels).shape[1:]
     images = writer.array("images", (num, in_channels, *size), "uint8")
+    digests = writer.array("digests", (num,), "int64", derived=True)
+    notes: list[str] = []  # threads may append to a list at once
 
     def fill(i: int) -> None:
-        image = load_image(encoded, i, image_size, in_channels)
+        image = load_image(encoded, i, image_size, in_channels, notes)
         if image.shape[1:] != size:
             height, width = image.shape[1:]
             raise ValueError(
@@ -114,26 +129,56 @@ def decode(encoded: Encoded, writer: Writer, image_size: int | None, in_channels
                 "set data.image_size to bring all to one size"
             )
         images[i] = image.numpy()
+        digests[i] = sample_digest(images[i].tobytes())
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in counted(pool.map(fill, range(num), chunksize=256), num, "decoding images, once for all runs"):
             pass
     writer.array("targets", (num,), "int64")[:] = encoded.targets
+    if notes:
+        writer.facts["notes"] = Counter(notes)
 
 
-def load_image(encoded: Encoded, i: int, image_size: int | None, in_channels: int) -> Tensor:
-    """An image `(C, H, W)` of bytes."""
+def load_image(
+    encoded: Encoded, i: int, image_size: int | None, in_channels: int, notes: list[str] | None = None
+) -> Tensor:
+    """Decode an image `(C, H, W)` of bytes.
+
+    Args:
+        encoded, i: the images, and the number of one of them.
+        image_size, in_channels: see `EncodedImages`.
+        notes: gets TRANSPARENT and ANIMATED if they are true of the image.
+
+    Raises:
+        ValueError: the image cannot be decoded, or has more than 8 bits a channel.
+    """
     import numpy as np
-    from PIL import Image
+    from PIL import ExifTags, Image, ImageOps
 
     source = encoded.images[i]
+    found: list[str] = []
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            mode, image = opened.mode, opened.convert(MODES[in_channels])
+            if getattr(opened, "is_animated", False) and opened.format not in NOT_ANIMATED:
+                found.append(ANIMATED)
+            opened.load()
+            mode: str = opened.mode
+            image: Image.Image = opened
+            if mode in EIGHT_BITS:
+                if opened.getexif().get(ExifTags.Base.Orientation) is not None:
+                    image = ImageOps.exif_transpose(opened)
+                if image.has_transparency_data:
+                    image = image.convert("RGBA")
+                    if image.getchannel("A").getextrema() != (255, 255):
+                        found.append(TRANSPARENT)
+                        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+                image = image.convert(MODES[in_channels])
     except Exception as error:  # Pillow raises whatever its decoders raise
         raise ValueError(f"{encoded.where(i)}: it cannot be decoded ({error}); replace it, or leave it out") from error
     if mode not in EIGHT_BITS:
         raise ValueError(f"{encoded.where(i)}: it has more than 8 bits a channel (mode {mode}); convert it first")
+    if notes is not None:
+        notes += found
     if image_size is not None:
         image = scaled(image, image_size)
     return torch.from_numpy(np.array(image)).view(image.height, image.width, in_channels).permute(2, 0, 1)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from typing import Any, ClassVar
 
 import torch
@@ -63,6 +62,7 @@ class LabelledData(DataModule):
         self.augment = augment
         self.shift = shift
         self.classes_per_batch = classes_per_batch
+        self.remarks: tuple[str, ...] = ()  # on the parts, for the line that describes them
         if shift is not None and self.kind not in shift.kinds:
             raise ValueError(
                 f"shift: {type(shift).__name__} is for {' and '.join(shift.kinds)}, and {type(self).__name__} gives "
@@ -81,6 +81,11 @@ class LabelledData(DataModule):
             if isinstance(samples, Samples):
                 self.check_labels(name, samples.targets)
         train, val = self.training_and_validation(official)
+        if official.val is not None and self.folds is None:
+            self.remarks += ("validated on the given validation part, val_fraction is not used",)
+        elif official.val is not None:
+            self.remarks += (f"the {len(official.val):,} samples of the given validation part are not used",)
+        self.remarks += (*self.without_samples(val, official.test), *overlaps(train, val, official.test))
         self.mean, self.std = moments(train if isinstance(train, Samples) else train.head, self.keep)
         return Splits(train=train, val=val, test=official.test)
 
@@ -111,11 +116,20 @@ class LabelledData(DataModule):
                 f"the {part} part has labels that are not from 0 to {len(self.class_names) - 1}: {int(targets[row])} "
                 f"at row {row}" + (f", and {len(wrong) - 1} more" if len(wrong) > 1 else "") + "; mend or leave out"
             )
-        counts = targets.bincount(minlength=len(self.class_names))
-        if part == "train" and (counts == 0).any():
-            empty = [name for name, count in zip(self.class_names, counts.tolist(), strict=True) if not count]
-            shown = ", ".join(empty if len(empty) <= 6 else [*empty[:5], f"{len(empty) - 5} more"])
-            raise ValueError(f"no training sample has the class {shown}; give some, or leave the class out")
+        if part == "train" and (missing := self.missing_classes(targets)):
+            raise ValueError(f"no training sample has the class {missing}; give some, or leave the class out")
+
+    def missing_classes(self, targets: Tensor) -> str:
+        """Return the names of the classes that no target has, at most six of them."""
+        counts = targets.bincount(minlength=len(self.class_names)).tolist()
+        missing = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
+        return ", ".join(missing if len(missing) <= 6 else [*missing[:5], f"{len(missing) - 5} more"])
+
+    def without_samples(self, val: Samples, test: Samples) -> Iterator[str]:
+        """Name the classes that the validation and the test part lack."""
+        for name, part in (("validation", val), ("test", test)):
+            if len(part) and (missing := self.missing_classes(part.targets)):
+                yield f"no {name} sample has the class {missing}"
 
     @property
     def augmented(self) -> bool:
@@ -167,7 +181,7 @@ class LabelledData(DataModule):
             found.append(f"trained on batches of {self.classes_per_batch} classes")
         if self.shift is not None:
             found.append(f"tested under {type(self.shift).__name__}, severity {self.shift.severity}")
-        return found
+        return [*found, *self.remarks]
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         augment = self.augment if batch.seeds is not None else None
@@ -204,6 +218,25 @@ def moments(samples: Samples, keep: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return mean.float(), torch.where(std > 1e-6, std, 1.0).float()  # what is constant is only centered
 
 
+def overlaps(train: Samples | ImageStream, val: Samples, test: Samples) -> Iterator[str]:
+    """Count samples that two parts share and samples whose labels contradict each other, by their inputs.
+
+    The training part is left out if it is a stream: nothing has read it as a whole.
+    """
+    parts = {"training": train, "validation": val, "test": test}
+    digests = {name: part.digests for name, part in parts.items() if isinstance(part, Samples)}
+    for name, other in (("test", "training"), ("test", "validation"), ("validation", "training")):
+        if other in digests and (number := int(torch.isin(digests[name], digests[other]).sum())):
+            yield f"{number:,} of {len(digests[name]):,} {name} samples are {other} samples too"
+    targets = torch.cat([part.targets for part in parts.values() if isinstance(part, Samples)])
+    distinct, content = torch.cat(list(digests.values())).unique(return_inverse=True)
+    lowest, highest = (
+        distinct.scatter_reduce(0, content, targets, way, include_self=False) for way in ("amin", "amax")
+    )
+    if number := int((lowest != highest)[content].sum()):
+        yield f"{number:,} samples have the inputs of another one and a different label"
+
+
 def hold_out(samples: Samples, fraction: float, seed: int, name: str = "val_fraction") -> tuple[Tensor, Tensor]:
     """The numbers of the samples that stay and of those held out, the classes in equal shares in both.
 
@@ -223,26 +256,20 @@ def one_fold(samples: Samples, folds: int, fold: int, seed: int) -> tuple[Tensor
 
 def with_copies(samples: Samples, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Choose among the different samples, by their targets; their copies go with them."""
-    first, group = copies(samples)
+    first, group = copies(samples.digests)
     chosen = torch.zeros(len(first), dtype=torch.bool)
     chosen[choose(samples.targets[first])] = True
     chosen = chosen[group]
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
-def copies(samples: Samples) -> tuple[Tensor, Tensor]:
-    """For each distinct content its first sample, and for each sample the number of its content."""
-    numbers: dict[bytes, int] = {}
-    first: list[int] = []
-    group: list[int] = []
-    for start in range(0, len(samples), 4096):
-        inputs = samples[range(start, min(start + 4096, len(samples)))].inputs.contiguous().numpy()
-        for row, sample in enumerate(inputs):
-            number = numbers.setdefault(blake2b(sample.tobytes(), digest_size=16).digest(), len(first))
-            if number == len(first):
-                first.append(start + row)
-            group.append(number)
-    return torch.tensor(first), torch.tensor(group)
+def copies(digests: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first sample of each distinct content, and for each sample the number of its content."""
+    distinct, group = digests.unique(return_inverse=True)
+    rows = torch.arange(len(digests))
+    first = torch.full_like(distinct, len(digests)).scatter_reduce(0, group, rows, "amin")
+    order = first.argsort()  # contents are numbered by their first sample, whatever their digests are
+    return first[order], order.argsort()[group]
 
 
 def stratified_holdout(

@@ -16,8 +16,10 @@ from ablab.data.batch import Batch, Samples
 from ablab.data.draws import generator, own_seeds
 from ablab.data.loader import Resumable
 from ablab.digest import digest
+from ablab.runs.outcome import RunError
 
 AHEAD = 2  # batches that are decoded while one is learned from
+REMEDY = "resume with the original file in its place, or start a new run with the corrected data"
 HEAD = 4096  # training images that the standardization is taken from
 
 
@@ -58,7 +60,8 @@ class ImageStream:
         self.block_size = block_size
         self.name = name
         first = list(islice(rows(0), HEAD))
-        self.head = Samples(torch.stack([decode(row) for row in first]), torch.tensor([row.target for row in first]))
+        self.shape = decode(first[0]).shape
+        self.head = Samples(torch.stack([self.load(row) for row in first]), torch.tensor([row.target for row in first]))
 
     def __len__(self) -> int:
         return self.num_rows
@@ -66,6 +69,21 @@ class ImageStream:
     def __getitem__(self, indices: Sequence[int]) -> Batch:
         """The first samples, over and over, to try a model with; those further on can only be streamed."""
         return self.head[[i % len(self.head) for i in indices]]
+
+    def load(self, row: Row) -> Tensor:
+        """Decode a row.
+
+        Raises:
+            ValueError: its image cannot be decoded or has another size than the first one, or its label is wrong.
+        """
+        image = self.decode(row)
+        if image.shape != self.shape:
+            (height, width), first = image.shape[1:], self.shape[1:]
+            raise ValueError(
+                f"training row {row.number}: it has {height}x{width} pixels, and the first image "
+                f"{first[0]}x{first[1]}; set data.image_size to bring all to one size"
+            )
+        return image
 
     def digest(self) -> str:
         return digest(self.name, self.num_rows)
@@ -82,6 +100,8 @@ class ImageStream:
 
 class StreamLoader(Resumable):
     """Whole batches of a stream, from the batch where training stands.
+
+    A row that cannot be read or decoded ends the run at the batch that needs it, with a `RunError`.
 
     Args:
         stream: the training split.
@@ -119,19 +139,39 @@ class StreamLoader(Resumable):
         epoch, start = self.position()
         rows = self.stream.order(self.seed, epoch, start * self.batch_size)
         pending: deque[tuple[list[Row], list[Future[Tensor]]]] = deque()
-        with ThreadPoolExecutor(self.num_threads) as pool:
-            for _ in range(start, len(self)):
-                batch = [next(rows) for _ in range(self.batch_size)][self.rank :: self.world_size]
-                pending.append((batch, [pool.submit(self.stream.decode, row) for row in batch]))
+        pool = ThreadPoolExecutor(self.num_threads)
+        try:
+            for number in range(start, len(self)):
+                batch = self.read(rows, number)[self.rank :: self.world_size]
+                pending.append((batch, [pool.submit(self.stream.load, row) for row in batch]))
                 if len(pending) > AHEAD:
                     yield self.batch(epoch, *pending.popleft())
             while pending:
                 yield self.batch(epoch, *pending.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def read(self, rows: Iterator[Row], number: int) -> list[Row]:
+        """Take the rows of a global batch."""
+        try:
+            found = list(islice(rows, self.batch_size))
+        except Exception as error:  # a library reads the files, and raises whatever its parts raise
+            raise RunError(f"the training rows of batch {number} cannot be read ({error}); {REMEDY}") from error
+        if len(found) < self.batch_size:
+            raise RunError(
+                f"the training part ends in batch {number} of {len(self)}: it has fewer rows than the "
+                f"{len(self.stream)} that it had at first; {REMEDY}"
+            )
+        return found
 
     def batch(self, epoch: int, rows: list[Row], images: list[Future[Tensor]]) -> Batch:
+        try:
+            inputs = torch.stack([image.result() for image in images])
+        except (OSError, ValueError) as error:
+            raise RunError(f"{error}; {REMEDY}") from error
         own = own_seeds(self.seed, torch.tensor([row.number for row in rows]))
         return Batch(
-            torch.stack([image.result() for image in images]),
+            inputs,
             torch.tensor([row.target for row in rows]),
             seeds=torch.stack([own, torch.full_like(own, epoch)], dim=1),
         )
