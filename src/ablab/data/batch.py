@@ -138,10 +138,11 @@ class Samples(Tensors):
 
     @property
     def digests(self) -> Tensor:
-        """A hash of each of the split's own samples' inputs `(N)`."""
+        """A hash of the inputs of each of the split's own samples `(N)`, and of their `valid` steps."""
         if self.known_digests is None:
-            rows = self.tensors.inputs.cpu().numpy()
-            self.known_digests = torch.tensor([sample_digest(row.tobytes()) for row in rows], dtype=torch.int64)
+            parts = [tensor.cpu().numpy() for tensor in (self.tensors.inputs, self.tensors.valid) if tensor is not None]
+            rows = (b"".join(part[row].tobytes() for part in parts) for row in range(len(parts[0])))
+            self.known_digests = torch.tensor([sample_digest(row) for row in rows], dtype=torch.int64)
         return self.known_digests if self.members is None else self.known_digests[self.members]
 
     def whole(self) -> Batch:

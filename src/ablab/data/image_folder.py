@@ -12,7 +12,7 @@ from typing import Any
 
 from ablab.data.batch import Samples
 from ablab.data.encoded_images import Encoded, EncodedImages
-from ablab.data.labelled import TEST_FRACTION, TEST_SEED, Official, hold_out
+from ablab.data.labelled import TEST_FRACTION, TEST_SEED, Official, enumerated, hold_out
 
 # The usual names of parts, in lower case.
 PARTS = {
@@ -82,7 +82,7 @@ class ImageFolder(EncodedImages):
         """Refuse a part without images, one whose classes training lacks, and a class without training images."""
         if unknown := sorted(listing.classes.keys() - set(self.class_names)):
             raise ValueError(
-                f"{listing.folder}: the training part has no class {', '.join(unknown)}; give training images of it, "
+                f"{listing.folder}: the training part has no class {enumerated(unknown)}; give training images of it, "
                 "or leave it out"
             )
         empty = [name for name, files in listing.classes.items() if not files]
@@ -93,7 +93,7 @@ class ImageFolder(EncodedImages):
             )
         same = Counter(name.casefold() for name in self.class_names)
         if of_training and (alike := [name for name in self.class_names if same[name.casefold()] > 1]):
-            self.remarks += (f"classes that differ only in case: {', '.join(alike)}",)
+            self.remarks += (f"classes that differ only in case: {enumerated(alike)}",)
 
     def samples(self, listing: Listing) -> Samples:
         """Return the decoded images of a part."""
@@ -144,7 +144,7 @@ class Listing:
         containers: dict[
             str, set[str]
         ] = {}  # classes that have all their images in subfolders, with the names of these
-        for path in filter(self.enter, folders):
+        for path in [folder for folder in folders if self.enter(folder)]:  # before a link in one takes another
             name = unicodedata.normalize("NFC", path.name)  # macOS writes é as two characters
             if name in found:
                 raise ValueError(f"{path}: another folder has the same name in other bytes of Unicode; merge the two")
@@ -166,13 +166,13 @@ class Listing:
         """Refuse folders that are not classes by their names or by the folders in them."""
         names = sorted(self.classes)
         if len(names) == 1 and containers:
-            inside = ", ".join(sorted(containers[names[0]]))
+            inside = enumerated(sorted(containers[names[0]]))
             raise ValueError(
                 f"root={self.folder}: its only folder is {names[0]}, which has folders of its own ({inside}); move "
                 f"these up, or give root={self.folder / names[0]}; {LAYOUTS}"
             )
         if len(set().union(*map(part_words, names))) > 1:
-            named = ", ".join(name for name in names if part_words(name))
+            named = enumerated([name for name in names if part_words(name)])
             raise ValueError(f"root={self.folder}: {named} are parts by their names, and not classes; {LAYOUTS}")
         owners: dict[str, list[str]] = {}
         for name, subfolders in containers.items():
@@ -194,9 +194,11 @@ class Listing:
         """Return whether a folder is to be read: not if it was, or if it is a link to a folder that is read anyway."""
         place = folder.resolve()
         seen = place in self.visited
-        if folder.is_symlink() and place.is_relative_to(self.tree):
-            seen |= not any(name.startswith(".") for name in place.relative_to(self.tree).parts)
-        if seen or self.tree.is_relative_to(place):
+        if folder.is_symlink():
+            if place.is_relative_to(self.tree):
+                seen |= not any(name.startswith(".") for name in place.relative_to(self.tree).parts)
+            seen |= any(inner.is_relative_to(place) for inner in (self.tree, folder.parent.resolve()))
+        if seen:
             self.left_out["links to folders that are read anyway"] += 1
             return False
         self.visited.add(place)
@@ -270,7 +272,8 @@ def scan(folder: Path, left_out: Counter[str]) -> tuple[list[Path], list[Path]]:
         path = Path(entry.path)
         suffix, is_link = path.suffix.lower(), entry.is_symlink()
         if entry.name.startswith("."):
-            left_out.update({"hidden images": count_hidden(path)})
+            if hidden := count_hidden(path):
+                left_out["hidden images"] += hidden
         elif {entry.name.lower(), path.stem.lower()} & ORDINARY_NAMES or suffix in ORDINARY_SUFFIXES:
             continue
         elif os.path.isdir(path) if is_link else entry.is_dir():
@@ -310,4 +313,4 @@ def image_suffixes() -> frozenset[str]:
 
 
 def show(left_out: Counter[str]) -> str:
-    return ", ".join(f"{what} ({count:,})" for what, count in sorted(left_out.items()) if count)
+    return ", ".join(f"{what} ({count:,})" for what, count in sorted(left_out.items()))

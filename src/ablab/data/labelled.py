@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -120,10 +120,9 @@ class LabelledData(DataModule):
             raise ValueError(f"no training sample has the class {missing}; give some, or leave the class out")
 
     def missing_classes(self, targets: Tensor) -> str:
-        """Return the names of the classes that no target has, at most six of them."""
+        """Return the names of the classes that no target has."""
         counts = targets.bincount(minlength=len(self.class_names)).tolist()
-        missing = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
-        return ", ".join(missing if len(missing) <= 6 else [*missing[:5], f"{len(missing) - 5} more"])
+        return enumerated([name for name, count in zip(self.class_names, counts, strict=True) if not count])
 
     def without_samples(self, val: Samples, test: Samples) -> Iterator[str]:
         """Name the classes that the validation and the test part lack."""
@@ -199,6 +198,11 @@ class LabelledData(DataModule):
     @property
     def task_sizes(self) -> dict[str, Any]:
         return {"class_names": self.class_names}
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """Return names for a message, at most six of them."""
+    return ", ".join(names if len(names) <= 6 else [*names[:5], f"{len(names) - 5} more"])
 
 
 def moments(samples: Samples, keep: tuple[int, ...]) -> tuple[Tensor, Tensor]:
