@@ -307,7 +307,7 @@ REFUSED = [
     ("data=imagefolder", "data.root: it has no default; give one, data.root=…"),
     (
         "data=imagefolder data.root=short.txt",
-        "data.root=short.txt: there is no such folder; give one with a folder for",
+        "data.root=short.txt: it is a file; give one with a folder for each class",
     ),
     (
         "data=imagefolder data.root=nothing",
