@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -39,6 +41,7 @@ class DataModule(L.LightningDataModule, ABC):
     """
 
     kind: ClassVar[Kind]
+    outside: Sequence[Path] = ()  # files that were read and that no setting names, set by `read`
     scored: Literal["train", "val", "test"] = "test"  # the split that a test is of; ablab.evaluate chooses another
 
     def __init__(

@@ -1,29 +1,38 @@
-"""Any image data set in the layout of the Hugging Face Hub: parquet files with encoded images."""
+"""Any image data set of the Hugging Face Hub, of parquet files or of `save_to_disk`."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ablab.data.batch import Samples
 from ablab.data.cache import content_key
 from ablab.data.encoded_images import Encoded, EncodedImages, load_image
-from ablab.data.hub import install_hint, load_split
-from ablab.data.labelled import Official
+from ablab.data.labelled import TEST_FRACTION, TEST_SEED, Official, hold_out
 from ablab.data.stream import ImageStream, Row
+from ablab.data.tables import Labels, Shard, Table, check_images, file_table, hub_table, image_of, is_undivided
+from ablab.digest import digest
+
+VALIDATION_NAMES = ("val", "valid", "validation", "dev")
 
 
 class HFImage(EncodedImages):
     """Images and labels by the names of their columns; the official parts are kept.
 
+    Images are encoded bytes, or paths of files; a relative path counts from the folder of the table. Labels are
+    ClassLabels of the Hub, integers, strings or booleans: see `Labels`.
+
     Args:
         name: the data set's name on the Hub, for example "uoft-cs/cifar10".
-        root: a folder with its parquet files, `<split>.parquet` or `<split>-….parquet`; None asks the Hub.
+        root: a folder with its parquet files, `<split>.parquet` or `<split>-….parquet`, or a folder that
+            `datasets.save_to_disk` wrote; a data set saved without parts has a fifth held out to test. None asks the
+            Hub.
         image_column, label_column: their names.
         train_split, test_split: names of the parts.
         val_split: name of the validation part; None holds val_fraction out of the training part.
@@ -33,7 +42,8 @@ class HFImage(EncodedImages):
         settings: see `EncodedImages`, `LabelledData` and `DataModule`.
 
     Raises:
-        ValueError: a missing folder, file or column, labels without names, a file or an image that cannot be read.
+        ValueError: a missing folder, file or column, files of two exports, labels that are no classes, a file or an
+            image that cannot be read.
     """
 
     def __init__(
@@ -64,163 +74,114 @@ class HFImage(EncodedImages):
         self.test_split = test_split
         self.streaming = streaming
         self.shuffle_block = shuffle_block
+        self.notes: list[str] = []
 
     def load(self) -> Official:
-        test, self.class_names = self.split(self.test_split)
-        train, others = self.stream(self.train_split) if self.streaming else self.split(self.train_split)
-        self.check_classes(self.train_split, others)
-        val = None
-        if self.val_split is not None:
-            val, others = self.split(self.val_split)
-            self.check_classes(self.val_split, others)
-        return Official(train, test, val)
+        if is_undivided(self.root):
+            return self.undivided()
+        test = self.table(self.test_split)
+        train = self.table(self.train_split, streaming=self.streaming)
+        val = None if self.val_split is None else self.table(self.val_split)
+        labels = self.read_labels([table for table in (train, val, test) if table is not None])
+        if self.streaming:
+            official_train: Samples | ImageStream = self.stream(train, labels)
+        else:
+            official_train = self.samples(train, labels)
+        return Official(official_train, self.samples(test, labels), None if val is None else self.samples(val, labels))
 
-    def check_classes(self, split: str, class_names: list[str]) -> None:
-        """Refuse a split whose numbers stand for other classes."""
-        if class_names != self.class_names:
+    def undivided(self) -> Official:
+        """Return a data set that was saved without parts; the test images are always the same."""
+        if self.streaming or self.val_split is not None:
             raise ValueError(
-                f"{self.source}: the classes of {split} ({', '.join(class_names)}) are not those of {self.test_split} "
-                f"({', '.join(self.class_names)}), or in another order"
+                f"{self.source}: it was saved without parts, so leave data.val_split at null and data.streaming at "
+                "false, or save a DatasetDict with its parts"
             )
+        table = self.table(self.train_split)
+        everything = self.samples(table, self.read_labels([table]))
+        self.notes = [*self.notes, f"saved without parts, so {TEST_FRACTION:.0%} are held out to test"]
+        rest, test = hold_out(everything, TEST_FRACTION, TEST_SEED, "the test part")
+        return Official(everything.part(rest), everything.part(test))
 
-    def split(self, split: str) -> tuple[Samples, list[str]]:
-        columns = (self.image_column, self.label_column)
-        if self.root is not None:  # the files' content is the key: once decoded, nothing has to read parquet
-            files = parquet_files(self.root, split)
-            return self.decoded(self.key("parquet", *columns, *files), lambda: self.encoded(split, files))
-        table = load_split(self.hub_name, split)
-        return self.decoded(self.key("hub", *columns, table._fingerprint), lambda: self.encoded(split, [], table))
-
-    def stream(self, split: str) -> tuple[ImageStream, list[str]]:
-        """A split that is decoded as it is used, and the names of its classes."""
+    def table(self, split: str, *, streaming: bool = False) -> Table:
         if self.root is None:
-            table = load_split(self.hub_name, split, streaming=True)
-            num = table.info.splits[split].num_examples if table.info.splits else 0
+            table = hub_table(self.hub_name, split, streaming=streaming)
+        else:
+            table = file_table(self.root, split)
+        table.check_columns(image_column=self.image_column, label_column=self.label_column)
+        return table
+
+    def read_labels(self, tables: Sequence[Table]) -> Labels:
+        """Find the classes of all parts, and note what is unusual about the parts."""
+        check_images(tables, self.image_column)
+        labels = Labels(tables, self.label_column)
+        self.class_names = labels.names
+        self.notes = labels.note
+        if self.root is not None and self.val_split is None and not is_undivided(self.root):
+            for split in VALIDATION_NAMES:
+                with suppress(ValueError):
+                    num_rows = file_table(self.root, split).num_rows
+                    self.notes = [*self.notes, f"{num_rows:,} rows of {split} not used (data.val_split={split})"]
+        if self.streaming:
+            note = "the fingerprint of a stream covers labels, file sizes and the last 64 KiB of each file"
+            self.notes = [*self.notes, note]
+        return labels
+
+    def pointed_files(self, table: Table) -> list[Path]:
+        """Find the image files outside of a table, and remember them: a sweep reads the data again if they change."""
+        found = table.pointed_files(self.image_column)
+        self.outside = [*self.outside, *found]
+        return found
+
+    def samples(self, table: Table, labels: Labels) -> Samples:
+        """Decode a split, or take it from the cache: the key is the content of all files, images outside included."""
+        columns = (self.image_column, self.label_column)
+        if self.root is None:
+            [shard] = table.shards
+            content: list[str | Path] = ["hub", shard.table._fingerprint]  # type: ignore[attr-defined]
+        else:
+            content = ["files", *table.files, *self.pointed_files(table)]
+        key = self.key("table", *columns, *labels.names, *content)
+
+        def read() -> tuple[Encoded, list[str]]:
+            images = [self.encoded_image(table, *row) for row in table.rows([self.image_column])]
+            return Encoded(images, labels.of(table), table.where), labels.names
+
+        return self.decoded(key, read)[0]
+
+    def stream(self, table: Table, labels: Labels) -> ImageStream:
+        """A split that is decoded as it is used."""
+        if self.root is None:
+            [shard] = table.shards
+            info = shard.table.info  # type: ignore[attr-defined]
             name = content_key(
-                str(self.hub_name), split, str(table.info.version), *sorted(table.info.download_checksums or [])
+                str(self.hub_name), table.split, str(info.version), *sorted(info.download_checksums or [])
             )
         else:
-            files = parquet_files(self.root, split)
-            table = read_parquet(self.root, split, files, streaming=True)
-            num = sum(map(num_rows, files))
-            name = content_key(*(end_of(file) for file in files))  # reading them whole could take hours
-        import datasets
-
-        if not num:
-            raise ValueError(f"{self.source}: it does not say how many rows {split} has; set data.streaming=false")
-        class_names = self.check_columns(split, table.column_names, table.features)
-        encoded = table.select_columns([self.image_column, self.label_column])
-        encoded = encoded.cast_column(self.image_column, datasets.Image(decode=False))
+            sizes = [file.stat().st_size for file in self.pointed_files(table)]
+            name = content_key(digest(torch.tensor(labels.of(table))), *table.ends, *sizes)
 
         def rows(start: int) -> Iterator[Row]:
-            for number, row in enumerate(encoded.skip(start), start=start):
-                image = self.encoded_image(row[self.image_column], lambda i: f"{self.source}, {split} row {i}", number)
-                yield Row(number, image, row[self.label_column])
+            for number, shard, (image, label) in table.rows([self.image_column, self.label_column], start):
+                target = labels.number(label, partial(table.where, number))
+                yield Row(number, self.encoded_image(table, number, shard, (image,)), target)
 
         def decode(row: Row) -> Tensor:
-            one = Encoded([row.image], [row.target], lambda _: f"{self.source}, {split} row {row.number}")
-            check_label(one.where(0), row.target, len(class_names))
+            one = Encoded([row.image], [row.target], lambda _: table.where(row.number))
             return load_image(one, 0, self.image_size, self.in_channels)
 
-        return ImageStream(rows, num, decode, block_size=self.shuffle_block, name=name), class_names
+        return ImageStream(rows, table.num_rows, decode, block_size=self.shuffle_block, name=name)
 
     @property
     def source(self) -> str:
         """Where the data are from, as it is set."""
         return f"root={self.root}" if self.root else f"name={self.hub_name}"
 
-    def encoded(self, split: str, files: Sequence[Path], table: Any = None) -> tuple[Encoded, list[str]]:
-        """The images of a split as bytes, and the names of its classes."""
-        table = read_parquet(self.root, split, files) if table is None else table
-        import datasets
+    def encoded_image(self, table: Table, i: int, shard: Shard, row: tuple[Any, ...]) -> bytes | Path:
+        """Return the bytes of an image, or its file."""
+        image = image_of(row[0], shard, partial(table.where, i))
+        if image is None:
+            raise ValueError(f"{table.where(i)}: there is no image in {self.image_column}; leave the row out")
+        return image
 
-        class_names = self.check_columns(split, table.column_names, table.features)
-        images = table.cast_column(self.image_column, datasets.Image(decode=False))[self.image_column]
-        starts = list(accumulate(map(num_rows, files), initial=0))
-
-        def where(i: int) -> str:
-            if not files:
-                return f"{self.source}, {split} row {i}"
-            file = bisect_right(starts, i) - 1
-            return f"{files[file]}, row {i - starts[file]}"
-
-        found = [self.encoded_image(image, where, i) for i, image in enumerate(images)]
-        targets = table[self.label_column][:]
-        for i, target in enumerate(targets):
-            check_label(where(i), target, len(class_names))
-        return Encoded(found, targets, where), class_names
-
-    def encoded_image(self, image: dict[str, Any] | None, where: Callable[[int], str], i: int) -> bytes | Path:
-        """The bytes of an image, or its file."""
-        if image is None or (image["bytes"] is None and image["path"] is None):
-            raise ValueError(f"{where(i)}: there is no image in {self.image_column}; leave the row out")
-        return Path(image["path"]) if image["bytes"] is None else image["bytes"]
-
-    def check_columns(self, split: str, names: Sequence[str], features: Any) -> list[str]:
-        """The names of the classes."""
-        import datasets
-
-        if missing := {self.image_column, self.label_column} - set(names):
-            raise ValueError(
-                f"{self.source}: the {split} split has the columns {', '.join(names)}, and "
-                f"{', '.join(sorted(missing))} is missing; name them with data.image_column and data.label_column"
-            )
-        if not isinstance(features[self.image_column], datasets.Image):
-            raise ValueError(f"image_column={self.image_column}: {features[self.image_column]} is no image")
-        label = features[self.label_column]
-        if not isinstance(label, datasets.ClassLabel):
-            raise ValueError(
-                f"label_column={self.label_column}: {label} has no names for its classes; choose a column of type "
-                "ClassLabel"
-            )
-        names_of_classes: list[str] = label.names
-        return names_of_classes
-
-
-def check_label(where: str, label: int | None, num_classes: int) -> None:
-    if label is None or not 0 <= label < num_classes:
-        raise ValueError(
-            f"{where}: its label {label} is not from 0 to {num_classes - 1}; mend it, or leave the row out"
-        )
-
-
-def parquet_files(root: str, split: str) -> list[Path]:
-    """The files of a split, `<split>.parquet` or `<split>-<anything>.parquet`, in the order of their names."""
-    folder = Path(root)
-    if not folder.is_dir():
-        raise ValueError(f"root={root}: there is no such folder; give one with the parquet files")
-    found = [file for pattern in (f"{split}.parquet", f"{split}-*.parquet") for file in folder.rglob(pattern)]
-    folders = sorted({file.parent for file in found})
-    if not found:
-        raise ValueError(f"root={root}: no {split}.parquet or {split}-*.parquet there; give the folder that has them")
-    if len(folders) > 1:
-        raise ValueError(f"root={root}: {', '.join(map(str, folders))} all have files of {split}; give one of them")
-    return sorted(found)
-
-
-def read_parquet(root: str | None, split: str, files: Sequence[Path], *, streaming: bool = False) -> Any:
-    """A split as a `datasets.Dataset`; streaming gives its `IterableDataset`."""
-    with install_hint():
-        import datasets
-    datasets.disable_progress_bars()
-    try:
-        paths = {split: [str(file) for file in files]}
-        return datasets.load_dataset("parquet", data_files=paths, split=split, streaming=streaming)
-    except Exception as error:  # the library raises whatever its parts raise
-        raise ValueError(
-            f"root={root}: {', '.join(map(str, files))} cannot be read as parquet ({error.__cause__ or error}); "
-            "fetch it again"
-        ) from error
-
-
-def end_of(file: Path) -> bytes:
-    """The last 64 KiB of a file: of parquet, the statistics and places of all its columns."""
-    with file.open("rb") as opened:
-        opened.seek(max(0, file.stat().st_size - 2**16))
-        return opened.read()
-
-
-def num_rows(file: Path) -> int:
-    from pyarrow import parquet
-
-    return parquet.read_metadata(file).num_rows
+    def unusual(self) -> list[str]:
+        return [*super().unusual(), *self.notes]

@@ -1,24 +1,24 @@
-"""Any text data set in the layout of the Hugging Face Hub: a column of documents."""
+"""Any text data set of the Hugging Face Hub, of parquet files or of `save_to_disk`: a column of documents."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ablab.data.hf_image import parquet_files, read_parquet
-from ablab.data.hub import load_split
+from ablab.data.tables import file_table, hub_table, is_undivided
 from ablab.data.token_stream import Parts, TokenStream
 
 
 class HFText(TokenStream):
-    """The documents of a column, one after the other, with a blank line between them.
+    """The documents of a column, one after the other, with a blank line between them; empty ones are kept.
 
     Args:
         name: the data set's name on the Hub, for example "Salesforce/wikitext".
         config: its configuration there, for example "wikitext-2-raw-v1".
-        root: a folder with its parquet files, `<split>.parquet` or `<split>-….parquet`; None asks the Hub.
+        root: a folder with its parquet files, `<split>.parquet` or `<split>-….parquet`, or a folder that
+            `datasets.save_to_disk` wrote; None asks the Hub.
         text_column: the column's name.
         train_split, val_split, test_split: names of the parts; None holds val_fraction and test_fraction out of the
-            training part, and then both are None.
+            training part, and then both are None. A data set that was saved without parts is divided in the same way.
         settings: see `TokenStream` and `DataModule`.
 
     Raises:
@@ -49,6 +49,7 @@ class HFText(TokenStream):
         self.train_split = train_split
         self.val_split = val_split
         self.test_split = test_split
+        self.notes: list[str] = []
 
     @property
     def source(self) -> str:
@@ -56,29 +57,42 @@ class HFText(TokenStream):
 
     def load(self) -> Parts:
         train = self.documents(self.train_split)
-        if self.val_split is None or self.test_split is None:
-            return self.divided(train)
-        test = self.documents(self.test_split)
+        if self.val_split is None or self.test_split is None or is_undivided(self.root):
+            copies = sum(map(has_text, train)) - len(set(filter(has_text, train)))
+            self.notes = [f"{copies:,} of {len(train):,} documents are copies of others"] if copies else []
+            return self.divided(joined(train))
+        val, test = self.documents(self.val_split), self.documents(self.test_split)
+        known = set(filter(has_text, train))
+        self.notes = [
+            f"{copies:,} of {len(documents):,} documents of {split} are training documents, too"
+            for split, documents in ((self.val_split, val), (self.test_split, test))
+            if (copies := sum(document in known for document in documents))
+        ]
         if self.folds is None:
-            return Parts([train], self.documents(self.val_split), test)
-        begin, end = (len(train) * fold // self.folds for fold in (self.fold, self.fold + 1))
-        return Parts([piece for piece in (train[:begin], train[end:]) if piece], train[begin:end], test)
+            return Parts([joined(train)], joined(val), joined(test))
+        text = joined(train)
+        begin, end = (len(text) * fold // self.folds for fold in (self.fold, self.fold + 1))
+        return Parts([piece for piece in (text[:begin], text[end:]) if piece], text[begin:end], joined(test))
 
-    def documents(self, split: str) -> str:
-        if self.root is None:
-            table: Any = load_split(self.hub_name, split, self.config)
-        else:
-            table = read_parquet(self.root, split, parquet_files(self.root, split))
-        if self.text_column not in table.column_names:
-            raise ValueError(
-                f"{self.source}: the {split} split has the columns {', '.join(table.column_names)}, and "
-                f"{self.text_column} is missing; name it with data.text_column"
-            )
-        documents = table[self.text_column][:]
+    def documents(self, split: str) -> list[str]:
+        """Read the documents of a split."""
+        table = hub_table(self.hub_name, split, self.config) if self.root is None else file_table(self.root, split)
+        table.check_columns(text_column=self.text_column)
+        documents = list(table.column(self.text_column))
         for row, document in enumerate(documents):
             if not isinstance(document, str):
-                raise ValueError(f"{self.source}: {split} row {row} of {self.text_column} is no text ({document!r})")
-        text = "\n\n".join(documents)
-        if not text.strip():
+                raise ValueError(f"{table.where(row)}: {self.text_column} is no text there ({document!r})")
+        if not any(map(has_text, documents)):
             raise ValueError(f"{self.source}: the {split} split has no text in {self.text_column}")
-        return text
+        return documents
+
+    def unusual(self) -> list[str]:
+        return [*super().unusual(), *self.notes]
+
+
+def joined(documents: list[str]) -> str:
+    return "\n\n".join(documents)
+
+
+def has_text(document: str) -> bool:
+    return bool(document.strip())

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from ablab.data.files import first_names, list_files
 from ablab.data.token_stream import Parts, TokenStream
 
 
 class Text(TokenStream):
     """The text of a file, or of the files of a folder.
+
+    Of a folder, hidden files and folders, editors' backups and checkpoints (`.ipynb_checkpoints`, `book.txt~`, `.bak`)
+    and copies of a file under another name are left out, so that no text is in two parts; the run says how many.
+    Line ends stay as they are, and the byte order mark at the start of a file is removed.
 
     Args:
         path: a UTF-8 file, or a folder whose files are read in the order of their names; None takes the
@@ -20,7 +26,7 @@ class Text(TokenStream):
         inputs `(N, context_length)`, targets `(N, context_length)`
 
     Raises:
-        ValueError: no such file or folder, a file that is not UTF-8, or too little text.
+        ValueError: no such file or folder, a file that is not UTF-8 text, or too little text.
     """
 
     def __init__(self, *, path: str | None = None, **settings: Any) -> None:
@@ -28,37 +34,85 @@ class Text(TokenStream):
         if path == "":
             raise ValueError("path=: it is empty; give a file or a folder, or null for Python's own documentation")
         self.path = path
+        self.notes: list[str] = []
 
     @property
     def source(self) -> str:
         return f"path={self.path or 'null'}"
 
     def load(self) -> Parts:
-        return self.divided(read_text(self.path))
+        text, self.notes = read_text(self.path)
+        return self.divided(text)
+
+    def unusual(self) -> list[str]:
+        return [*super().unusual(), *self.notes]
 
 
-def read_text(path: str | None) -> str:
-    """The text of a file, of a folder's files, or of Python's own documentation."""
+class TextRead(NamedTuple):
+    """A text, and notes on the files that were left out."""
+
+    text: str
+    notes: list[str]
+
+
+def read_text(path: str | None) -> TextRead:
+    """Read the text of a file, of a folder's files, or of Python's own documentation.
+
+    Raises:
+        ValueError: no such file or folder, or a file that is not UTF-8 text.
+    """
     if path is None:
         from pydoc_data.topics import topics
 
-        return "\n\n".join(topics[name] for name in sorted(topics))
+        return TextRead("\n\n".join(topics[name] for name in sorted(topics)), [])
     place = Path(path)
-    if not place.exists():
-        raise ValueError(f"path={path}: there is no such file or folder; give a UTF-8 text, or null for the default")
-    files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
-    if not files:
-        raise ValueError(f"path={path}: the folder is empty; give one that has UTF-8 text files")
-    texts = []
+    if place.is_file():
+        return TextRead(read_file(path, place), [])
+    if not place.is_dir():
+        what = "this is neither a file nor a folder" if place.exists() else "there is no such file or folder"
+        raise ValueError(f"path={path}: {what}; give a UTF-8 text, or null for the default")
+    files, left_out = list_files(place)
+    first: dict[str, Path] = {}
+    copies: list[Path] = []
     for file in files:
-        try:
-            texts.append(file.read_bytes().decode("utf-8"))  # read_text would change line ends
-        except UnicodeDecodeError as error:
-            line = error.object.count(b"\n", 0, error.start) + 1
-            raise ValueError(
-                f"path={path}: {file} is not UTF-8 (line {line}, byte {error.start} is "
-                f"0x{error.object[error.start]:02x}); convert it, or leave it out"
-            ) from error
-        except OSError as error:
-            raise ValueError(f"path={path}: {file} cannot be read ({error.strerror})") from error
-    return "\n".join(texts)
+        text = read_file(path, file)
+        if text and first.setdefault(text, file) is not file:
+            copies.append(file)
+    if not first:
+        raise ValueError(f"path={path}: the folder is empty; give one that has UTF-8 text files")
+    notes = [
+        f"{len(some)} {what if len(some) > 1 else one} left out ({first_names(some, place)})"
+        for some, what, one in (
+            (left_out, "hidden files and backups", "hidden file or backup"),
+            (copies, "copies of other files", "copy of another file"),
+        )
+        if some
+    ]
+    return TextRead("\n".join(first), notes)
+
+
+def read_file(path: str, file: Path) -> str:
+    """Return the text of a UTF-8 file, without the byte order mark; line ends stay as they are.
+
+    Args:
+        path: the setting that named the file, or its folder.
+        file: the file.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        reason = "a link to a file that is not there" if file.is_symlink() and not file.exists() else error.strerror
+        raise ValueError(f"path={path}: {file} cannot be read ({reason}); mend it, or leave it out") from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"path={path}: {file} is UTF-16; convert it to UTF-8, or leave it out")
+    try:
+        text = content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"path={path}: {file} is not UTF-8 (line {line}, byte {error.start} is "
+            f"0x{error.object[error.start]:02x}); convert it, or leave it out"
+        ) from error
+    if "\0" in text:
+        raise ValueError(f"path={path}: {file} is binary (byte {content.index(0)} is 0x00); leave it out")
+    return text

@@ -1,0 +1,544 @@
+"""Tables of images or text: parquet files as on the Hugging Face Hub, `save_to_disk` folders, and the Hub itself."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import re
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from ablab.data.files import list_files
+from ablab.data.hub import install_hint, load_split
+
+ROWS = 256  # of a batch of rows that is read at once
+END = 2**16  # bytes at the end of a file that stand for a file too large to hash: of parquet, all statistics
+
+
+class Shard(ABC):
+    """Rows with named columns, in one file or on the Hub.
+
+    Attributes:
+        schema: the `pyarrow.Schema`.
+        num_rows: the number of rows.
+    """
+
+    schema: Any
+    num_rows: int
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """Return the place of the rows, for an error."""
+
+    @abstractmethod
+    def batches(self, columns: Sequence[str], start: int = 0) -> Iterator[tuple[int, Any]]:
+        """Yield batches of rows as pyarrow holds them, each with the number of its first row.
+
+        The first batch may begin before row `start`.
+        """
+
+    def class_names(self, column: str) -> list[str] | None:
+        """Return the class names that the Hub's metadata gives the labels of a column, if it does."""
+        metadata = json.loads((self.schema.metadata or {}).get(b"huggingface", b"{}"))
+        feature = metadata.get("info", {}).get("features", {}).get(column)
+        return feature["names"] if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+
+
+class HubShard(Shard):
+    """A split that `datasets` has loaded, streaming or not."""
+
+    def __init__(self, title: str, table: Any, num_rows: int) -> None:
+        self.title = title
+        self.table = table
+        self.schema = table.features.arrow_schema
+        self.num_rows = num_rows
+
+    def __str__(self) -> str:
+        return self.title
+
+    def batches(self, columns: Sequence[str], start: int = 0) -> Iterator[tuple[int, Any]]:
+        rows = self.table.select_columns(list(columns)).skip(start).with_format("arrow")
+        for batch in rows.iter(ROWS):
+            yield start, batch
+            start += batch.num_rows
+
+
+class FileShard(Shard):
+    """A file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+    @abstractmethod
+    def has_nulls(self, column: str, field: str) -> bool:
+        """Return whether a field of a struct column may be null in some row."""
+
+
+class ParquetShard(FileShard):
+    """A parquet file."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file)
+        with reading(file), self.opened() as opened:
+            self.schema, self.metadata = opened.schema_arrow, opened.metadata
+        self.num_rows = self.metadata.num_rows
+
+    def opened(self) -> Any:
+        from pyarrow import parquet
+
+        return parquet.ParquetFile(self.file)
+
+    def batches(self, columns: Sequence[str], start: int = 0) -> Iterator[tuple[int, Any]]:
+        starts = list(accumulate((self.metadata.row_group(i).num_rows for i in self.row_groups), initial=0))
+        groups = [i for i in self.row_groups if starts[i + 1] > start]
+        if not groups:
+            return
+        first = starts[groups[0]]
+        with reading(self.file), self.opened() as opened:
+            for batch in opened.iter_batches(ROWS, row_groups=groups, columns=list(columns)):
+                yield first, batch
+                first += batch.num_rows
+
+    @property
+    def row_groups(self) -> range:
+        return range(self.metadata.num_row_groups)
+
+    def has_nulls(self, column: str, field: str) -> bool:
+        for group in map(self.metadata.row_group, self.row_groups):
+            for chunk in map(group.column, range(group.num_columns)):
+                if chunk.path_in_schema == f"{column}.{field}":
+                    statistics = chunk.statistics
+                    if statistics is None or not statistics.has_null_count or statistics.null_count:
+                        return True
+        return False
+
+
+class ArrowShard(FileShard):
+    """An arrow file in the streaming format, as `save_to_disk` writes it."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file)
+        import pyarrow
+
+        with reading(file), pyarrow.memory_map(str(file)) as source:
+            reader = pyarrow.ipc.open_stream(source)
+            self.schema = reader.schema
+            self.num_rows = sum(batch.num_rows for batch in reader)
+
+    def batches(self, columns: Sequence[str], start: int = 0) -> Iterator[tuple[int, Any]]:
+        import pyarrow
+
+        first = 0
+        with reading(self.file), pyarrow.memory_map(str(self.file)) as source:
+            for batch in pyarrow.ipc.open_stream(source):
+                if first + batch.num_rows > start:
+                    for piece in range(0, batch.num_rows, ROWS):
+                        yield first + piece, batch.slice(piece, ROWS).select(list(columns))
+                first += batch.num_rows
+
+    def has_nulls(self, column: str, field: str) -> bool:
+        return True  # the files are mapped: looking is cheap
+
+
+class Table:
+    """A split: one or more shards, in the order of their names.
+
+    Args:
+        source: the setting that names the data, for errors: `root=…`.
+        split: the name of the split.
+        shards: its parts.
+    """
+
+    def __init__(self, source: str, split: str, shards: Sequence[Shard]) -> None:
+        self.source = source
+        self.split = split
+        self.shards = shards
+        self.starts = list(accumulate((shard.num_rows for shard in shards), initial=0))
+
+    @property
+    def num_rows(self) -> int:
+        return self.starts[-1]
+
+    @property
+    def filled(self) -> list[Shard]:
+        """The shards with rows: an empty one may have columns of any type."""
+        return [shard for shard in self.shards if shard.num_rows]
+
+    @property
+    def files(self) -> list[Path]:
+        return [shard.file for shard in self.shards if isinstance(shard, FileShard)]
+
+    def where(self, i: int) -> str:
+        """Return the file of a row and its number there, for an error."""
+        number = bisect_right(self.starts, i) - 1
+        return f"{self.shards[number]}, row {i - self.starts[number]}"
+
+    def check_columns(self, **columns: str) -> None:
+        """Refuse a table without rows, or with a shard that lacks a column.
+
+        Args:
+            columns: the settings that name columns, and the columns.
+
+        Raises:
+            ValueError: with the columns that there are.
+        """
+        if not self.filled:
+            raise ValueError(f"{self.source}: the {self.split} split has no rows; export it again, with its rows")
+        for shard in self.filled:
+            names = shard.schema.names
+            if missing := sorted(set(columns.values()) - set(names)):
+                settings = " and ".join(f"data.{setting}" for setting in columns)
+                raise ValueError(
+                    f"{self.source}: the {self.split} split has the columns {', '.join(names)}, and "
+                    f"{', '.join(missing)} is missing in {shard}; name them with {settings}"
+                )
+
+    def column(self, name: str) -> Iterator[Any]:
+        """Yield the values of a column, row by row."""
+        for shard in self.filled:
+            for _, batch in shard.batches([name]):
+                yield from batch.column(0).to_pylist()
+
+    def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[tuple[int, Shard, tuple[Any, ...]]]:
+        """Yield each row from `start` on: its number, its shard, and its values in the order of `columns`."""
+        for shard, begin in zip(self.shards, self.starts, strict=False):
+            if not shard.num_rows or begin + shard.num_rows <= start:
+                continue
+            for first, batch in shard.batches(columns, max(0, start - begin)):
+                values = zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+                for number, row in enumerate(values, start=begin + first):
+                    if number >= start:
+                        yield number, shard, row
+
+    def pointed_files(self, column: str) -> list[Path]:
+        """Return the image files that rows point to instead of holding the bytes, in the order of the rows.
+
+        Raises:
+            ValueError: a file that is not there, or an address.
+        """
+        found: list[Path] = []
+        missing: list[tuple[str, Path]] = []
+        for shard, begin in zip(self.shards, self.starts, strict=False):
+            if isinstance(shard, HubShard) or not shard.num_rows or not points_to_files(shard, column):
+                continue
+            for first, batch in shard.batches([column]):
+                for i, value in enumerate(batch.column(0).to_pylist(), start=begin + first):
+                    image = image_of(value, shard, partial(self.where, i))
+                    if isinstance(image, Path):
+                        found.append(image)
+                        if not image.is_file():
+                            missing.append((self.where(i), image))
+        if missing:
+            where, image = missing[0]
+            raise ValueError(
+                f"{where}: it points to the image {image}, which is not there ({len(missing)} such of "
+                f"{self.num_rows} rows); put the files there, or export with Dataset.save_to_disk, which embeds images"
+            )
+        return found
+
+    @cached_property
+    def ends(self) -> list[bytes | int]:
+        """The size of each file and its last 64 KiB, which stand for files that are too large to be hashed whole."""
+        return [part for file in self.files for part in (file.stat().st_size, end_of(file))]
+
+
+def points_to_files(shard: Shard, column: str) -> bool:
+    """Return whether some rows may have the path of an image in place of its bytes."""
+    from pyarrow import types
+
+    kind = shard.schema.field(column).type
+    if not types.is_struct(kind):
+        return is_text(kind)
+    names = [field.name for field in kind]
+    assert isinstance(shard, FileShard)
+    return "path" in names and ("bytes" not in names or shard.has_nulls(column, "bytes"))
+
+
+def image_of(value: Any, shard: Shard, where: Callable[[], str]) -> bytes | Path | None:
+    """Return the bytes of an image or its file, from a value of an image column; a path counts from the table's folder.
+
+    Args:
+        value: bytes, a path, or both by the names of `datasets.Image`.
+        shard: where it is from.
+        where: gives the row's place, for an error.
+    """
+    if isinstance(value, dict):
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if not isinstance(value, str):
+        return value
+    if "://" in value:
+        raise ValueError(
+            f"{where()}: its image is at {value}, and images are not downloaded; export with Dataset.save_to_disk, "
+            "which embeds them"
+        )
+    return shard.file.parent / value if isinstance(shard, FileShard) else Path(value)
+
+
+def check_images(tables: Sequence[Table], column: str) -> None:
+    """Refuse a column that is neither bytes, nor paths, nor both by the names of `datasets.Image`."""
+    from pyarrow import types
+
+    for table in tables:
+        for shard in table.filled:
+            kind = shard.schema.field(column).type
+            fields = {field.name for field in kind} if types.is_struct(kind) else set()
+            if not (fields & {"bytes", "path"} or is_binary(kind) or is_text(kind)):
+                raise ValueError(
+                    f"image_column={column}: {shard} has {kind} there, which is no image; choose a column of encoded "
+                    "images (PNG, JPEG, …) or of their paths"
+                )
+
+
+class Labels:
+    """The classes of a column of labels, over all parts of a data set.
+
+    Names from the Hub's metadata stay in their order. Without them the classes are the distinct labels, sorted:
+    numbers by value, strings by code point ("10" before "2").
+
+    Args:
+        tables: the parts.
+        column: the column of labels.
+
+    Raises:
+        ValueError: labels that are neither integers, strings nor booleans, or files that disagree.
+    """
+
+    def __init__(self, tables: Sequence[Table], column: str) -> None:
+        self.column = column
+        first, kind = self.common_kind(tables)
+        self.are_named = isinstance(kind, list)
+        if self.are_named:
+            self.names, self.values = kind, list(range(len(kind)))
+            return
+        values: set[Any] = set()
+        for table in tables:
+            values.update(table.column(column))
+        self.values = sorted(values - {None})
+        self.names = [str(value) for value in self.values]
+        if not self.values:
+            raise ValueError(f"label_column={column}: {first} has no labels, only empty fields; choose another column")
+
+    def common_kind(self, tables: Sequence[Table]) -> tuple[Shard, Any]:
+        """Return a shard and the kind of its labels, which all the others share."""
+        shards = [shard for table in tables for shard in table.filled]
+        kinds = [self.kind(shard) for shard in shards]
+        for shard, kind in zip(shards, kinds, strict=True):
+            if kind != kinds[0]:
+                both = (
+                    f"label_column={self.column}: {shard} has {described(kind)}, and {shards[0]} {described(kinds[0])}"
+                )
+                raise ValueError(f"{both}; export both with the same features, their classes in one order")
+        return shards[0], kinds[0]
+
+    def kind(self, shard: Shard) -> list[str] | str:
+        from pyarrow import types
+
+        if (names := shard.class_names(self.column)) is not None:
+            return names
+        kind = shard.schema.field(self.column).type
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        for name, fits in (("integers", types.is_integer), ("booleans", types.is_boolean), ("strings", is_text)):
+            if fits(kind):
+                return name
+        raise ValueError(
+            f"label_column={self.column}: {shard} has {kind} there; a class is an integer, a string or a boolean, so "
+            "cast the labels, or choose another column"
+        )
+
+    @cached_property
+    def numbers(self) -> dict[Any, int]:
+        """The number of each label's class."""
+        return {value: number for number, value in enumerate(self.values)}
+
+    def number(self, label: Any, where: Callable[[], str]) -> int:
+        """Return the number of a label's class.
+
+        Args:
+            label: the value in the table.
+            where: gives the row's place, for an error.
+        """
+        if label not in self.numbers:
+            known = f"from 0 to {len(self.names) - 1}" if self.are_named else "a class"
+            raise ValueError(f"{where()}: its label {label} is not {known}; mend it, or leave the row out")
+        return self.numbers[label]
+
+    def of(self, table: Table) -> list[int]:
+        """Return the class numbers of all rows."""
+        return [self.number(label, partial(table.where, i)) for i, label in enumerate(table.column(self.column))]
+
+    @property
+    def note(self) -> list[str]:
+        """Integer labels that do not count from 0, and the classes that they became."""
+        if self.are_named or not isinstance(self.values[0], int) or self.values == list(range(len(self.values))):
+            return []
+        shown = self.names if len(self.names) <= 6 else [*self.names[:4], "…", self.names[-1]]
+        return [f"the labels {', '.join(shown)} are the classes 0 to {len(self.names) - 1}"]
+
+
+def described(kind: list[str] | str) -> str:
+    return f"the classes {', '.join(kind)}" if isinstance(kind, list) else f"{kind} as labels, without class names"
+
+
+def is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def is_binary(kind: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
+
+# Where tables are ---------------------------------------------------------------------------------------------------
+
+
+def hub_table(name: str | None, split: str, config: str | None = None, *, streaming: bool = False) -> Table:
+    """Load a split from the Hub.
+
+    Raises:
+        ValueError: it cannot be loaded, or streams without a number of rows.
+    """
+    if name and Path(name).is_dir():
+        raise ValueError(
+            f"name={name}: this is a folder here, and a name on the Hub; give a folder with parquet files as data.root"
+        )
+    table = load_split(name, split, config, streaming=streaming)
+    if not streaming:
+        num_rows = table.num_rows
+    elif not (num_rows := table.info.splits[split].num_examples if table.info.splits else 0):
+        raise ValueError(f"name={name}: it does not say how many rows {split} has; set data.streaming=false")
+    return Table(f"name={name}", split, [HubShard(f"name={name}, {split}", table, num_rows)])
+
+
+def file_table(root: str, split: str) -> Table:
+    """Open a split in a folder of parquet files, or in a folder that `save_to_disk` wrote.
+
+    Raises:
+        ValueError: no such folder or split, files of two exports, or a file that cannot be read.
+    """
+    folder = Path(root)
+    if not folder.is_dir():
+        raise ValueError(f"root={root}: there is no such folder; give one with the parquet files")
+    with install_hint():
+        import pyarrow  # noqa: F401
+    if (folder / "dataset_dict.json").exists():
+        parts = read_json(folder / "dataset_dict.json", "splits")
+        if split not in parts:
+            raise ValueError(f"root={root}: it has no {split}, only {', '.join(parts)}; name a part with data.…_split")
+        return Table(f"root={root}", split, saved_shards(folder / split))
+    if is_undivided(root):
+        return Table(f"root={root}", split, saved_shards(folder))
+    files = parquet_files(root, split)
+    shards = [ParquetShard(file) for file in files]
+    check_copies(root, [shard.file for shard in shards if shard.num_rows])
+    return Table(f"root={root}", split, shards)
+
+
+def is_undivided(root: str | None) -> bool:
+    """Return whether a folder is a `datasets.Dataset` saved without parts."""
+    return root is not None and (Path(root) / "state.json").exists()
+
+
+def saved_shards(folder: Path) -> list[Shard]:
+    """Open the files of a `datasets.Dataset` that `save_to_disk` wrote."""
+    return [ArrowShard(folder / file["filename"]) for file in read_json(folder / "state.json", "_data_files")]
+
+
+def read_json(file: Path, key: str) -> Any:
+    with reading(file):
+        return json.loads(file.read_text(encoding="utf-8"))[key]
+
+
+def parquet_files(root: str, split: str) -> list[Path]:
+    """Return the files of a split, `<split>.parquet` or `<split>-<anything>.parquet`, in the order of their names.
+
+    Raises:
+        ValueError: no files, files in several folders, a missing shard, or files of two exports.
+    """
+    everything = [file for file in list_files(Path(root)).files if file.suffix == ".parquet"]
+    files = [file for file in everything if file.stem == split or file.name.startswith(f"{split}-")]
+    if not files:
+        others = ", ".join(sorted({file.stem.partition("-")[0] for file in everything}))
+        there = f"; there is {others}, and data.…_split names another part" if others else ""
+        raise ValueError(
+            f"root={root}: no {split}.parquet or {split}-*.parquet there{there or '; give the folder that has them'}"
+        )
+    if len(folders := sorted({file.parent for file in files})) > 1:
+        raise ValueError(f"root={root}: {', '.join(map(str, folders))} all have files of {split}; give one of them")
+    check_shards(root, split, files)
+    return files
+
+
+def check_shards(root: str, split: str, files: Sequence[Path]) -> None:
+    """Refuse files of a split that are not one export: a single file, all shards of N, or files without numbers."""
+    matches = [re.match(rf"{re.escape(split)}-(\d+)-of-(\d+)\b", file.stem) for file in files]
+    totals = {int(match[2]) for match in matches if match}
+    numbers = [int(match[1]) for match in matches if match]
+    is_single = any(file.stem == split for file in files)
+    if len(files) > 1 and (is_single or len(totals) > 1 or 0 < len(numbers) < len(files)):
+        raise ValueError(
+            f"root={root}: {shortened(files)} are files of several exports of {split}; keep the files of one"
+        )
+    for total in totals:
+        first = 1 if total in numbers and 0 not in numbers else 0  # some tools count from 1
+        expected = range(first, first + total)
+        if missing := sorted(set(expected) - set(numbers)):
+            name = f"{split}-{missing[0]:05}-of-{total:05}.parquet"
+            more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
+            raise ValueError(
+                f"root={root}: of the {total} files of {split}, {name}{more} missing; fetch all, or export again"
+            )
+        if len(numbers) > total:
+            raise ValueError(
+                f"root={root}: {shortened(files)} are more than the {total} files of {split}; keep those of one export"
+            )
+
+
+def check_copies(root: str, files: Sequence[Path]) -> None:
+    """Refuse a file that is there twice, under two names."""
+    by_end: dict[tuple[int, bytes], Path] = {}
+    for file in files:
+        first = by_end.setdefault((file.stat().st_size, end_of(file)), file)
+        if first is not file and filecmp.cmp(first, file, shallow=False):
+            raise ValueError(f"root={root}: {file.name} is a copy of {first.name}; remove one of them")
+
+
+def shortened(files: Sequence[Path]) -> str:
+    names = [file.name for file in files]
+    return ", ".join(names if len(names) <= 6 else [*names[:3], "…", *names[-2:]])
+
+
+def end_of(file: Path) -> bytes:
+    """Return the last 64 KiB of a file."""
+    with file.open("rb") as opened:
+        opened.seek(max(0, file.stat().st_size - END))
+        return opened.read()
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Name the file that cannot be read.
+
+    Raises:
+        ValueError: in place of whatever pyarrow raises.
+    """
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, pyarrow.ArrowException, json.JSONDecodeError, UnicodeDecodeError, LookupError) as error:
+        remedy = "fetch it again"
+        if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(b"version https://git-lfs"):
+            remedy = "it only points to the data: run git lfs pull in its folder"
+        raise ValueError(f"{file}: it cannot be read ({' '.join(str(error).split())}); {remedy}") from error
