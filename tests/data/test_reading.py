@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +47,47 @@ def test_data_are_read_anew_for_other_settings_and_outside_a_sweep(config: Calla
             assert data_of(cfg).splits is third.splits
         assert data_of(cfg).splits is third.splits
     assert data_of(cfg).splits is not third.splits
+
+
+def test_data_are_read_anew_once_a_file_changes(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    text = " ".join(f"word{i}" for i in range(3000))
+    (tmp_path / "txt").mkdir()
+    (tmp_path / "txt" / "a.txt").write_text(text)
+    cfg = config("data=text", "model=transformer", f"data.path={tmp_path}/txt")
+    with read_once():
+        first = data_of(cfg)
+        assert data_of(cfg).splits is first.splits
+        (tmp_path / "txt" / "a.txt").write_text(text[::-1])  # as long as before
+        os.utime(tmp_path / "txt" / "a.txt", ns=(10**18, 10**18))
+        second = data_of(cfg)
+        assert second.fingerprint != first.fingerprint
+        (tmp_path / "txt" / "b.txt").write_text("one file more")
+        third = data_of(cfg)
+        assert third.fingerprint != second.fingerprint
+        (tmp_path / "txt" / ".hidden").write_text("not read")
+        assert data_of(cfg).splits is third.splits
+
+
+def test_data_are_read_anew_once_an_image_changes_that_a_table_points_to(
+    config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    import pyarrow
+    from PIL import Image
+    from pyarrow import parquet
+
+    (tmp_path / "table").mkdir()
+    for split in ("train", "test"):
+        for i in range(20):
+            Image.new("RGB", (4, 4), (i, len(split), 0)).save(tmp_path / f"{split}{i}.png")
+        rows = {"image": [f"../{split}{i}.png" for i in range(20)], "label": [0, 1] * 10}
+        parquet.write_table(pyarrow.table(rows), tmp_path / "table" / f"{split}.parquet")
+    cfg = config("data=hf_image", f"data.root={tmp_path}/table", "data.batch_size=4", "data.val_fraction=0.2")
+    with read_once():
+        first = data_of(cfg)
+        assert data_of(cfg).splits is first.splits
+        Image.new("RGB", (4, 4), (200, 0, 0)).save(tmp_path / "test3.png")
+        os.utime(tmp_path / "test3.png", ns=(10**18, 10**18))
+        assert data_of(cfg).fingerprint != first.fingerprint
 
 
 def test_a_batch_that_is_too_large_for_shared_data_is_refused(config: Callable[..., DictConfig]) -> None:

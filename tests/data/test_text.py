@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,18 +97,20 @@ def test_documents_of_the_hub_are_read_by_their_column(files: Path) -> None:
 def test_columns_and_rows_that_are_no_text_are_named(files: Path, tmp_path: Path) -> None:
     import datasets
 
-    with pytest.raises(ValueError, match="the train split has the columns text, and words is missing; name it with"):
+    with pytest.raises(
+        ValueError, match=r"train split has the columns text, and words is missing in .*; set data.text"
+    ):
         HFText(name="topics", root=str(files / "text"), text_column="words").setup()
     for split in ("train", "validation", "test"):
         datasets.Dataset.from_dict({"text": ["one", None, "three"]}).to_parquet(tmp_path / f"{split}.parquet")
-    with pytest.raises(ValueError, match=r"root=.*: train row 1 of text is no text \(None\)"):
+    with pytest.raises(ValueError, match=r"train.parquet, row 1: text is no text there \(None\)"):
         HFText(name="x", root=str(tmp_path)).setup()
     with pytest.raises(ValueError, match="val_split=validation, test_split=None: name both parts, or none"):
         HFText(name="x", root=str(tmp_path), test_split=None)
 
 
 def test_the_default_text_ships_with_python() -> None:
-    text = read_text(None)
+    text, _ = read_text(None)
     assert len(text) > 100_000
     assert "lambda" in text
 
@@ -116,7 +119,7 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "c.txt").write_text("second")
     (tmp_path / "a.txt").write_text("first")
-    assert read_text(str(tmp_path)) == "first\nsecond"
+    assert read_text(str(tmp_path)) == ("first\nsecond", [])
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
@@ -127,6 +130,98 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"abc\xff")
     with pytest.raises(ValueError, match=r"bad.txt is not UTF-8 \(line 1, byte 3 is 0xff\)"):
         read_text(str(tmp_path))
+
+
+def test_hidden_files_backups_and_checkpoints_are_left_out_and_said(tmp_path: Path) -> None:
+    book, root = " ".join(f"word{i}" for i in range(3000)), tmp_path / "txt"
+    for name in (
+        ".ipynb_checkpoints/book-checkpoint.txt",
+        ".hidden.txt",
+        "__pycache__/book.pyc",
+        "__MACOSX/._book.txt",
+        "book.txt~",
+        "#book.txt#",
+        "book.txt.bak",
+        "BOOK.BAK",
+        ".book.txt.swp",
+        "book.txt.orig",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{book} {name}")
+    (root / ".DS_Store").write_bytes(b"\0\0\0\1Bud1\xff")
+    os.mkfifo(root / "pipe")  # reading it would wait forever
+    (root / "book.txt").write_text(book)
+    (root / "read.me").write_text("any other file is text")
+    assert read_text(str(root)).text == f"{book}\nany other file is text"
+    data = Text(path=str(root))
+    data.setup()
+    assert data.unusual() == ["12 hidden files and backups left out (#book.txt#, .DS_Store, .book.txt.swp, …)"]
+
+
+def test_a_file_that_is_named_is_read_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / ".notes~").write_text("mine")
+    assert read_text(str(tmp_path / ".notes~")) == ("mine", [])
+    (tmp_path / ".folder").mkdir()
+    (tmp_path / ".folder" / "a.txt").write_text("mine, too")
+    assert read_text(str(tmp_path / ".folder")) == ("mine, too", [])
+
+
+def test_a_byte_order_mark_is_no_character_and_line_ends_stay(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\r\ntwo", encoding="utf-8-sig", newline="")
+    (tmp_path / "b.txt").write_text("three\rfour\ufeff", encoding="utf-8-sig", newline="")
+    assert read_text(str(tmp_path)).text == "one\r\ntwo\nthree\rfour\ufeff"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text".encode("utf-16"), "x.txt is UTF-16; convert it to UTF-8, or leave it out"),
+        (b"\xfe\xff\0t", "x.txt is UTF-16"),
+        (b"ab\0c", r"x.txt is binary \(byte 2 is 0x00\); leave it out"),
+        (b"\x89PNG\r\n\x1a\n", r"x.txt is not UTF-8 \(line 1, byte 0 is 0x89\)"),
+        (b"\xef\xbb\xbfab\n\xff", r"x.txt is not UTF-8 \(line 2, byte 6 is 0xff\)"),
+    ],
+)
+def test_files_that_are_no_text_are_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_text(str(tmp_path))
+
+
+def test_copies_of_a_file_are_read_once_and_said(tmp_path: Path) -> None:
+    for name, text in (("a.txt", "one"), ("b.txt", "two"), ("copy of a.txt", "one"), ("empty", ""), ("none", "")):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "z.txt").symlink_to(tmp_path / "b.txt")
+    assert read_text(str(tmp_path)) == ("one\ntwo", ["2 copies of other files left out (copy of a.txt, z.txt)"])
+
+
+def test_linked_folders_are_read_once_and_dangling_links_are_refused(tmp_path: Path) -> None:
+    for name in ("root", "disk/deep"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "disk" / "deep" / "a.txt").write_text("far away")
+    (tmp_path / "root" / "b.txt").write_text("here")
+    (tmp_path / "root" / "c").symlink_to(tmp_path / "disk")
+    (tmp_path / "root" / "d").symlink_to(tmp_path / "disk" / "deep")
+    (tmp_path / "disk" / "up").symlink_to(tmp_path / "root")
+    assert read_text(str(tmp_path / "root")) == ("here\nfar away", [])
+    (tmp_path / "root" / "gone.txt").symlink_to(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"gone.txt cannot be read \(a link to a file that is not there\)"):
+        read_text(str(tmp_path / "root"))
+    (tmp_path / "root" / "gone.txt").unlink()
+    (tmp_path / "root" / "loop").symlink_to(tmp_path / "root" / "loop")
+    with pytest.raises(ValueError, match=r"loop cannot be read"):
+        read_text(str(tmp_path / "root"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="this is neither a file nor a folder; give a UTF-8 text"):
+        read_text(str(tmp_path / "pipe"))
+
+
+def test_the_order_of_files_is_that_of_code_points(tmp_path: Path) -> None:
+    names = ["B.txt", "Z", "a.txt", "a/x", "z.txt", "ä.txt"]  # a locale's order would begin with a
+    for name in reversed(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert read_text(str(tmp_path)).text.split("\n") == ["B.txt", "Z", "a/x", "a.txt", "z.txt", "ä.txt"]
 
 
 def test_too_little_text_is_refused_with_the_numbers(tmp_path: Path) -> None:

@@ -87,3 +87,44 @@ def test_missing_files_and_parts_that_do_not_fit_are_named(tmp_path: Path) -> No
     other = write(tmp_path, HEADER + "1,2:a\n", "x_TEST.ts")
     with pytest.raises(ValueError, match=r"test_file=.*its series have 1 dimensions, and those of .* have 2"):
         TimeSeries(train_file=str(train), test_file=str(other)).setup()
+
+
+def test_the_same_series_for_training_and_testing_are_refused(tmp_path: Path) -> None:
+    rows = "1,2:3,4:a\n5,6:7,8:b\n" * 5
+    train = write(tmp_path, HEADER + rows)
+    other = write(tmp_path, HEADER + rows, "x_TEST.ts")
+    for test in (train, other):
+        with pytest.raises(ValueError, match=r"it has the same content as train_file=.*x_TRAIN.ts; give"):
+            TimeSeries(train_file=str(train), test_file=str(test)).setup()
+
+
+def test_files_that_look_swapped_are_mentioned(tmp_path: Path) -> None:
+    rows = "".join(f"1,2:3,{i}:a\n5,6:7,{i}:b\n" for i in range(20))
+    train, test = write(tmp_path, HEADER + rows), write(tmp_path, HEADER + rows + rows, "x_TEST.ts")
+    swapped = TimeSeries(train_file=str(test), test_file=str(train), batch_size=4)
+    assert swapped.unusual() == ["trained on x_TEST.ts and tested on x_TRAIN.ts: are they swapped?"]
+    assert TimeSeries(train_file=str(train), test_file=str(test), batch_size=4).unusual() == []
+
+
+def test_labels_that_are_missing_are_refused_where_no_classes_are_declared(tmp_path: Path) -> None:
+    header = HEADER.replace("@classLabel true a b\n", "")
+    for label in ("?", "NaN", " ", ""):
+        path = write(tmp_path, header + f"1,2:3,4:a\n1,2:3,4:{label}\n")
+        with pytest.raises(ValueError, match=r"line 6: (its label is missing|a series and a label are needed)"):
+            read_ts("train_file", path)
+
+
+def test_a_byte_order_mark_does_not_hide_the_first_line(tmp_path: Path) -> None:
+    text = "@classLabel true b a\n@data\n1,2:3,4:a\n"
+    (tmp_path / "x.ts").write_text(text, encoding="utf-8-sig")
+    assert read_ts("train_file", tmp_path / "x.ts").class_names == ["b", "a"]
+
+
+def test_classes_are_matched_by_name_whatever_order_each_file_declares(tmp_path: Path) -> None:
+    rows = "".join(f"1,2:3,{i}:a\n5,6:7,{i}:b\n" for i in range(20))
+    train = write(tmp_path, HEADER + rows)
+    test = write(tmp_path, HEADER.replace("true a b", "true b a") + "1,2:3,4:a\n", "x_TEST.ts")
+    data = TimeSeries(train_file=str(train), test_file=str(test), batch_size=4)
+    data.setup()
+    assert data.splits is not None
+    assert data.splits.test[[0]].targets.tolist() == [data.class_names.index("a")]

@@ -111,20 +111,30 @@ class HFImage(EncodedImages):
         return table
 
     def read_labels(self, tables: Sequence[Table]) -> Labels:
-        """Find the classes of all parts, and note what is unusual about the parts."""
+        """Find the classes of all parts, and note what a reader should know of the parts."""
         check_images(tables, self.image_column)
+        if self.streaming and self.root is None and tables[0].shards[0].class_names(self.label_column) is None:
+            raise ValueError(
+                f"label_column={self.label_column}: a stream from the Hub needs labels of type ClassLabel, as its "
+                "classes have to be known at the start; set data.streaming=false"
+            )
         labels = Labels(tables, self.label_column)
         self.class_names = labels.names
-        self.notes = labels.note
-        if self.root is not None and self.val_split is None and not is_undivided(self.root):
-            for split in VALIDATION_NAMES:
-                with suppress(ValueError):
-                    num_rows = file_table(self.root, split).num_rows
-                    self.notes = [*self.notes, f"{num_rows:,} rows of {split} not used (data.val_split={split})"]
+        self.notes = [*labels.note, *self.unused_parts()]
         if self.streaming:
-            note = "the fingerprint of a stream covers labels, file sizes and the last 64 KiB of each file"
-            self.notes = [*self.notes, note]
+            what = "sizes and ends of files, and all labels" if self.root else "the version on the Hub"
+            self.notes = [*self.notes, f"the fingerprint of the streamed part covers {what}, not every image"]
         return labels
+
+    def unused_parts(self) -> list[str]:
+        """Describe a validation part that is there, and that nobody asked for."""
+        found = []
+        if self.root is not None and self.val_split is None and not is_undivided(self.root):
+            for split in {*VALIDATION_NAMES} - {self.train_split, self.test_split}:
+                with suppress(ValueError):  # there is none
+                    num_rows = file_table(self.root, split).num_rows
+                    found.append(f"{num_rows:,} of {split} not used, data.val_split={split} validates on them")
+        return sorted(found)
 
     def pointed_files(self, table: Table) -> list[Path]:
         """Find the image files outside of a table, and remember them: a sweep reads the data again if they change."""

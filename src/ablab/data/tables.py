@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
 import re
 from abc import ABC, abstractmethod
@@ -14,6 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from ablab.data.cache import content_key
 from ablab.data.files import list_files
 from ablab.data.hub import install_hint, load_split
 
@@ -63,8 +63,8 @@ class HubShard(Shard):
         return self.title
 
     def batches(self, columns: Sequence[str], start: int = 0) -> Iterator[tuple[int, Any]]:
-        rows = self.table.select_columns(list(columns)).skip(start).with_format("arrow")
-        for batch in rows.iter(ROWS):
+        rows = self.table.select_columns(list(columns)).with_format("arrow")
+        for batch in (rows.skip(start) if start else rows).iter(ROWS):
             yield start, batch
             start += batch.num_rows
 
@@ -199,7 +199,7 @@ class Table:
                 settings = " and ".join(f"data.{setting}" for setting in columns)
                 raise ValueError(
                     f"{self.source}: the {self.split} split has the columns {', '.join(names)}, and "
-                    f"{', '.join(missing)} is missing in {shard}; name them with {settings}"
+                    f"{', '.join(missing)} is missing in {shard}; set {settings}"
                 )
 
     def column(self, name: str) -> Iterator[Any]:
@@ -333,10 +333,10 @@ class Labels:
         kinds = [self.kind(shard) for shard in shards]
         for shard, kind in zip(shards, kinds, strict=True):
             if kind != kinds[0]:
-                both = (
-                    f"label_column={self.column}: {shard} has {described(kind)}, and {shards[0]} {described(kinds[0])}"
+                raise ValueError(
+                    f"label_column={self.column}: {shard} has {described(kind)}, and {shards[0]} has "
+                    f"{described(kinds[0])}; export both with the same features, their classes in one order"
                 )
-                raise ValueError(f"{both}; export both with the same features, their classes in one order")
         return shards[0], kinds[0]
 
     def kind(self, shard: Shard) -> list[str] | str:
@@ -510,7 +510,7 @@ def check_copies(root: str, files: Sequence[Path]) -> None:
     by_end: dict[tuple[int, bytes], Path] = {}
     for file in files:
         first = by_end.setdefault((file.stat().st_size, end_of(file)), file)
-        if first is not file and filecmp.cmp(first, file, shallow=False):
+        if first is not file and content_key(first) == content_key(file):
             raise ValueError(f"root={root}: {file.name} is a copy of {first.name}; remove one of them")
 
 

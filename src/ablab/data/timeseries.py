@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ablab.data.batch import Kind, Samples
+from ablab.data.cache import content_key
 from ablab.data.labelled import LabelledData, Official
 
 LARGEST = torch.finfo(torch.float32).max
 
 
 class TimeSeries(LabelledData):
-    """Series of one or more dimensions and any lengths: shorter ones are padded to the longest, and `valid` says where.
+    """Series of one or more dimensions and any lengths; shorter ones are padded, and `valid` marks the real steps.
 
     Each dimension is standardized on its own, over the real steps of the training series.
 
@@ -28,7 +29,7 @@ class TimeSeries(LabelledData):
         inputs `(N, L, dimensions)`, targets `(N)`, valid `(N, L)`
 
     Raises:
-        ValueError: a missing file, or a line that is no series; it names file and line.
+        ValueError: a missing file, the same file twice, or a line that is no series; it names file and line.
 
     References:
         Bagnall et al. 2018 (the archive and its format), https://arxiv.org/abs/1811.00075
@@ -44,6 +45,11 @@ class TimeSeries(LabelledData):
 
     def load(self) -> Official:
         train, test = read_ts("train_file", self.train_file), read_ts("test_file", self.test_file)
+        if content_key(self.train_file) == content_key(self.test_file):
+            raise ValueError(
+                f"test_file={self.test_file}: it has the same content as train_file={self.train_file}; give the test "
+                "series, usually <name>_TEST.ts"
+            )
         self.class_names = train.class_names or sorted({*train.labels, *test.labels})
         self.dimensions = train.series[0].shape[1]
         if test.series[0].shape[1] != self.dimensions:
@@ -67,6 +73,12 @@ class TimeSeries(LabelledData):
             )
         return Samples(inputs, torch.tensor([numbers[label] for label in file.labels]), valid)
 
+    def unusual(self) -> list[str]:
+        train, test = self.train_file.stem.lower(), self.test_file.stem.lower()
+        is_swapped = train.endswith("test") and test.endswith("train")
+        note = f"trained on {self.train_file.name} and tested on {self.test_file.name}: are they swapped?"
+        return [*super().unusual(), *([note] if is_swapped else [])]
+
     @property
     def model_sizes(self) -> dict[str, int]:
         return {
@@ -77,7 +89,7 @@ class TimeSeries(LabelledData):
 
 
 class TsFile(NamedTuple):
-    """What a .ts file says: series `(L, dimensions)`, their labels, and the labels that it declares."""
+    """A .ts file: series `(L, dimensions)`, their labels, and the labels that the file declares."""
 
     series: list[Tensor]
     labels: list[str]
@@ -92,7 +104,7 @@ def read_ts(argument: str, path: Path) -> TsFile:
         path: the file.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise ValueError(f"{argument}={path}: there is no such file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -134,13 +146,16 @@ def read_ts(argument: str, path: Path) -> TsFile:
 def read_series(place: str, line: str) -> tuple[Tensor, str]:
     """A series `(L, dimensions)` and its label: dimensions and label stand between colons, values between commas."""
     *dimensions, label = line.strip().split(":")
+    label = label.strip()
     if not dimensions or not label:
         raise ValueError(f"{place}: a series and a label are needed, with a colon between them; is the file whole?")
+    if label.lower() in ("?", "nan"):
+        raise ValueError(f"{place}: its label is missing ({label}); give one, or leave the series out")
     columns = [torch.tensor(list(read_values(place, text))) for text in dimensions]
     if len({len(column) for column in columns}) > 1:
         lengths = ", ".join(str(len(column)) for column in columns)
         raise ValueError(f"{place}: its dimensions have different lengths ({lengths})")
-    return torch.stack(columns, dim=1), label.strip()
+    return torch.stack(columns, dim=1), label
 
 
 def read_values(place: str, text: str) -> Iterator[float]:
