@@ -74,7 +74,7 @@ class HFImage(EncodedImages):
         self.test_split = test_split
         self.streaming = streaming
         self.shuffle_block = shuffle_block
-        self.notes: list[str] = []
+        self.table_notes: list[str] = []
 
     def load(self) -> Official:
         if is_undivided(self.root):
@@ -98,7 +98,7 @@ class HFImage(EncodedImages):
             )
         table = self.table(self.train_split)
         everything = self.samples(table, self.read_labels([table]))
-        self.notes = [*self.notes, f"saved without parts, so {TEST_FRACTION:.0%} are held out to test"]
+        self.table_notes = [*self.table_notes, f"saved without parts, so {TEST_FRACTION:.0%} are held out to test"]
         rest, test = hold_out(everything, TEST_FRACTION, TEST_SEED, "the test part")
         return Official(everything.part(rest), everything.part(test))
 
@@ -120,10 +120,13 @@ class HFImage(EncodedImages):
             )
         labels = Labels(tables, self.label_column)
         self.class_names = labels.names
-        self.notes = [*labels.note, *self.unused_parts()]
+        self.table_notes = [*labels.note, *self.unused_parts()]
         if self.streaming:
             what = "sizes and ends of files, and all labels" if self.root else "the version on the Hub"
-            self.notes = [*self.notes, f"the fingerprint of the streamed part covers {what}, not every image"]
+            self.table_notes = [
+                *self.table_notes,
+                f"the fingerprint of the streamed part covers {what}, not every image",
+            ]
         return labels
 
     def unused_parts(self) -> list[str]:
@@ -194,4 +197,4 @@ class HFImage(EncodedImages):
         return image
 
     def unusual(self) -> list[str]:
-        return [*super().unusual(), *self.notes]
+        return [*super().unusual(), *self.table_notes]

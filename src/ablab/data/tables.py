@@ -45,8 +45,13 @@ class Shard(ABC):
 
     def class_names(self, column: str) -> list[str] | None:
         """Return the class names that the Hub's metadata gives the labels of a column, if it does."""
-        metadata = json.loads((self.schema.metadata or {}).get(b"huggingface", b"{}"))
-        feature = metadata.get("info", {}).get("features", {}).get(column)
+        try:
+            metadata = json.loads((self.schema.metadata or {}).get(b"huggingface", b"{}"))
+            feature = metadata.get("info", {}).get("features", {}).get(column)
+        except (ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{self}: its Hub metadata cannot be read ({error}); write the file again, with them or without"
+            ) from error
         return feature["names"] if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
 
 
@@ -195,6 +200,8 @@ class Table:
             raise ValueError(f"{self.source}: the {self.split} split has no rows; export it again, with its rows")
         for shard in self.filled:
             names = shard.schema.names
+            if twice := [column for column in columns.values() if names.count(column) > 1]:
+                raise ValueError(f"{shard}: it has {names.count(twice[0])} columns {twice[0]}; rename them")
             if missing := sorted(set(columns.values()) - set(names)):
                 settings = " and ".join(f"data.{setting}" for setting in columns)
                 raise ValueError(
@@ -214,10 +221,11 @@ class Table:
             if not shard.num_rows or begin + shard.num_rows <= start:
                 continue
             for first, batch in shard.batches(columns, max(0, start - begin)):
-                values = zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
-                for number, row in enumerate(values, start=begin + first):
-                    if number >= start:
-                        yield number, shard, row
+                skipped = max(0, start - begin - first)
+                rest = batch.slice(skipped)
+                values = zip(*(rest.column(name).to_pylist() for name in columns), strict=True)
+                for number, row in enumerate(values, start=begin + first + skipped):
+                    yield number, shard, row
 
     def pointed_files(self, column: str) -> list[Path]:
         """Return the image files that rows point to instead of holding the bytes, in the order of the rows.
@@ -322,7 +330,7 @@ class Labels:
         values: set[Any] = set()
         for table in tables:
             values.update(table.column(column))
-        self.values = sorted(values - {None})
+        self.values = sorted(value for value in values if value not in (None, ""))
         self.names = [str(value) for value in self.values]
         if not self.values:
             raise ValueError(f"label_column={column}: {first} has no labels, only empty fields; choose another column")
@@ -368,7 +376,7 @@ class Labels:
         """
         if label not in self.numbers:
             known = f"from 0 to {len(self.names) - 1}" if self.are_named else "a class"
-            raise ValueError(f"{where()}: its label {label} is not {known}; mend it, or leave the row out")
+            raise ValueError(f"{where()}: its label {label!r} is not {known}; mend it, or leave the row out")
         return self.numbers[label]
 
     def of(self, table: Table) -> list[int]:
@@ -429,7 +437,8 @@ def file_table(root: str, split: str) -> Table:
     """
     folder = Path(root)
     if not folder.is_dir():
-        raise ValueError(f"root={root}: there is no such folder; give one with the parquet files")
+        what = "this is a file, not a folder" if folder.exists() else "there is no such folder"
+        raise ValueError(f"root={root}: {what}; give one with the parquet files")
     with install_hint():
         import pyarrow  # noqa: F401
     if (folder / "dataset_dict.json").exists():
