@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from ablab.config import help
 from ablab.config.errors import readable_errors
 from ablab.config.schema import check
+from ablab.config.yaml_files import check_conf
 from ablab.loading import loading
 from ablab.runs.resume import is_finished, resumed
 
@@ -43,4 +44,5 @@ if __name__ == "__main__":
 
         completion.register()
     with readable_errors():
+        check_conf()
         main()

@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--shift", help="a choice of conf/data/shift; none undoes the run's own")
     parser.add_argument("--severity", type=int, help="of the shift, from 1 to 5")
     parser.add_argument("--weights", choices=("best", "last"), default="best")
+    parser.add_argument("--trust", action="store_true", help="build whatever its config names: docs/runs.md")
     options = parser.parse_args()
     with loading(said=True):
         from ablab.evaluate import evaluate, scoring, shift_of
@@ -39,6 +40,7 @@ def main() -> None:
         shift=options.shift,
         severity=options.severity,
         weights=options.weights,
+        trust=options.trust,
     )
     cfg = scoring(options.run, shift=options.shift, severity=options.severity)
     limit = cfg.trainer.limit_test_batches

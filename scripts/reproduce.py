@@ -47,7 +47,7 @@ def config_again(folder: Path, changes: list[str]) -> DictConfig:
         key, equals, _ = change.partition("=")
         if not key or not equals:
             raise ConfigError(f"{change}: key=value is needed, as on the command line")
-        if key in ("resume", "folder"):
+        if key in ("resume", "folder", "trust"):
             raise ConfigError(f"{change}: a run is made again from its beginning; leave it out")
     cfg, places = config_of(folder), [change for change in changes if change.startswith("output_dir=")]
     if len(places) < len(changes):
@@ -81,8 +81,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="to be another than in the run")
+    parser.add_argument("--trust", action="store_true", help="build whatever its config names: docs/runs.md")
     options = parser.parse_args()
     with loading(said=True):
+        from ablab.config.trust import check_targets
         from ablab.evaluate import take_threads
         from ablab.runs import provenance
         from ablab.runs.compare import OF_ITSELF, check_comparable, compare, report
@@ -90,7 +92,9 @@ def main() -> int:
 
     check_comparable(options.run)
     cfg = config_again(options.run, options.changes)
+    cfg.trust = options.trust
     check(cfg, root=CONF / "train.yaml")
+    check_targets(cfg)
     record, environment = read_record(options.run), read_environment(options.run)
     take_threads(environment)
     changes = provenance.changes_since(record, environment)

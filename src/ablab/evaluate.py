@@ -28,6 +28,7 @@ def evaluate(
     shift: str | None = None,
     severity: int | None = None,
     weights: Literal["best", "last"] = "best",
+    trust: bool = False,
 ) -> dict[str, float]:
     """Score a run's weights, on as many threads as it had; nothing in its folder changes.
 
@@ -38,6 +39,7 @@ def evaluate(
         shift: what is done to the inputs, a choice of conf/data/shift; None is what the run's test had.
         severity: of the shift, from 1 to 5.
         weights: those that validation chose, or those of the newest checkpoint.
+        trust: build whatever the folder's config names, not only the kinds of objects that a run is made of.
 
     Returns:
         the metrics of a test, by their names there.
@@ -46,6 +48,7 @@ def evaluate(
         ConfigError: the folder is no run's, has no such weights, its data have no such shift, or are others now.
     """
     cfg = scoring(folder, split=split, shift=shift, severity=severity)
+    cfg.trust = trust
     check(cfg, root=CONF / "train.yaml")
     file, chosen = weights_of(folder, weights)
     record, environment = read_record(folder), read_environment(folder)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from ablab import terminal
 from ablab.callbacks.checkpoints import Checkpoints, Unsaved
 from ablab.config.build import blame, build
+from ablab.config.trust import check_targets
 from ablab.data.datamodule import DataModule
 from ablab.data.reading import set_up
 from ablab.digest import weights_digest
@@ -149,6 +150,7 @@ def tried(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") 
     with blame("seed"):
         L.seed_everything(cfg.seed, workers=True, verbose=False)
 
+    check_targets(cfg)
     check_trainer(cfg)
     data = data_of(cfg, scored=scored)
     norm = build(cfg.norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -15,9 +16,10 @@ from traceback import walk_tb
 from types import FrameType
 from typing import Any
 
+import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 
 from ablab.runs.outcome import BAD_INPUT, RunError
 from ablab.runs.place import first_here
@@ -58,11 +60,12 @@ def readable_errors() -> Iterator[None]:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors on instead of printing them itself
     try:
         yield
-    except (ValueError, HydraException, OmegaConfBaseException) as error:
+    except (ValueError, HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError, OSError) as error:
         known = isinstance(error, ConfigError | HydraException | OmegaConfBaseException)
-        if wanted or not (known or from_hydra(error)):
+        message = file_problem(error) or (describe(error) if known or from_hydra(error) else None)
+        if wanted or message is None:
             raise
-        speak(describe(error))
+        speak(message)
         sys.exit(BAD_INPUT)
     except SystemExit as stop:
         if (ours := left_by_hydra(stop)) is None:
@@ -107,6 +110,68 @@ def from_hydra(error: Exception) -> bool:
     return module(origin(error)).startswith("hydra.")
 
 
+def file_problem(error: Exception) -> str | None:
+    """The message for a YAML file that Hydra could not read, with its line; None for any other error."""
+    from ablab.config.yaml_files import check_yaml, name_of  # that module needs this one's ConfigError
+
+    if isinstance(error, ConfigError) or (file := file_being_read(error)) is None:
+        return None
+    try:
+        check_yaml(file)
+    except ConfigError as problem:
+        return str(problem)
+    if isinstance(error, RecursionError) and (circle := circle_of_defaults(file)):
+        names = " -> ".join(map(name_of, circle))
+        return f"{name_of(file)}: its defaults go in a circle, {names}; leave one of them out"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return None  # Hydra's own message says more
+    return f"{name_of(file)}: it cannot be read ({first_line(error)})"
+
+
+def file_being_read(error: BaseException) -> Path | None:
+    """The YAML file that the libraries were reading when they raised an error; None if they read none.
+
+    Only the frames of these libraries count, from the innermost one outwards.
+    """
+    if found := re.match(r"In '([^']+)': \w+ raised while composing config", str(error)):
+        file = CONF / f"{found[1]}.yaml"
+        return file if file.is_file() else None
+    for frame, _ in reversed(list(walk_tb(error.__traceback__))):
+        top = module(frame).partition(".")[0]
+        if top not in ("yaml", "omegaconf", "hydra", "codecs", "posixpath", "os", "re", "typing", "abc", "importlib"):
+            return None
+        for value in list(frame.f_locals.values()):
+            name = getattr(value, "name", None) if isinstance(value, io.IOBase) else value
+            for candidate in (name, f"{CONF}/{name}.yaml") if isinstance(name, str) and "\0" not in name else ():
+                if candidate.endswith(".yaml") and len(candidate) < 4096 and os.path.isfile(candidate):
+                    return Path(candidate)
+    return None
+
+
+def circle_of_defaults(file: Path, before: tuple[Path, ...] = ()) -> list[Path]:
+    """The files whose defaults lead from one to the next and back to the first; none if these do not."""
+    if file in before:
+        return [*before[before.index(file) :], file]
+    try:
+        entries = yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults", [])
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return []
+    for entry in entries:
+        for group, choice in entry.items() if isinstance(entry, dict) else [("", entry)]:
+            group = str(group).rpartition(" ")[2].partition("@")[0]
+            name = "/".join(filter(None, (group, str(choice).partition("@")[0])))
+            folder = CONF if name.startswith("/") else file.parent
+            following = folder / f"{name.lstrip('/')}.yaml"
+            if following.is_file() and (found := circle_of_defaults(following, (*before, file))):
+                return found
+    return []
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its name if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def left_by_hydra(stop: SystemExit) -> str | None:
     """What to tell the user of an exit that Hydra or its parser has taken; None of another, or of one that is clear.
 
@@ -146,6 +211,9 @@ def describe(error: Exception) -> str:
         return f"{word}: a group takes the name of a choice; python train.py --help shows them"
     cause = error.__cause__
     node = getattr(cause, "parent_node", None)
+    if isinstance(cause, GrammarParseError):
+        place = cause.full_key or cause.key
+        return f"{place}: its ${{…}} cannot be read ({first_line(cause)}); a text that has ${{ in it is written \\${{"
     if isinstance(cause, OmegaConfBaseException) and cause.key is not None and node is not None:
         if (problem := strange_key(cause, node)) is not None:
             return problem

@@ -274,9 +274,9 @@ class TimeWarp(Shift):
         return torch.lerp(before, after, (position - below)[..., None].to(x))
 
 
-def none() -> None:
+def none() -> Shift | None:
     """No shift: the test inputs as they are."""
-    return
+    return None
 
 
 def signs(seeds: Tensor, stream: int, *shape: int) -> Tensor:

@@ -2,31 +2,81 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
+import math
 import os
+import re
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ablab.config.errors import ConfigError
-from ablab.config.schema import quoted
+from ablab.config.schema import accepts, quoted, readable
+from ablab.config.yaml_files import read_yaml
+from ablab.runs.identity import flat
 from ablab.runs.outcome import RunError
 
 LOG = "log.txt"  # in a run's folder: what it printed, in an ablation or under Slurm
 ABLATION = "ablation.json"  # in an ablation's: what was asked for, and which folder is which run
 
-# What a run's files have to say for the run to be gone on with.
-RECORD = {"id", "status", "overrides", "identity", "processes", "batch_sizes", "data", "git_commit"}
-ENVIRONMENT = {"python", "processor", "threads", "accelerators", "cuda", "cudnn", "driver", "packages"}
-CONFIG = {"model", "norm", "data", "task", "optimizer", "trainer", "callbacks", "logger", "seed"}
+# What a run's files have to say for it to be resumed: keys, each with its type; `*` stands for every key of a mapping.
+RECORD = {
+    "id": "str",
+    "status": "Literal['running', 'finished', 'stopped', 'diverged', 'interrupted', 'failed']",
+    "overrides": "list[str] | None",
+    "identity": "dict",
+    "identity.*": "str",
+    "identity.code": "str",
+    "identity.data": "str",
+    "processes": "int",
+    "batch_sizes": "dict",
+    "batch_sizes.norm": "int",
+    "data": "dict",
+    "data.fingerprint": "str",
+    "git_commit": "str | None",
+}
+ENVIRONMENT = {
+    "python": "str",
+    "processor": "str",
+    "threads": "dict",
+    "threads.torch": "int",
+    "accelerators": "list",
+    "cuda": "str | None",
+    "cudnn": "str | int | None",
+    "driver": "str | None",
+    "packages": "dict",
+    "packages.*": "str",
+}
+CONFIG = {
+    **dict.fromkeys(("model", "norm", "data", "task", "optimizer", "trainer", "callbacks", "logger"), "dict"),
+    "seed": "int",
+}
+# What a record may have, too.
+OPTIONAL = {
+    "pid": "int",
+    "host": "str",
+    "command": "str",
+    "started": "str",
+    "ended": "str",
+    "error": "str",
+    "resumed": "list",
+    "choices": "dict",
+    "seconds": "float | None",
+    "metrics": "dict",
+    "metrics.*": "float | None",
+    "weights_sha256": "dict",
+    "weights_sha256.*": "str",
+}
+INTERPOLATION = re.compile(r"(?<!\\)\$\{")
+RANGES = {"threads.torch": (1, 4096), "processes": (1, 1_000_000)}  # a larger number of threads ends the process
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -35,7 +85,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, or is not what a run writes.
     """
-    return read_json(folder, "run.json", RECORD)
+    return read_json(folder, "run.json", RECORD, OPTIONAL)
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
@@ -47,26 +97,108 @@ def read_environment(folder: Path) -> dict[str, Any]:
     return read_json(folder, "environment.json", ENVIRONMENT)
 
 
-def read_json(folder: Path, name: str, keys: set[str]) -> dict[str, Any]:
-    """A file of a run's folder that has some keys at least."""
+def read_json(
+    folder: Path, name: str, types: Mapping[str, str], optional: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A JSON file of a folder.
+
+    Args:
+        folder: a run's, or an ablation's.
+        name: of the file.
+        types: the keys that it has to have, each with its type.
+        optional: keys that it may have.
+
+    Raises:
+        ConfigError: it cannot be read, lacks a key, or a value is of another type.
+    """
     try:
-        content = json.loads((folder / name).read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(
+            (folder / name).read_text(encoding="utf-8"),
+            object_pairs_hook=distinct,
+            parse_constant=finite,
+            parse_float=finite,
+        )
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{folder}: its {name} cannot be read ({error}); bring it back, or begin a new run"
         ) from error
-    check_keys(folder, name, content, keys)
+    check_keys(folder, name, content, types, optional)
     return content
 
 
-def check_keys(folder: Path, name: str, content: Any, keys: set[str]) -> None:
-    """Refuse a file that is not what a run writes."""
-    missing = keys - content.keys() if isinstance(content, dict | DictConfig) else keys
-    if missing:
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping of a JSON object.
+
+    Raises:
+        ValueError: a key is there twice.
+    """
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"its key {next(key for key in keys if keys.count(key) > 1)} is there twice")
+    return content
+
+
+def finite(text: str) -> float:
+    """A number of a JSON file, which has neither NaN nor infinity.
+
+    Raises:
+        ValueError: it is not finite.
+    """
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"its number {text} is not finite")
+    return number
+
+
+def check_keys(
+    folder: Path, name: str, content: Any, types: Mapping[str, str], optional: Mapping[str, str] | None = None
+) -> None:
+    """Refuse a file that is not what a run writes.
+
+    Raises:
+        ConfigError: it lacks a key, or a value is of another type.
+    """
+    found = content if isinstance(content, Mapping) else {}
+    required = [key for key in types if "*" not in key]
+    if missing := [key for key in required if not any(True for _ in values_at(found, key))]:
+        missing = [key for key in missing if key.partition(".")[0] == key or key.partition(".")[0] not in missing]
+        problem = f"it lacks {', '.join(sorted(missing))}"
+    else:
+        problem = "; ".join(type_problems(found, {**types, **(optional or {})}))
+    if problem:
         raise ConfigError(
-            f"{folder}: its {name} is not what a run writes (it lacks {', '.join(sorted(missing))}); bring the file "
-            "back, or begin a new run"
+            f"{folder}: its {name} is not what a run writes ({problem}); bring the file back, or begin a new run"
         )
+
+
+def type_problems(content: Mapping[Any, Any], types: Mapping[str, str]) -> Iterator[str]:
+    """The values of other types than a file has to have, as key=value."""
+    for pattern, kind in types.items():
+        annotation = ast.parse(kind, mode="eval").body
+        for key, value in values_at(content, pattern):
+            low, high = RANGES.get(key, (None, None))
+            if not accepts(annotation, value):
+                yield f"{key}={shortened(value)}, and {readable(annotation)} is needed"
+            elif low is not None and not low <= value <= high:
+                yield f"{key}={shortened(value)}, and {low} to {high:,} is needed"
+
+
+def values_at(content: Any, pattern: str) -> Iterator[tuple[str, Any]]:
+    """The values of a mapping at a key such as `data.fingerprint` or `metrics.*`, each with its full key."""
+    name, _, rest = pattern.partition(".")
+    if not isinstance(content, Mapping):
+        return
+    for key in [*content] if name == "*" else [name] if name in content else []:
+        if rest:
+            yield from ((f"{key}.{inner}", value) for inner, value in values_at(content[key], rest))
+        else:
+            yield str(key), content[key]
+
+
+def shortened(value: Any) -> str:
+    """A value as a file has it, or its beginning."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 @contextmanager
@@ -178,27 +310,34 @@ def now() -> str:
 
 
 def config_of(folder: Path) -> DictConfig:
-    """The resolved config of a run, from its folder.
+    """The resolved config of a run, from its folder; `trust` is false in it, whatever the file says.
 
     Raises:
-        ConfigError: the folder is not a run's, or the run is of a project of another name.
+        ConfigError: the folder is not a run's, its config cannot be read, or the run is of a project of another name.
     """
     for name in ("run.json", "config.yaml"):
         if not (folder / name).exists():
             raise ConfigError(f"{folder}: it is no run's folder; there is no {name} in it")
     try:
-        cfg = OmegaConf.load(folder / "config.yaml")
-    except (OSError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{folder}: its config.yaml cannot be read ({reason}); bring it back") from error
-    check_keys(folder, "config.yaml", cfg, CONFIG)
+        cfg = read_yaml(folder / "config.yaml")
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: its config.yaml cannot be read ({error}); bring it back") from error
+    content = OmegaConf.to_container(cfg)
+    check_keys(folder, "config.yaml", content, CONFIG)
+    for key, value in flat(content).items():  # a run writes what it resolved, so that this can only be somebody's edit
+        if isinstance(value, str) and INTERPOLATION.search(value):
+            raise ConfigError(
+                f"{folder}: its config.yaml has {key}={value}, which is not resolved and could read this machine's "
+                "environment; write the value itself there"
+            )
     assert isinstance(cfg, DictConfig)
     maker, here = str(OmegaConf.select(cfg, "task._target_")).partition(".")[0], __name__.partition(".")[0]
-    if maker != "None" and importlib.util.find_spec(maker) is None:
+    if maker.isidentifier() and maker != "None" and importlib.util.find_spec(maker) is None:
         raise ConfigError(
             f"{folder}: it was made by {maker}, which is not here, and this is {here}; go on with it where {maker} is, "
             "or begin it anew"
         )
     if "quiet" not in cfg:
         cfg.quiet = False  # a run from before there was such a key
+    cfg.trust = False
     return cfg

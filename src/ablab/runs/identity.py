@@ -20,6 +20,7 @@ WITHOUT_EFFECT = (
     "folder",
     "resume",
     "quiet",
+    "trust",
     "ablation.*",
     "cell.*",
     "logger.*",

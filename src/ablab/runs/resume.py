@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def resumed(cfg: DictConfig) -> DictConfig:
         old = config_of(folder)
     except ConfigError as error:
         raise ConfigError(f"resume={error}") from error
-    changes = [word for word in own_overrides() or [] if not word.lstrip("+").startswith("resume=")]
+    changes = [word for word in own_overrides() or [] if not word.lstrip("+").startswith(("resume=", "trust="))]
     for word in changes:
         if word.partition("=")[0] in ("name", "output_dir", "folder"):
             raise ConfigError(f"{word}: a run that is gone on with stays where it is; leave it out")
@@ -38,6 +39,7 @@ def resumed(cfg: DictConfig) -> DictConfig:
     if found := forbidden(old, new):
         raise ConfigError(report(folder, found))
     OmegaConf.update(new, "resume", str(folder))
+    OmegaConf.update(new, "trust", cfg.trust is not None and cfg.trust)  # false: the folder may be somebody else's
     return new
 
 
@@ -85,11 +87,17 @@ def first_words(folder: Path) -> list[str]:
     """The command line with which a run began.
 
     Raises:
-        ConfigError: it began in a program.
+        ConfigError: it began in a program, or its words read the environment or set up Hydra.
     """
-    words = read_record(folder)["overrides"]
+    words: list[str] | None = read_record(folder)["overrides"]
     if words is None:
         raise ConfigError(f"{folder}: this run was not started by train.py; it has no words to change, so give none")
+    for word in words:
+        if re.search(r"\$\{[^}]*:", word) or word.lstrip("+~").startswith("hydra"):
+            raise ConfigError(
+                f"{folder}: {word} in its run.json would be evaluated here, where it may mean something else; leave the "
+                "changes out, its config.yaml has the values"
+            )
     return words
 
 
