@@ -47,7 +47,9 @@ def config_again(folder: Path, changes: list[str]) -> DictConfig:
         key, equals, _ = change.partition("=")
         if not key or not equals:
             raise ConfigError(f"{change}: key=value is needed, as on the command line")
-        if key in ("resume", "folder", "trust"):
+        if key == "trust":
+            raise ConfigError(f"{change}: this is no change of the run; say --trust")
+        if key in ("resume", "folder"):
             raise ConfigError(f"{change}: a run is made again from its beginning; leave it out")
     cfg, places = config_of(folder), [change for change in changes if change.startswith("output_dir=")]
     if len(places) < len(changes):

@@ -14,7 +14,7 @@ from ablab.config.errors import ConfigError, menu
 from ablab.config.schema import check
 from ablab.dry_run import CONF
 from ablab.runs import provenance
-from ablab.runs.checkpoints import BEST, BrokenFile, model_weights, newest_sound, read_weights
+from ablab.runs.checkpoints import BEST, BrokenFile, model_weights, newest_sound, read_weights, weights_problem
 from ablab.runs.folder import config_of, read_environment, read_record, short
 from ablab.train import assemble, say
 
@@ -50,7 +50,6 @@ def evaluate(
     cfg = scoring(folder, split=split, shift=shift, severity=severity)
     cfg.trust = trust
     check(cfg, root=CONF / "train.yaml")
-    file, chosen = weights_of(folder, weights)
     record, environment = read_record(folder), read_environment(folder)
     take_threads(environment)
     for line in provenance.changes_since(record, environment):
@@ -61,10 +60,8 @@ def evaluate(
             f"{folder}: the data are not those of the run (fingerprint {parts.data.fingerprint[:12]}, "
             f"{record['data']['fingerprint'][:12]} then); give the same files"
         )
-    try:
-        parts.task.model.load_state_dict(chosen)
-    except RuntimeError as error:
-        raise ConfigError(f"{file}: these weights are not of the model that the code now makes ({error})") from error
+    file, chosen = weights_of(folder, weights, parts.task.model.state_dict())
+    parts.task.model.load_state_dict(chosen)
     say(f"{weights} weights: {short(file)}")
     [found] = parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
     return dict(found)
@@ -115,10 +112,24 @@ def shift_of(cfg: DictConfig) -> str:
     return f"{name}, severity {node.severity}" if "severity" in node else name
 
 
-def weights_of(folder: Path, which: str) -> tuple[Path, dict[str, Tensor]]:
-    """The weights that a run has kept, and the file that holds them."""
+def weights_of(folder: Path, which: str, like: dict[str, Tensor]) -> tuple[Path, dict[str, Tensor]]:
+    """The weights that a run has kept, and the file that holds them.
+
+    Args:
+        folder: the run's.
+        which: "best" or "last".
+        like: the weights of the model that is to have them.
+
+    Raises:
+        ConfigError: there are none, or none that can be read and fit the model.
+    """
     if which == "last":
-        found = newest_sound(folder / "checkpoints", lambda text: say(f"warning: {text}", file=sys.stderr))
+
+        def check(path: Path, state: dict[str, Any]) -> None:
+            if (problem := weights_problem(model_weights(state), like)) is not None:
+                raise ValueError(problem)
+
+        found = newest_sound(folder / "checkpoints", lambda text: say(f"warning: {text}", file=sys.stderr), check=check)
         if found is None:
             raise ConfigError(f"{folder}: there is no sound checkpoint in it")
         return found[0], model_weights(found[1])
@@ -126,6 +137,6 @@ def weights_of(folder: Path, which: str) -> tuple[Path, dict[str, Tensor]]:
     if not path.exists():
         raise ConfigError(f"{path}: there is none, the run has not validated; the last weights may do (--weights last)")
     try:
-        return path, read_weights(path)
+        return path, read_weights(path, like)
     except BrokenFile as error:
         raise ConfigError(f"{error}; the last weights may do (--weights last)") from error

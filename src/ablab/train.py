@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import lightning as L
@@ -27,6 +28,7 @@ from ablab.runs.folder import go_on_command, short
 from ablab.runs.identity import plain
 from ablab.runs.outcome import Stopped
 from ablab.runs.processes import first_failure, together
+from ablab.runs.restorable import check_state
 from ablab.runs.run import Run
 from ablab.runs.strategies import cluster_environment, load_weights, whole_weights
 from ablab.screen import fitted, hush
@@ -62,7 +64,12 @@ def train(cfg: DictConfig) -> Run:
         hush(cfg.quiet) as stdout,
         together(trainer, cfg) as members,
         Run.open(
-            cfg, rank=trainer.global_rank, world_size=trainer.world_size, batch_sizes=batch_sizes, data=data.record()
+            cfg,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            batch_sizes=batch_sizes,
+            data=data.record(),
+            check_state=partial(check_state, task=task, trainer=trainer, data=data),
         ) as run,
         first_failure(members),
     ):
@@ -85,7 +92,8 @@ def train(cfg: DictConfig) -> Run:
             chosen: dict[str, float] = {}
             if parts.checkpoints is not None and parts.checkpoints.best_score is not None:
                 chosen = {cfg.monitor.metric: parts.checkpoints.best_score}
-                load_weights(task.model, read_weights(run.folder / "checkpoints" / BEST))
+                best = read_weights(run.folder / "checkpoints" / BEST, like=task.model.state_dict())
+                load_weights(task.model, best)
                 run.weights["best"] = weights_digest(whole_weights(task.model))
             [tested] = trainer.test(task, datamodule=data, verbose=False)
         except Stopped as stopped:

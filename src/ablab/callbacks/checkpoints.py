@@ -83,6 +83,8 @@ class Checkpoints(L.Callback):
                 f"{self.folder / BEST}: it is not there, and has the weights that validation has chosen so far "
                 f"({self.monitor} {self.best_score:.4f}); bring it back, or begin a new run"
             )
+        if self.best_score is not None:  # of a resumed run: what is wrong with it must not come out at the end
+            checkpoints.read_weights(self.folder / BEST, like=pl_module.model.state_dict())
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
         assert isinstance(pl_module, Task)
@@ -163,7 +165,8 @@ class Checkpoints(L.Callback):
         self.saved, self.saved_at = here, time.monotonic()
         if trainer.is_global_zero:
             for old in checkpoints.in_order(self.folder)[: -self.keep]:
-                old.unlink()
+                if not old.is_dir():
+                    old.unlink()
 
     def clear(self) -> None:
         """Remove what a kill left half written, and rename what was broken and is not resumed from.
@@ -175,7 +178,10 @@ class Checkpoints(L.Callback):
         here = None if self.saved is None else checkpoints.place(Path(checkpoints.name_of(*self.saved)))
         for path in checkpoints.in_order(self.folder):
             if here is None or checkpoints.place(path) > here:
-                path.rename(path.with_suffix(".broken"))
+                broken = path.with_suffix(".broken")
+                if broken.is_dir():  # nothing takes the place of a folder
+                    broken = path.with_name(f"{path.name}.broken")
+                path.rename(broken)
 
     # What ---------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ablab.config.errors import ConfigError
 from ablab.digest import weights_digest
 from ablab.runs.folder import whole
 from ablab.runs.outcome import RunError
@@ -97,21 +98,48 @@ def write_weights(weights: dict[str, Tensor], path: Path, **facts: Any) -> None:
         temporary.write_bytes(save(copies, about))
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """A model's weights, verified.
 
+    Args:
+        path: of the file.
+        like: the weights of the model that is to have them.
+
     Raises:
-        BrokenFile: they are not what their hash says, or the file holds none.
+        BrokenFile: they are not what their hash says, the file holds none, or they are another model's.
     """
     try:
         with safe_open(path, "pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
             written = (file.metadata() or {}).get("sha256")
-    except SafetensorError as error:
+    except (SafetensorError, OSError, MemoryError) as error:
         raise BrokenFile(f"{path}: it is cut off, or holds no weights ({error})") from error
     if weights_digest(weights) != written:
         raise BrokenFile(f"{path}: its weights are not those that were written; their hash differs")
+    if like is not None and (problem := weights_problem(weights, like)) is not None:
+        raise BrokenFile(f"{path}: its weights are not of the model that the code now makes ({problem})")
     return weights
+
+
+def weights_problem(found: Any, expected: Mapping[str, Any]) -> str | None:
+    """The first difference in names and shapes between weights and those that a model has; None if there is none."""
+    if not isinstance(found, Mapping):
+        return f"{type(found).__name__} instead of tensors by their names"
+    for names, problem in (
+        (expected.keys() - found.keys(), "is missing"),
+        (found.keys() - expected.keys(), "is unknown"),
+    ):
+        if names:
+            return f"{min(map(str, names))} {problem}"
+    for name, tensor in expected.items():
+        here = found[name]
+        if not isinstance(tensor, Tensor):
+            continue
+        if not isinstance(here, Tensor):
+            return f"{name} is no tensor"
+        if here.shape != tensor.shape:
+            return f"{name} has shape {tuple(here.shape)}, and {tuple(tensor.shape)} is needed"
+    return None
 
 
 # A run's folder of checkpoints ----------------------------------------------------------------------------------------
@@ -134,21 +162,48 @@ def in_order(folder: Path) -> list[Path]:
 
 
 def newest_sound(
-    folder: Path, warn: Callable[[str], None] = warnings.warn, *, run: str | None = None
+    folder: Path,
+    warn: Callable[[str], None] = warnings.warn,
+    *,
+    run: str | None = None,
+    check: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that can be read, and its state; None if there is none.
+    """The newest checkpoint that can be resumed from, and its state; None if none can be read.
 
-    Broken ones are named in a warning and passed over, and those of another run than the one whose id is given.
+    Each one that is passed over is named in a warning.
+
+    Args:
+        folder: of the checkpoints.
+        warn: is told of them.
+        run: the id of the run that they have to be of.
+        check: raises a ValueError for a state that the code cannot go on from.
+
+    Raises:
+        ConfigError: some can be read, and the code can go on from none of them.
     """
+    unfit: tuple[Path, Exception] | None = None
     for path in reversed(in_order(folder)):
         try:
             state = read(path)
-        except (BrokenFile, OSError) as error:
-            warn(f"{error}; the one before is tried")
+        except (BrokenFile, OSError, MemoryError) as error:
+            warn(f"{error}; falling back to the previous checkpoint")
             continue
-        if run is None or state.get("run") == run:
-            return path, state
-        warn(f"{path}: it is no checkpoint of this run; the one before is tried")
+        if run is not None and (not isinstance(state, dict) or state.get("run") != run):
+            warn(f"{path}: it is no checkpoint of this run; falling back to the previous checkpoint")
+            continue
+        try:
+            if check is not None:
+                check(path, state)
+        except ValueError as error:
+            unfit = unfit or (path, error)
+            warn(f"{path}: it does not fit the code ({error}); falling back to the previous checkpoint")
+            continue
+        return path, state
+    if unfit is not None:
+        raise ConfigError(
+            f"{unfit[0]}: no checkpoint of this run fits what the code now makes ({unfit[1]}); use the code of the "
+            "run's commit, or begin a new run"
+        )
     return None
 
 
@@ -170,9 +225,11 @@ class VerifiedFiles(CheckpointIO):
 
 
 def model_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights of a task's model, by the model's own names."""
+    """The weights of a task's model, by the model's own names; none if the checkpoint has none."""
+    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    named = weights if isinstance(weights, dict) else {}
     return {
         name.removeprefix("model."): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith("model.")
+        for name, tensor in named.items()
+        if isinstance(name, str) and name.startswith("model.")
     }

@@ -95,8 +95,8 @@ def first_words(folder: Path) -> list[str]:
     for word in words:
         if re.search(r"\$\{[^}]*:", word) or word.lstrip("+~").startswith("hydra"):
             raise ConfigError(
-                f"{folder}: {word} in its run.json would be evaluated here, where it may mean something else; leave the "
-                "changes out, its config.yaml has the values"
+                f"{folder}: {word} in its run.json would be evaluated here, where it may mean something else; leave "
+                "the changes out, its config.yaml has the values"
             )
     return words
 

@@ -75,7 +75,16 @@ class Run:
         self.lock = FileLock(folder / ".lock")
 
     @classmethod
-    def open(cls, cfg: DictConfig, *, data: dict[str, Any], rank: int = 0, world_size: int = 1, **facts: Any) -> Run:
+    def open(
+        cls,
+        cfg: DictConfig,
+        *,
+        data: dict[str, Any],
+        rank: int = 0,
+        world_size: int = 1,
+        check_state: Callable[[Path, dict[str, Any]], None] | None = None,
+        **facts: Any,
+    ) -> Run:
         """Make the folder of a new run, or go on with the one that `cfg.resume` names.
 
         `cfg.folder` is the new run's folder, if it names one. The first process does it, the others join.
@@ -84,6 +93,7 @@ class Run:
             cfg: the composed config.
             rank, world_size: this process, of how many.
             data: what is to be recorded of the data, their fingerprint among it.
+            check_state: raises a ValueError for a checkpoint that cannot be resumed from.
             facts: what else is to be recorded, beside the config, in run.json and by every logger.
 
         Raises:
@@ -91,13 +101,13 @@ class Run:
         """
         signals.begin()  # from the first file on there is something to save
         try:
-            return cls.opened(cfg, {"processes": world_size, "data": data, **facts}, rank=rank)
+            return cls.opened(cfg, {"processes": world_size, "data": data, **facts}, rank=rank, check_state=check_state)
         except ConfigError:
             signals.end()
             raise
 
     @classmethod
-    def opened(cls, cfg: DictConfig, facts: dict[str, Any], *, rank: int) -> Run:
+    def opened(cls, cfg: DictConfig, facts: dict[str, Any], *, rank: int, check_state: Any) -> Run:
         """The run, as the first process has made it or found it."""
         world_size = facts["processes"]
         if cfg.resume is not None:  # another number of threads rounds otherwise
@@ -111,7 +121,7 @@ class Run:
             run.checkpoint = checkpoint
             return run
         try:
-            run = cls.begun(cfg, facts)
+            run = cls.begun(cfg, facts, check_state)
         except ConfigError as error:
             shared((str(error), None, None), world_size)
             raise
@@ -119,7 +129,7 @@ class Run:
         return run
 
     @classmethod
-    def begun(cls, cfg: DictConfig, facts: dict[str, Any]) -> Run:
+    def begun(cls, cfg: DictConfig, facts: dict[str, Any], check_state: Any = None) -> Run:
         """A new run, or one to go on with, from the process that writes its record."""
         if cfg.resume is not None:
             folder = Path(str(cfg.resume)).absolute()
@@ -131,8 +141,7 @@ class Run:
         if cfg.resume is None:
             run.describe()
         else:
-            run.go_on()
-            run.find_checkpoint()
+            run.go_on(check_state)
         return run
 
     def take(self, *, new: bool) -> None:
@@ -202,8 +211,8 @@ class Run:
         }
         self.write()
 
-    def go_on(self) -> None:
-        """Write that an earlier run is gone on with."""
+    def go_on(self, check_state: Any = None) -> None:
+        """Find the checkpoint, and write that an earlier run is gone on with."""
         self.record = read_record(self.folder)
         if self.record["status"] == "finished" and self.config["folder"] is not None:  # since it was looked at
             self.lock.release()
@@ -221,6 +230,7 @@ class Run:
                 f"{self.facts['data']['fingerprint'][:12]}, {self.record['data']['fingerprint'][:12]} then); "
                 "give the same files"
             )
+        self.find_checkpoint(check_state)
         changes = provenance.changes_since(self.record, read_environment(self.folder))
         if then["processes"] != here["processes"]:
             changes.insert(
@@ -254,19 +264,29 @@ class Run:
             "processes": self.facts["processes"],
         }
 
-    def find_checkpoint(self) -> None:
-        """The newest sound checkpoint, and the rows of metrics.csv up to it."""
+    def find_checkpoint(self, check_state: Callable[[Path, dict[str, Any]], None] | None) -> None:
+        """Find the newest checkpoint to resume from, and the rows of metrics.csv up to it.
+
+        Raises:
+            ConfigError: no sound checkpoint fits, or metrics.csv has fewer rows.
+        """
         found = checkpoints.newest_sound(
             self.folder / "checkpoints",
             lambda text: print(f"warning: {text}", file=sys.stderr),
-            run=read_record(self.folder)["id"],
+            run=self.record["id"],
+            check=check_state,
         )
         if found is None:
             if checkpoints.in_order(self.folder / "checkpoints"):
                 print(f"warning: no checkpoint of {self.folder} is sound; the run begins anew", file=sys.stderr)
             return
         self.checkpoint, state = found
-        self.rows = read_rows(self.folder)[: state["num_rows"]]
+        try:
+            self.rows = read_rows(self.folder)[: state["num_rows"]]
+        except (ValueError, OSError) as error:
+            raise ConfigError(
+                f"resume={self.folder}: its metrics.csv cannot be read ({error}); bring the file back, or begin a new run"
+            ) from error
         if len(self.rows) < state["num_rows"]:
             raise ConfigError(
                 f"resume={self.folder}: metrics.csv has {len(self.rows)} rows, and {state['num_rows']} had been "

@@ -1,0 +1,188 @@
+"""Whether a checkpoint's state fits the task and the trainer that are to take it, found before either is changed.
+
+A hash says that a file is what was written. It does not say that this code can go on from it: a hash is not a signature,
+and the code may have changed. Lightning and torch would find out in the middle of restoring, or at the first step.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from ablab.data.datamodule import DataModule
+from ablab.optim.optimizer import make_optimizer
+from ablab.runs.checkpoints import PHASES, place, weights_problem
+from ablab.runs.strategies import Sharded
+from ablab.tasks.counts import counts
+from ablab.tasks.task import Task
+
+
+class Unfit(ValueError):
+    """A state that the code cannot go on from: where in it, and why."""
+
+
+def check_state(path: Path, state: Any, *, task: Task, trainer: L.Trainer, data: DataModule) -> None:
+    """Refuse a state that does not fit; task, trainer and data stay as they are.
+
+    Args:
+        path: the checkpoint's, whose name says its step and phase.
+        state: its content.
+        task, trainer, data: as they are built, before `fit`.
+
+    Raises:
+        Unfit: what in the state does not fit, and why.
+    """
+    fit_loop: Any = trainer.fit_loop.state_dict()
+    step, phase = place(path)
+    expected = {
+        "epoch": 0,
+        "global_step": 0,
+        "num_rows": 0,
+        "state_dict": {},
+        "callbacks": {"Checkpoints": {"phase": ""}},
+        "loops": {"fit_loop": fit_loop},
+        type(data).__qualname__: data.state_dict(),
+        "optimizer_states": [],
+        "lr_schedulers": [],
+    }
+    check_like(state, expected, "", counted=True)
+    loops, own = state["loops"]["fit_loop"], state["callbacks"]["Checkpoints"]
+    steps = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
+    if (state["global_step"], own["phase"]) != (step, PHASES[phase]) or steps != step:
+        raise Unfit(f"it is of step {state['global_step']} ({own['phase']}, {steps} completed), unlike its name")
+    if not isinstance(best := own.get("best_score", math.nan), int | float | None) or (
+        best is not None and best != best
+    ):
+        raise Unfit(f"callbacks.Checkpoints.best_score={best!r}, and a number or None is needed")
+    loaders = loops["state_dict"].get("combined_loader", [])
+    if not isinstance(loaders, list) or not all(isinstance(loader, dict) for loader in loaders):
+        raise Unfit("loops.fit_loop.state_dict.combined_loader is no list of mappings")
+
+    weights = task.state_dict()
+    for key in {"state_dict", "current_model_state"} & state.keys():  # with averaged weights, the raw ones are beside
+        if (problem := weights_problem(state[key], weights)) is not None:
+            raise Unfit(f"{key}: {problem}")
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if callback.state_key in state["callbacks"]:
+            check_callback(callback, state["callbacks"][callback.state_key])
+    if (saved := state.get("train_metrics")) is not None:
+        here = counts(task.metrics("train"))
+        if not isinstance(saved, list) or not saved:
+            raise Unfit("train_metrics is no list with an entry for each process")
+        for rank, process in enumerate(saved):
+            check_like(process, here, f"train_metrics[{rank}]", counted=True, shapes=True)
+    if type(task).configure_optimizers is Task.configure_optimizers and not isinstance(trainer.strategy, Sharded):
+        check_optimizer(task, state)
+
+
+def check_callback(callback: L.Callback, saved: Any) -> None:
+    """Refuse what a callback could not load."""
+    name = f"callbacks.{callback.state_key}"
+    check_like(saved, callback.state_dict(), name)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            copy.copy(callback).load_state_dict(copy.copy(saved))
+    except Exception as error:
+        raise Unfit(f"{name} cannot be loaded ({type(error).__name__}: {error})") from error
+
+
+def check_optimizer(task: Task, state: Mapping[str, Any]) -> None:
+    """Refuse the states of an optimizer and a schedule unlike those that the task would make.
+
+    These are made on the meta device, where a step costs nothing, and shows what the optimizer keeps of a parameter.
+    An optimizer that cannot do that is not checked.
+    """
+    with warnings.catch_warnings(action="ignore"), torch.device("meta"):
+        try:
+            optimizer = make_optimizer(task.optimizer_factory, on_meta(task.model))
+            schedule = task.scheduler_factory(optimizer, max(1000, state["global_step"]))
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = torch.zeros_like(parameter)
+            getattr(optimizer, "train", lambda: None)()  # of a schedule-free one, before a step
+            optimizer.step()
+        except Exception:  # whatever an optimizer of somebody's needs that is not there
+            return
+    found, expected = state["optimizer_states"], optimizer.state_dict()
+    if len(found) != 1 or len(state["lr_schedulers"]) != 1:
+        raise Unfit(f"it has {len(found)} optimizers and {len(state['lr_schedulers'])} schedules, and 1 each is needed")
+    check_like(found[0], {"state": {}, "param_groups": []}, "optimizer_states[0]")
+    check_like(found[0]["param_groups"], expected["param_groups"], "optimizer_states[0].param_groups", lengths=True)
+    check_like(state["lr_schedulers"][0], schedule.state_dict(), "lr_schedulers[0]", lengths=True)
+    for index, values in found[0]["state"].items():
+        where = f"optimizer_states[0].state[{index}]"
+        if index not in expected["state"]:
+            raise Unfit(f"{where} is of a parameter that the model does not have")
+        check_like(values, expected["state"][index], where, shapes=True)
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy of a model whose tensors have no memory."""
+    memo: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+    return copy.deepcopy(model, memo)
+
+
+def check_like(
+    found: Any, expected: Any, where: str, *, counted: bool = False, lengths: bool = False, shapes: bool = False
+) -> None:
+    """Refuse a value of another type than the expected one, or a mapping that lacks one of its keys.
+
+    Args:
+        found: the value.
+        expected: a value of the right form. None says nothing of it.
+        where: the place of the value, for the message.
+        counted: whole numbers are counts, and not negative.
+        lengths: lists have the same length, and their items the same form.
+        shapes: tensors have the same shape.
+
+    Raises:
+        Unfit: the place, what is there, and what is needed.
+    """
+    options = {"counted": counted, "lengths": lengths, "shapes": shapes}
+    problem = None
+    match expected:
+        case Mapping():
+            if not isinstance(found, Mapping):
+                problem = "a mapping"
+            else:
+                for key, value in expected.items():
+                    place = f"{where}.{key}" if where else str(key)
+                    if key not in found:
+                        raise Unfit(f"{place} is missing")
+                    check_like(found[key], value, place, **options)
+        case bool():
+            problem = None if isinstance(found, bool) else "true or false"
+        case int() if counted:
+            is_count = isinstance(found, int) and not isinstance(found, bool) and 0 <= found < 2**63
+            problem = None if is_count else "a whole number, 0 or more"
+        case int() | float():
+            is_number = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+            problem = None if is_number or isinstance(found, Tensor) else "a finite number"
+        case Tensor() if shapes:
+            fits = isinstance(found, Tensor) and found.shape == expected.shape
+            problem = None if fits or found is None else f"a tensor of shape {tuple(expected.shape)}"
+        case Tensor():
+            problem = None if isinstance(found, Tensor | int | float) else "a tensor"
+        case list() | tuple():
+            if not isinstance(found, list | tuple):
+                problem = "a list"
+            elif lengths and len(found) != len(expected):
+                problem = f"a list of {len(expected)}"
+            elif lengths:
+                for i, (item, value) in enumerate(zip(found, expected, strict=True)):
+                    check_like(item, value, f"{where}[{i}]", **options)
+        case str():
+            problem = None if isinstance(found, str) else "a text"
+    if problem is not None:
+        shown = f"of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"{found!r:.60}"
+        raise Unfit(f"{where or 'its content'} is {shown}, and {problem} is needed")
