@@ -1,7 +1,7 @@
-"""Whether a checkpoint's state fits the task and the trainer that are to take it, found before either is changed.
+"""Check a checkpoint's state against the task and the trainer that are to take it, before either is changed.
 
-A hash says that a file is what was written. It does not say that this code can go on from it: a hash is not a signature,
-and the code may have changed. Lightning and torch would find out in the middle of restoring, or at the first step.
+A hash says that a file is what was written, not that this code can resume from it: the code may have changed, and a
+hash is not a signature. Lightning and torch would find out in the middle of restoring, or at the first step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ablab.tasks.task import Task
 
 
 class Unfit(ValueError):
-    """A state that the code cannot go on from: where in it, and why."""
+    """A state that the code cannot resume from: where in it, and why."""
 
 
 def check_state(path: Path, state: Any, *, task: Task, trainer: L.Trainer, data: DataModule) -> None:

@@ -285,7 +285,8 @@ class Run:
             self.rows = read_rows(self.folder)[: state["num_rows"]]
         except (ValueError, OSError) as error:
             raise ConfigError(
-                f"resume={self.folder}: its metrics.csv cannot be read ({error}); bring the file back, or begin a new run"
+                f"resume={self.folder}: its metrics.csv cannot be read ({error}); bring the file back, or begin a new "
+                "run"
             ) from error
         if len(self.rows) < state["num_rows"]:
             raise ConfigError(
