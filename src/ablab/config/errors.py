@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import os
 import re
@@ -31,11 +32,14 @@ MEANWHILE = 5.0  # seconds in which the first process of a run can say what is w
 # What Hydra says of a word, and what a person can do about it.
 IN_OUR_WORDS = {
     r"Ambiguous value for argument '(.+)'": r"\1: several values are a sweep; add -m to run each, or give one",
+    r"Could not override 'callbacks/(.+)'\.(?:\n|.)*use \+(.+)": r"\2: it adds to the callbacks; put a plus before it, "
+    "'+\\2'",
     r"Could not override '.*/(.+)'\.(?:\n|.)*use \+(.+)": r"\2: nothing that is chosen has a \1; leave it out",
     r"Could not override '(.*)'\.(?:\n|.)*use \+(.+)": r"\2: there is no group \1 to choose from",
     r"In '(.+)/(.+)': Could not override '(.+)'\. No match.*": r"\1=\2: it sets \3, which nothing that is chosen has; "
     "leave it out",
     r"Multiple values for .*'override (.+): (.+)'": r"+\1=\2: one is chosen already; leave the + out, \1=\2",
+    r"force-add of config groups is not supported: '\+\+(callbacks/.+)'": r"++\1: one plus adds it, '+\1'",
     r"force-add of config groups is not supported: '\+\+(.+)'": r"++\1: a choice needs no ++; leave it out, \1",
     r"Could not append to config\. .*\n.*prefix: '(.+)'": r"+\1: there is one already; leave the + out, \1",
     r"Could not delete '(.+)'\. No match.*": r"~\1: it is not what is chosen; leave it out",
@@ -193,7 +197,7 @@ def describe(error: Exception) -> str:
         return str(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        return f"{group}={choice}: there is no such choice; {menu(choice, error.options, group)}"
+        return no_such_choice(group, choice, error.options)
     if isinstance(error, OverrideParseException):
         if "=" not in error.override:
             return f"{error.override}: not of the form key=value; leave no space around the ="
@@ -220,10 +224,32 @@ def describe(error: Exception) -> str:
         return (
             f"{cause.full_key or cause.key}: {str(cause.msg).splitlines()[0]}; give a value of the kind that is there"
         )
+    if (found := re.match(r"In 'train': Could not load '(.+)/(.+)'\.", str(error))) and (CONF / found[1]).is_dir():
+        options = [file.stem for file in (CONF / found[1]).glob("*.yaml")]
+        return no_such_choice(found[1], found[2], options)  # one of several, [drift,other]
     for theirs, ours in IN_OUR_WORDS.items():
         if found := re.match(theirs, str(error)):
-            return found.expand(ours)
+            return found.expand(ours).replace("['", "[").replace("']", "]").replace("', '", ",")  # as it is typed
     return str(error).strip()
+
+
+def no_such_choice(group: str, choice: str, options: Sequence[str]) -> str:
+    """The message for a choice that a group does not have, with the one that was meant."""
+    below = f"did you mean {word}? " if (word := choice_below(group, choice)) else ""
+    return f"{group}={choice}: there is no such choice; {below}{menu(choice, options, group)}"
+
+
+def choice_below(group: str, choice: str) -> str | None:
+    """The word that makes a choice of a group below another, +callbacks/measure=drift; None if there is none."""
+    files = sorted(CONF.glob(f"{glob.escape(group)}/[!_]*/{glob.escape(choice)}.yaml"))
+    return f"{'+' * (group == 'callbacks')}{files[0].parent.relative_to(CONF).as_posix()}={choice}" if files else None
+
+
+def group_named(name: str, parent: str = "*") -> str | None:
+    """The word that chooses from the group of a name below another, +callbacks/measure; None if there is none."""
+    folders = sorted(CONF.glob(f"{parent if parent == '*' else glob.escape(parent)}/{glob.escape(name)}/"))
+    word = folders[0].relative_to(CONF).as_posix() if folders and not name.startswith("_") else None
+    return f"+{word}" if word and word.startswith("callbacks/") else word
 
 
 def strange_key(error: OmegaConfBaseException, node: Any) -> str | None:
@@ -234,8 +260,11 @@ def strange_key(error: OmegaConfBaseException, node: Any) -> str | None:
     if key in keys:
         return None
     if parent:
-        return f"{place}: there is no such key; {menu(key, keys, parent)}"
+        word = group_named(key) if group_named(key, parent) else choice_below(parent, key)
+        meant = f"did you mean {word}? " if word else ""
+        return f"{place}: there is no such key; {meant}{menu(key, keys, parent)}"
     homes = [f"{name}.{key}" for name in keys if isinstance(node._get_node(name), DictConfig) and key in node[name]]
+    homes = homes or [word for word in [group_named(key)] if word]
     meant = f"did you mean {' or '.join(homes)}? " if homes else ""
     keys = sorted({*keys, *groups()} - {"hydra"})
     return f"{place}: there is no such key; {meant}{menu(key, keys, 'the top level')}"

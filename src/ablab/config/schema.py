@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ablab.config.errors import ConfigError, menu
+from ablab.config.errors import ConfigError, group_named, menu
 
 PLAIN_WORD = re.compile(r"[\w./%*@?|+-]+")  # what Hydra takes without quotes
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
@@ -89,14 +89,14 @@ def choice_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
             yield f"{group}: it names no class to build; choose another, {choices_of(root.parent / group)}"
         elif group in SEVERAL:
             for name, entry in node.items():
-                if entry is not None and not isinstance(entry, dict):
+                if entry is not None and not isinstance(entry, dict) and not (root.parent / group / name).is_dir():
                     yield f"{group}.{name}={show(entry)}: an entry with a _target_ is needed, or null to leave it out"
     for folder in sorted(path for path in root.parent.glob("*/[!_]*") if path.is_dir()):
         group, name = folder.parent.name, folder.name
         value = content[group].get(name) if isinstance(content.get(group), dict) else None
         if value is not None and not isinstance(value, dict):
             meant = choices_of(folder, str(value))
-            yield f"{group}.{name}={show(value)}: a choice is made with a slash, {group}/{name}=…; {meant}"
+            yield f"{group}.{name}={show(value)}: a choice is made with a slash, {group_named(name, group)}=…; {meant}"
 
 
 def choices_of(folder: Path, word: str = "") -> str:
@@ -109,7 +109,8 @@ def top_level_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
     keys = [*declared, *groups]
     for key, value in content.items():
         if key not in keys:
-            yield f"{key}: there is no such key; {menu(str(key), keys, 'the top level')}"
+            meant = f"did you mean {word}? " if (word := group_named(str(key))) else ""
+            yield f"{key}: there is no such key; {meant}{menu(str(key), keys, 'the top level')}"
             continue
         default = declared.get(key)
         if isinstance(default, dict) and isinstance(value, dict):
