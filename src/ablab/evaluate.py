@@ -137,6 +137,9 @@ def weights_of(folder: Path, which: str, like: dict[str, Tensor]) -> tuple[Path,
     if not path.exists():
         raise ConfigError(f"{path}: there is none, the run has not validated; the last weights may do (--weights last)")
     try:
-        return path, read_weights(path, like)
+        weights = read_weights(path)
     except BrokenFile as error:
         raise ConfigError(f"{error}; the last weights may do (--weights last)") from error
+    if (problem := weights_problem(weights, like)) is not None:
+        raise ConfigError(f"{path}: its weights are not of the model that the code now makes ({problem})")
+    return path, weights

@@ -137,7 +137,7 @@ def test_a_broken_newest_checkpoint_is_passed_over_and_other_models_weights_are_
     cfg = OmegaConf.load(folder / "config.yaml")
     OmegaConf.update(cfg, "model.depth", 14)
     OmegaConf.save(cfg, folder / "config.yaml")
-    with pytest.raises(ConfigError, match=r"best\.safetensors: these weights are not of the model that the code now"):
+    with pytest.raises(ConfigError, match=r"best\.safetensors: its weights are not of the model that the code now"):
         evaluate(folder)
 
 

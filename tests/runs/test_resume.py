@@ -189,7 +189,10 @@ def test_a_checkpoint_of_another_run_is_passed_over(
     strange = done.folder / "checkpoints" / "00000099-training.ckpt"
     shutil.copy(in_order(other.folder / "checkpoints")[-1], strange)
     go_on(done.folder)
-    assert f"warning: {strange}: it is no checkpoint of this run; the one before is tried" in capsys.readouterr().err
+    assert (
+        f"warning: {strange}: it is no checkpoint of this run; falling back to the previous checkpoint"
+        in capsys.readouterr().err
+    )
     assert result(done.folder) == expected
 
 
@@ -207,7 +210,7 @@ def test_a_broken_newest_checkpoint_is_passed_over(
     go_on(done.folder)
     printed = capsys.readouterr()
     assert f"warning: {newest}: " in printed.err
-    assert "the one before is tried" in printed.err
+    assert "falling back to the previous checkpoint" in printed.err
     assert f"resumed from {before.name}" in printed.out
     assert result(done.folder) == expected
     assert newest.exists(), "it was written again"
