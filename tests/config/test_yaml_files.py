@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,9 @@ from ablab.config.errors import CONF, ConfigError, readable_errors
 from ablab.config.yaml_files import check_conf, check_yaml, read_yaml
 
 NAMES = "abcdefgh"
-LAUGHS = [
+LAUGH = [
     "a: &a [1,1,1,1,1,1,1,1,1,1]",
-    *(f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]" for before, name in zip(NAMES, NAMES[1:], strict=False)),
+    *(f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]" for before, name in pairwise(NAMES)),
 ]
 # What an experiment has below its `# @package _global_`, the line that is named, and what is said of it.
 BAD: dict[str, tuple[bytes, int, str]] = {
@@ -38,8 +39,8 @@ BAD: dict[str, tuple[bytes, int, str]] = {
     "text": (b"hello\n", 2, r"keys are needed at the top \(key: value\)"),
     "number": (b"17\n", 2, r"keys are needed at the top \(key: value\)"),
     "contains_itself": (b"name: &a\n  b: *a\n", 3, r"\*a is part of what it stands for"),
-    "aliases_without_bound": (
-        "\n".join(LAUGHS).encode(),
+    "aliases": (
+        "\n".join(LAUGH).encode(),
         5,
         r"its aliases \(\*name\) stand for more than 10,000 values",
     ),

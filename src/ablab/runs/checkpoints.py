@@ -186,7 +186,8 @@ def newest_sound(
         try:
             state = read(path)
         except (BrokenFile, OSError, MemoryError) as error:
-            warn(f"{error}; falling back to the previous checkpoint")
+            reason = error if isinstance(error, BrokenFile) else f"{path}: it cannot be read ({error})"
+            warn(f"{reason}; falling back to the previous checkpoint")
             continue
         if run is not None and (not isinstance(state, dict) or state.get("run") != run):
             warn(f"{path}: it is no checkpoint of this run; falling back to the previous checkpoint")

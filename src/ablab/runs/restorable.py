@@ -58,10 +58,9 @@ def check_state(path: Path, state: Any, *, task: Task, trainer: L.Trainer, data:
     steps = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
     if (state["global_step"], own["phase"]) != (step, PHASES[phase]) or steps != step:
         raise Unfit(f"it is of step {state['global_step']} ({own['phase']}, {steps} completed), unlike its name")
-    if not isinstance(best := own.get("best_score", math.nan), int | float | None) or (
-        best is not None and best != best
-    ):
-        raise Unfit(f"callbacks.Checkpoints.best_score={best!r}, and a number or None is needed")
+    best = own.get("best_score", "missing")
+    if not (best is None or (isinstance(best, int | float) and best == best)):
+        raise Unfit(f"callbacks.Checkpoints.best_score is {best!r}, and a number or None is needed")
     loaders = loops["state_dict"].get("combined_loader", [])
     if not isinstance(loaders, list) or not all(isinstance(loader, dict) for loader in loaders):
         raise Unfit("loops.fit_loop.state_dict.combined_loader is no list of mappings")
