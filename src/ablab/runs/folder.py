@@ -178,7 +178,8 @@ def type_problems(content: Mapping[Any, Any], types: Mapping[str, str]) -> Itera
         for key, value in values_at(content, pattern):
             low, high = RANGES.get(key, (None, None))
             if not accepts(annotation, value):
-                yield f"{key}={shortened(value)}, and {readable(annotation)} is needed"
+                needed = {"dict": "a mapping", "list": "a list"}.get(kind) or readable(annotation)
+                yield f"{key}={shortened(value)}, and {needed} is needed"
             elif low is not None and not low <= value <= high:
                 yield f"{key}={shortened(value)}, and {low} to {high:,} is needed"
 
