@@ -208,7 +208,7 @@ class WandB(WandbLogger):
     def log_table(
         self,
         key: str,
-        columns: list[str] | None = None,
+        columns: list[Any] | None = None,
         data: list[list[Any]] | None = None,
         dataframe: Any = None,
         step: int | None = None,

@@ -21,7 +21,8 @@ class ClassAccuracy(MulticlassAccuracy):
     """The accuracy of each class, NaN for a class of which there was no sample."""
 
     def compute(self) -> Tensor:
-        return super().compute().where(self.tp + self.fn > 0, torch.nan)
+        counts: Any = self.metric_state  # tensors, since nothing is gathered into lists
+        return super().compute().where(counts["tp"] + counts["fn"] > 0, torch.nan)
 
 
 class Classification(Task):
