@@ -30,7 +30,7 @@ from ablab.config.schema import show
 from ablab.data.datamodule import DataModule
 from ablab.norms import Norm, collecting, problems
 from ablab.optim.optimizer import make_optimizer
-from ablab.runs.place import launcher
+from ablab.runs.place import asked_to_join, launcher
 from ablab.runs.strategies import Sharded
 from ablab.tasks.task import scaled
 
@@ -223,6 +223,20 @@ def check_accelerator(trainer: DictConfig) -> None:
         )
     if name == "cpu" and trainer.get("precision") in ("16-mixed", "16", 16):
         raise ConfigError(f"trainer.precision={trainer.precision}: it is for GPUs; choose bf16-mixed or 32-true")
+
+
+def check_start() -> None:
+    """Refuse to be one process of several that nothing has started as such.
+
+    Raises:
+        ConfigError: with the command that starts it.
+    """
+    if (command := asked_to_join()) is not None:
+        values = ", ".join(f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+        raise ConfigError(
+            f"{values}: they ask for one process of several, which torchrun has to start: {command}; "
+            "to train in this process alone, unset RANK and WORLD_SIZE"
+        )
 
 
 def check_launcher(trainer: L.Trainer) -> None:

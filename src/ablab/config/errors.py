@@ -23,8 +23,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 
 from ablab.runs.outcome import BAD_INPUT, RunError
-from ablab.runs.place import first_here
-from ablab.screen import fitted
+from ablab.runs.place import first_here, ignore_left_over
+from ablab.screen import fitted, keep_going_without_streams
 
 CONF = Path(__file__).parents[3] / "conf"
 MEANWHILE = 5.0  # seconds in which the first process of a run can say what is wrong
@@ -58,7 +58,17 @@ def readable_errors() -> Iterator[None]:
     """Print bad input as one message and leave with exit code 2; HYDRA_FULL_ERROR=1 asks for the traceback.
 
     A `RunError` is printed too, and leaves with its own exit code. One inside another is as good as one.
+
+    The entry of every program: its standard streams and the environment are made safe here, before anything heavy is
+    loaded.
     """
+    keep_going_without_streams()
+    ignore_left_over()
+    try:
+        os.getcwd()
+    except OSError as error:
+        speak(f"the folder in which this program was started is gone ({error.strerror}); cd to one that is there")
+        sys.exit(BAD_INPUT)
     wanted = first_here() and traceback_wanted()
     before = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors on instead of printing them itself
