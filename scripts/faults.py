@@ -37,7 +37,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 FAULT = "ABLAB_FAULT"  # EVENT:COUNT, for a process that is to kill itself
-SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 STOPPED = 75
 TRAINING_SECONDS = 1.5  # about what a short run takes, without its imports
 

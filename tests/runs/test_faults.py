@@ -60,7 +60,7 @@ def start(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path)
     wait_until(lambda: list(tmp_path.glob("runs/*/checkpoints/*.ckpt")), process)

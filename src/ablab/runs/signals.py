@@ -1,6 +1,7 @@
-"""Requests to stop: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 are noted here, and acted upon between two steps.
+"""Requests to stop: SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGHUP are noted here, and acted upon between two steps.
 
-A scheduler sends one some time before it kills. Before the run has anything to save, each leaves at once.
+A scheduler sends one some time before it kills, and a terminal that closes sends SIGHUP; under nohup, which has SIGHUP
+ignored, it stays ignored. Before the run has anything to save, each leaves at once.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ import atexit
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from ablab.runs.outcome import LEFT_AT_ONCE, STOPPED
 from ablab.runs.place import rank
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 requested: signal.Signals | None = None
 installed = False
@@ -33,8 +34,13 @@ def install() -> None:
 def restore() -> None:
     """Note them again, where Lightning has put its own handlers since."""
     if installed:
-        for number in SIGNALS:
+        for number in heeded():
             signal.signal(number, note)
+
+
+def heeded() -> list[signal.Signals]:
+    """The signals that stop this process: SIGHUP is none of them where nohup has it ignored."""
+    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def ignore() -> None:
@@ -45,7 +51,7 @@ def ignore() -> None:
 @contextmanager
 def at_once() -> Iterator[None]:
     """Let them end the process as they do without Python, which notes none while it waits in C++."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS} if installed else {}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in heeded()} if installed else {}
     try:
         yield
     finally:
@@ -62,7 +68,8 @@ def note(number: int, frame: FrameType | None) -> None:
         os._exit(LEFT_AT_ONCE)
     requested = signal.Signals(number)
     if number == signal.SIGINT and rank() == 0:
-        os.write(2, b"\nstopping after this step; Ctrl-C again leaves at once\n")
+        with suppress(OSError):  # the terminal may be gone
+            os.write(2, b"\nstopping after this step; Ctrl-C again leaves at once\n")
 
 
 def begin() -> None:
