@@ -1,184 +1,193 @@
-"""Damaged records of a run: one message with the file and the key, wherever they are read, and nothing is written."""
+"""A run's folder on file systems that lack something, and one that goes away."""
 
 from __future__ import annotations
 
-import json
-import re
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
-from tests.runs.test_evaluate import files_of
 
 from ablab.config.errors import ConfigError
-from ablab.evaluate import evaluate
-from ablab.runs.compare import check_comparable
-from ablab.runs.folder import config_of, read_environment, read_record
-from ablab.runs.resume import resumed
-from ablab.train import train
+from ablab.runs import folder as folders
+from ablab.runs.folder import Lock, is_taken, write_text
+from ablab.runs.outcome import RunError
+from ablab.tasks.task import Task
 
-RECORD: dict[str, Any] = {
-    "id": "abcdefgh",
-    "status": "stopped",
-    "overrides": ["seed=1"],
-    "processes": 1,
-    "git_commit": None,
-    "identity": {"run": "a", "config": "b", "code": "c", "data": "d"},
-    "batch_sizes": {"norm": 8},
-    "data": {"fingerprint": "f"},
-    "metrics": {"test/loss": 1, "test/accuracy": None},
-}
-ENVIRONMENT: dict[str, Any] = {
-    "python": "3.11",
-    "processor": "x",
-    "threads": {"torch": 1, "interop": 1},
-    "accelerators": [],
-    "cuda": None,
-    "cudnn": None,
-    "driver": None,
-    "packages": {"torch": "2"},
-}
-
-
-def changed(content: dict[str, Any], key: str, value: Any) -> str:
-    """JSON with another value at a key, `data.fingerprint` for example."""
-    copy = json.loads(json.dumps(content))
-    *parents, last = key.split("/")
-    node = copy
-    for parent in parents:
-        node = node[parent]
-    node[last] = value
-    return json.dumps(copy)
-
-
-def test_records_as_runs_write_them_are_read(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps(RECORD))
-    (tmp_path / "environment.json").write_text(json.dumps(ENVIRONMENT))
-    assert read_record(tmp_path) == RECORD
-    assert read_environment(tmp_path) == ENVIRONMENT
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "problem"),
-    [
-        ("status", 3, "status=3, and running or finished or stopped or .* is needed"),
-        ("status", "paused", 'status="paused", and running or'),
-        ("identity", ["a"], r'identity=\["a"\], and a mapping is needed|it lacks identity'),
-        ("identity/code", 3, "identity.code=3, and a text is needed"),
-        ("metrics", "good", 'metrics="good", and a mapping is needed'),
-        ("processes", "two", 'processes="two", and a whole number is needed'),
-        ("processes", 0, "processes=0, and 1 to 1,000,000 is needed"),
-        ("processes", 10**40, "processes=1000"),
-        ("overrides", "seed=1", 'overrides="seed=1", and a list, each item a text or null is needed'),
-        ("overrides", [1], r"overrides=\[1\], and"),
-        ("batch_sizes/norm", None, "batch_sizes.norm=null, and a whole number is needed"),
-        ("data", {}, "it lacks data.fingerprint"),
-        ("id", ["a"], r'id=\["a"\], and a text is needed'),
-        ("git_commit", 3, "git_commit=3, and a text or null is needed"),
-        ("pid", "x", 'pid="x", and a whole number is needed'),
-    ],
+Start = Callable[..., Any]
+LONG = (
+    *("trainer=cpu", "trainer.max_epochs=2", "trainer.limit_train_batches=3", "trainer.limit_val_batches=2"),
+    *("trainer.limit_test_batches=1", "trainer.log_every_n_steps=1"),
 )
-def test_a_value_of_another_type_in_run_json_is_named(tmp_path: Path, key: str, value: Any, problem: str) -> None:
-    (tmp_path / "run.json").write_text(changed(RECORD, key, value))
-    with pytest.raises(ConfigError, match=rf"its run\.json is not what a run writes \({problem}"):
-        read_record(tmp_path)
 
 
-def test_a_metric_that_is_no_number_is_named(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps({**RECORD, "metrics": {"test/loss": "low"}}))
-    with pytest.raises(ConfigError, match=r'metrics\.test/loss="low", and a number or null is needed'):
-        read_record(tmp_path)
+def refuse_folders(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "problem"),
-    [
-        ("threads", None, "it lacks threads.torch|threads=null, and a mapping is needed"),
-        ("threads/torch", "1", 'threads.torch="1", and a whole number is needed'),
-        ("threads/torch", 10**9, "threads.torch=1000000000, and 1 to 4,096 is needed"),
-        ("packages", [], r"packages=\[\], and a mapping is needed"),
-        ("packages/torch", 2, "packages.torch=2, and a text is needed"),
-        ("accelerators", "none", 'accelerators="none", and a list is needed'),
-    ],
-)
-def test_a_value_of_another_type_in_environment_json_is_named(
-    tmp_path: Path, key: str, value: Any, problem: str
+@pytest.mark.parametrize("name", ["EINVAL", "ENOTSUP", "EBADF", "EACCES", "ENOSYS"])
+def test_a_file_system_that_does_not_sync_folders_takes_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    (tmp_path / "environment.json").write_text(changed(ENVIRONMENT, key, value))
-    with pytest.raises(ConfigError, match=rf"its environment\.json is not what a run writes \({problem}"):
-        read_environment(tmp_path)
+    refuse_folders(monkeypatch, getattr(errno, name))
+    write_text(tmp_path / "file", "text")
+    assert (tmp_path / "file").read_text() == "text"
 
 
-TEXT = json.dumps(RECORD)
-BROKEN = {
-    "cut": (TEXT[:50].encode(), "cannot be read"),
-    "empty": (b"", "cannot be read"),
-    "latin1": (TEXT.replace("abc", "\xe9").encode("latin-1"), "cannot be read .*utf-8"),
-    "nan": (TEXT.replace("8", "NaN").encode(), "its number NaN is not finite"),
-    "infinite": (TEXT.replace("8", "1e999").encode(), "its number 1e999 is not finite"),
-    "digits": (TEXT.replace("8", "8" * 5000).encode(), "cannot be read .*4300"),
-    "twice": (TEXT.replace('"processes"', '"status"').encode(), "its key status is there twice"),
-    "deep": (b"[" * 100_000, "cannot be read .*recursion"),
-    "list": (b"[1, 2]", "is not what a run writes .it lacks"),
-    "number": (b"3", "is not what a run writes .it lacks"),
-    "null": (b"null", "is not what a run writes .it lacks"),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_record_that_is_no_such_json_is_named(tmp_path: Path, name: str) -> None:
-    content, problem = BROKEN[name]
-    (tmp_path / "run.json").write_bytes(content)
-    with pytest.raises(ConfigError, match=rf"{tmp_path}: its run\.json .*{problem}"):
-        read_record(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "problem"),
-    [
-        ("seed: 0", "seed: [0]", r"seed=\[0\], and a whole number is needed"),
-        ("callbacks:", "callbacks: 3\nmore:", "callbacks=3, and a mapping is needed"),
-        ("seed: 0", "seed: 0\nseed: 1", r"config\.yaml, line \d+: the key seed is there twice"),
-        ("seed: 0", "seed: 0\n\ta: 1", r"config\.yaml, line \d+: a tab indents it"),
-        ("name: run", "name: !!python/object/apply:os.system [true]", "names no plain data"),
-    ],
-)
-def test_every_reader_of_a_damaged_folder_gives_one_message_and_writes_nothing(
-    finished: Path, old: str, new: str, problem: str
+@pytest.mark.parametrize("name", ["EIO", "ENOSPC"])
+def test_an_error_of_the_disk_is_one_of_a_folder_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    file = finished / "config.yaml"
-    text = file.read_text()
-    try:
-        file.write_text(re.sub(rf"^{old}", new, text, count=1, flags=re.MULTILINE))
-        before = files_of(finished)
-        for reader in (config_of, evaluate, check_comparable, resume):
-            with pytest.raises(ConfigError, match=problem):
-                reader(finished)
-        assert files_of(finished) == before
-    finally:
-        file.write_text(text)
+    refuse_folders(monkeypatch, getattr(errno, name))
+    with pytest.raises(RunError, match="could not be written"):
+        write_text(tmp_path / "file", "text")
 
 
-@pytest.fixture
-def finished(run: Callable[..., SimpleNamespace]) -> Path:
-    return run().folder
+def test_a_run_needs_no_sync_of_folders(run: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_folders(monkeypatch, errno.EINVAL)
+    assert '"status": "finished"' in (run().folder / "run.json").read_text()
 
 
-def resume(folder: Path) -> None:
-    train(resumed(OmegaConf.create({"resume": str(folder), "trust": None})))
+def without_locks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
 
 
-def test_records_of_other_types_stop_every_reader(finished: Path) -> None:
-    for name, key, value in (("run.json", "status", 3), ("environment.json", "threads", None)):
-        file = finished / name
-        text = file.read_text()
-        file.write_text(changed(json.loads(text), key, value))
-        before = files_of(finished)
-        for reader in (evaluate, check_comparable, resume):
-            with pytest.raises(ConfigError, match=rf"its {name} is not what a run writes"):
-                reader(finished)
-        assert files_of(finished) == before
-        file.write_text(text)
+@pytest.mark.parametrize("name", ["ENOLCK", "EOPNOTSUPP", "ENOSYS"])
+def test_a_run_goes_on_where_there_are_no_locks_and_says_so(
+    run: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    """Also where a killed process on another machine has left something in the lock's file."""
+    without_locks(monkeypatch, getattr(errno, name))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").write_text("99999\nnode17\n1\n")
+    assert run(f"folder={tmp_path}/run").metrics
+    said = capsys.readouterr().err
+    assert said.count(f"warning: {tmp_path}/run: its file system has no file locks (flock)") == 1
+    assert not is_taken(tmp_path / "run")
+
+
+def test_one_process_has_a_lock(tmp_path: Path) -> None:
+    first, second = Lock(tmp_path), Lock(tmp_path)
+    assert not is_taken(tmp_path)
+    assert list(tmp_path.iterdir()) == []  # asking leaves nothing behind
+    assert first.acquire()
+    assert is_taken(tmp_path)
+    assert not second.acquire()
+    first.release()
+    assert not is_taken(tmp_path)
+    assert second.acquire()
+    second.release()
+
+
+def test_a_lock_ends_with_the_process_that_had_it_though_its_children_live(tmp_path: Path) -> None:
+    """A data loader's workers are forked, and have the open file, too."""
+    lock = Lock(tmp_path)
+    assert lock.acquire()
+    here, there = os.pipe()
+    if (child := os.fork()) == 0:
+        os.close(there)
+        os.read(here, 1)
+        os._exit(0)
+    lock.release()
+    assert not is_taken(tmp_path)
+    os.close(there)
+    os.waitpid(child, 0)
+    os.close(here)
+
+
+def test_a_folder_that_takes_no_files_is_not_left_behind(
+    run: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(lock: Lock) -> bool:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Lock, "acquire", refuse)
+    with pytest.raises(ConfigError, match=r"nothing can be written there \(Read-only file system\)"):
+        run()
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def after_steps(monkeypatch: pytest.MonkeyPatch, k: int, act: Callable[[], Any]) -> None:
+    """Do something in a run's k-th training step."""
+    passed, original = 0, Task.training_step
+
+    def step(self: Task, *arguments: Any) -> Any:
+        nonlocal passed
+        passed += 1
+        if passed == k:
+            act()
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Task, "training_step", step)
+
+
+@pytest.mark.parametrize("way", ["deleted", "moved", "with its parent"])
+def test_a_run_whose_folder_goes_away_writes_nothing_anew(
+    run: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    folder = tmp_path / "results" / "run"
+    ways = {
+        "deleted": lambda: shutil.rmtree(folder),
+        "moved": lambda: folder.rename(tmp_path / "elsewhere"),
+        "with its parent": lambda: shutil.rmtree(folder.parent),
+    }
+    with monkeypatch.context() as patch:
+        after_steps(patch, 4, ways[way])
+        with pytest.raises(RunError, match="the run's folder is gone, deleted or moved"):
+            run(*LONG, f"folder={folder}")
+    assert not folder.exists()
+    assert "warning" not in capsys.readouterr().err
+    assert run(*LONG, f"folder={folder}").metrics
+
+
+def test_metrics_that_are_deleted_are_written_again(
+    run: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed = run(*LONG, f"folder={tmp_path}/undisturbed").folder
+    after_steps(monkeypatch, 5, (tmp_path / "run" / "metrics.csv").unlink)
+    folder = run(*LONG, f"folder={tmp_path}/run").folder
+    assert (folder / "metrics.csv").read_text() == (undisturbed / "metrics.csv").read_text()
+    assert "metrics.csv: it was deleted, and is written again with all rows" in capsys.readouterr().err
+
+
+def test_checkpoints_that_are_deleted_are_one_message_at_most(
+    run: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The run goes on and saves again; only the weights that validation had chosen cannot come back."""
+    after_steps(monkeypatch, 5, lambda: shutil.rmtree(tmp_path / "run" / "checkpoints"))
+    run(*LONG, f"folder={tmp_path}/run")
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_too_few_open_files_are_one_message_with_the_remedy(tmp_path: Path) -> None:
+    error = folders.not_written(tmp_path / "run.json", OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+    assert "could not be written (Too many open files); allow more open files (ulimit -n 4096)" in str(error)
+
+
+def test_a_program_in_a_folder_that_is_gone_says_so(
+    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "gone.py").write_text(
+        f"import os, runpy\nos.mkdir('gone')\nos.chdir('gone')\nos.rmdir('../gone')\n"
+        f"runpy.run_path({str(Path(__file__).parents[2] / 'train.py')!r}, run_name='__main__')\n"
+    )
+    done = command("trainer=smoke", script=str(tmp_path / "gone.py"))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "error: the folder in which this program was started is gone (No such file or directory)" in done.stderr

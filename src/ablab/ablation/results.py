@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from ablab.ablation.ablation import Ablation
 from ablab.ablation.metrics import check_logged, value
 from ablab.config.build import blame
 from ablab.config.errors import ConfigError
-from ablab.runs.folder import ABLATION, LOG, last_line, read_record
+from ablab.runs.folder import ABLATION, LOG, is_taken, last_line, read_record
 from ablab.runs.metrics import read_rows
 
 
@@ -112,16 +111,6 @@ def status_of(folder: Path) -> str:
         return "failed" if last_line(folder / LOG) else "missing"
     status = str(read_record(folder)["status"])
     return "stopped" if status == "interrupted" or (status == "running" and not is_taken(folder)) else status
-
-
-def is_taken(folder: Path) -> bool:
-    """Whether a process has the run."""
-    lock = FileLock(folder / ".lock")
-    try:
-        with lock.acquire(blocking=False):
-            return False
-    except Timeout:
-        return True
 
 
 def table(folder: Path, runs: list[dict[str, Any]], ablation: Ablation) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ablab.config.errors import ConfigError
 from ablab.digest import weights_digest
-from ablab.runs.folder import whole
+from ablab.runs.folder import make_parent, whole
 from ablab.runs.outcome import RunError
 
 MARK = b"sha256:"
@@ -41,6 +41,7 @@ class BrokenFile(RunError):
 
 def write(state: dict[str, Any], path: Path) -> None:
     """Write a training's state with its hash."""
+    make_parent(path)
     with whole(path) as temporary:
         with temporary.open("wb") as file:
             torch.save(state, file)
@@ -94,6 +95,7 @@ def write_weights(weights: dict[str, Tensor], path: Path, **facts: Any) -> None:
     """
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     about = {"sha256": weights_digest(copies), **{name: json.dumps(fact) for name, fact in facts.items()}}
+    make_parent(path)
     with whole(path) as temporary:
         temporary.write_bytes(save(copies, about))
 

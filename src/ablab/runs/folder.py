@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import errno
+import fcntl
 import importlib.util
 import json
 import math
@@ -11,7 +13,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -206,33 +208,130 @@ def shortened(value: Any) -> str:
 def whole(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when it is complete and on the disk.
 
+    The folder is not made: a run's folder that has been deleted stays so.
+
     Raises:
         RunError: there is no room for it; what was there before is as it was.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)  # the new name, too
     except (OSError, RuntimeError) as error:  # torch wraps what the disk answered
         raise not_written(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
+        with suppress(OSError):  # the folder may be gone, the file system read-only by now
+            temporary.unlink()
+
+
+def make_parent(path: Path) -> None:
+    """Make the folder of a file, and not that folder's parents: the run's own may have been deleted.
+
+    Raises:
+        RunError: it cannot be made.
+    """
     try:
-        os.fsync(directory)  # the new name, too
-    finally:
-        os.close(directory)
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise not_written(path, error) from error
+
+
+# Answers of file systems that do not sync folders (SMB, some of FUSE); EIO and ENOSPC are not among them.
+CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, where its file system can do that."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise
 
 
 def not_written(path: Path, error: Exception) -> RunError:
-    """What is said of a file that could not be written."""
+    """The error for a file that could not be written."""
+    if (gone := missing(path.parent)) is not None:
+        return RunError(
+            f"{gone}: the run's folder is gone, deleted or moved while the run was going on; nothing is written there "
+            "anew. The same command begins the run again; with the folder back in its place, it can be resumed"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return RunError(
+            f"{path}: it could not be written ({error.strerror}); allow more open files (ulimit -n 4096), or use fewer "
+            "data.num_workers, then resume the run"
+        )
     return RunError(
         f"{path}: it could not be written ({error}); the run ends here, the checkpoints before it are intact. "
         "With room on the disk, resume the run"
     )
+
+
+def missing(folder: Path) -> Path | None:
+    """The outermost of a folder and its parents that is not there; None if the folder is."""
+    return next((parent for parent in (*reversed(folder.parents), folder) if not parent.exists()), None)
+
+
+class Lock:
+    """A run's `.lock`, which one process has at a time, for as long as it lives.
+
+    Some file systems have no locks: NFS without a lock manager, Lustre without `flock`, some of FUSE. There, every
+    process gets it, and `is_kept` is False.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / ".lock"
+        self.descriptor: int | None = None
+        self.is_kept = True
+
+    def acquire(self) -> bool:
+        """Take the lock; return False if another process has it.
+
+        Raises:
+            OSError: there can be no such file.
+        """
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            os.close(descriptor)
+            return False
+        except OSError:
+            self.is_kept = False
+        self.descriptor = descriptor
+        return True
+
+    def release(self) -> None:
+        """Give the lock up, if this process has it."""
+        if self.descriptor is not None:
+            with suppress(OSError):  # of a file system without locks
+                fcntl.flock(self.descriptor, fcntl.LOCK_UN)  # closing is not enough: workers have been forked
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+def is_taken(folder: Path) -> bool:
+    """Whether a process has the run; nothing is written, so that this works for results that are read-only."""
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:  # there are no locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def write_text(path: Path, text: str) -> None:
@@ -277,6 +376,13 @@ def new_folder(parent: Path, name: str) -> Path:
             raise ConfigError(f"output_dir={parent}: no folder can be made there ({error.strerror})") from error
         else:
             return folder.absolute()
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a run's folder in which a run could not be begun, unless something else is in it."""
+    with suppress(OSError):
+        (folder / ".lock").unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def made(folder: Path) -> Path:

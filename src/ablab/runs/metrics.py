@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import os
+import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from ablab.runs.folder import not_written, write_text
+from ablab.runs.folder import not_written, sync_folder, write_text
 
 FILE = "metrics.csv"
 FIRST_COLUMNS = ["step", "epoch"]
@@ -75,6 +77,9 @@ class MetricsCSV(Logger):
         if not new:
             return
         names = {name for row in new for name in row} - {*FIRST_COLUMNS, *self.columns}
+        if self.columns and not self.path.exists() and self.path.parent.exists():
+            print(f"warning: {self.path}: it was deleted, and is written again with all rows", file=sys.stderr)
+            self.columns = []
         if names or not self.columns:
             # sorted: the file is the same however often it was written
             every = {name for row in self.rows for name in row}
@@ -86,12 +91,15 @@ class MetricsCSV(Logger):
         self.num_written = len(self.rows)
 
     def append(self, text: str) -> None:
-        length = self.path.stat().st_size
+        length = None
         try:
+            length = self.path.stat().st_size
             with self.path.open("a") as file:
                 file.write(text)
         except OSError as error:
-            os.truncate(self.path, length)
+            with suppress(OSError):  # it may be gone, or read-only by now
+                if length is not None:
+                    os.truncate(self.path, length)
             raise not_written(self.path, error) from error
 
     def sync(self) -> int:
@@ -101,11 +109,13 @@ class MetricsCSV(Logger):
             how many there are.
         """
         self.save()
-        for path in (self.path, self.path.parent):  # its content, and its name
-            if path.exists():
-                file = os.open(path, os.O_RDONLY)
-                os.fsync(file)
-                os.close(file)
+        try:
+            if self.path.exists():
+                with self.path.open("rb+") as file:
+                    os.fsync(file.fileno())
+                sync_folder(self.path.parent)  # its name, too
+        except OSError as error:
+            raise not_written(self.path, error) from error
         return len(self.rows)
 
     def finalize(self, status: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -17,20 +16,22 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from ablab.config.errors import ConfigError
 from ablab.runs import checkpoints, provenance, signals
 from ablab.runs.folder import (
+    Lock,
     made,
+    missing,
     new_folder,
     now,
     own_choices,
     own_overrides,
     read_environment,
     read_record,
+    remove_if_empty,
     write_text,
 )
 from ablab.runs.identity import identity, plain
@@ -72,7 +73,7 @@ class Run:
         self.loggers: list[Logger] = []
         self.checkpoint: Path | None = None
         self.rows: list[dict[str, Any]] = []
-        self.lock = FileLock(folder / ".lock")
+        self.lock = Lock(folder)
 
     @classmethod
     def open(
@@ -154,15 +155,25 @@ class Run:
             Taken: another one has it, or has begun it a moment ago.
         """
         try:
-            self.lock.acquire(blocking=False)
-        except Timeout as error:
+            is_ours = self.lock.acquire()
+        except OSError as error:
+            if new:
+                remove_if_empty(self.folder)
+            raise ConfigError(
+                f"{self.folder}: nothing can be written there ({error.strerror}); make it writable, or use another"
+            ) from error
+        if not is_ours:
             owner = read_record(self.folder) if (self.folder / "run.json").exists() else {}
             raise Taken(
                 f"resume={self.folder}: this run is going on, in process {owner.get('pid')} on {owner.get('host')}; "
                 "end it first, or wait"
-            ) from error
-        except OSError as error:
-            raise ConfigError(f"{self.folder}: nothing can be written there ({error.strerror})") from error
+            )
+        if not self.lock.is_kept:
+            print(
+                f"warning: {self.folder}: its file system has no file locks (flock), so nothing keeps a second process "
+                "from writing to this run; make sure that there is one",
+                file=sys.stderr,
+            )
         if new and (self.folder / "run.json").exists():
             self.lock.release()
             raise Taken(
@@ -186,9 +197,7 @@ class Run:
             for name in DESCRIPTION:
                 (self.folder / name).unlink(missing_ok=True)
             self.lock.release()
-            with contextlib.suppress(OSError):  # more than this run's may be there
-                Path(self.lock.lock_file).unlink()
-                self.folder.rmdir()
+            remove_if_empty(self.folder)
             reason = error.__cause__ or error
             raise ConfigError(
                 f"{self.folder}: a run cannot be written there ({reason}); make room, or choose another output_dir"
@@ -321,9 +330,12 @@ class Run:
         metrics = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
         self.record |= {"status": status, "ended": now(), "seconds": self.seconds}
         self.record |= {"metrics": metrics, "weights_sha256": self.weights}
-        self.attempt(self.write)
+        there = missing(self.folder) is None  # if not, this is what the run has ended with
+        if there:
+            self.attempt(self.write)
         for logger in self.loggers:
-            self.attempt(logger.save)
+            if there:
+                self.attempt(logger.save)
             if hasattr(logger, "close"):
                 self.attempt(logger.close, exit_code)
         self.lock.release()
