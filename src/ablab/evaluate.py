@@ -16,6 +16,7 @@ from ablab.dry_run import CONF
 from ablab.runs import provenance
 from ablab.runs.checkpoints import BEST, BrokenFile, model_weights, newest_sound, read_weights, weights_problem
 from ablab.runs.folder import config_of, read_environment, read_record, short
+from ablab.runs.processes import lost_worker
 from ablab.train import assemble, say
 
 NOT_FOR_SCORING = ("checkpoints", "nonfinite", "samples")  # callbacks that write, or watch a training
@@ -63,7 +64,8 @@ def evaluate(
     file, chosen = weights_of(folder, weights, parts.task.model.state_dict())
     parts.task.model.load_state_dict(chosen)
     say(f"{weights} weights: {short(file)}")
-    [found] = parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
+    with lost_worker():
+        [found] = parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
     return dict(found)
 
 

@@ -29,11 +29,13 @@ from ablab.config.errors import ConfigError
 from ablab.loading import loading
 from ablab.runs.outcome import CRASHED, FINISHED, RunError, Stopped
 from ablab.runs.place import REPORTS
+from ablab.screen import keep_going_without_streams
 
 PATIENCE = 10.0  # seconds until a starter that does not end the others is taken to hang
 
 
 def main() -> None:
+    keep_going_without_streams()
     told = json.loads(first_line())
     sys.path[:] = told["path"]
     threading.Thread(target=leave_with_the_starter, daemon=True).start()

@@ -20,14 +20,15 @@ from ablab.config.trust import check_targets
 from ablab.data.datamodule import DataModule
 from ablab.data.reading import set_up
 from ablab.digest import weights_digest
-from ablab.dry_run import check_launcher, check_sharding, check_trainer, dry_run
+from ablab.dry_run import check_launcher, check_sharding, check_start, check_trainer, dry_run
 from ablab.models.interface import InitFromData
 from ablab.norms import Norm
 from ablab.runs.checkpoints import BEST, VerifiedFiles, read_weights
 from ablab.runs.folder import go_on_command, short
 from ablab.runs.identity import plain
 from ablab.runs.outcome import Stopped
-from ablab.runs.processes import first_failure, together
+from ablab.runs.place import ignore_left_over, rank
+from ablab.runs.processes import first_failure, lost_worker, together
 from ablab.runs.restorable import check_state
 from ablab.runs.run import Run
 from ablab.runs.strategies import cluster_environment, load_weights, whole_weights
@@ -72,6 +73,7 @@ def train(cfg: DictConfig) -> Run:
             check_state=partial(check_state, task=task, trainer=trainer, data=data),
         ) as run,
         first_failure(members),
+        lost_worker(),
     ):
         say(f"run: {short(run.folder)}")
         if cfg.resume is not None:
@@ -155,6 +157,9 @@ def tried(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") 
         ConfigError: something in the config is wrong.
     """
     terminal.quiet()
+    ignore_left_over()  # a notebook may have set something since
+    check_start()
+    rank_zero_only.rank = rank()  # type: ignore[attr-defined]  # Lightning has taken any RANK when it was imported
     with blame("seed"):
         L.seed_everything(cfg.seed, workers=True, verbose=False)
 

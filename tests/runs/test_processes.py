@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,10 @@ from tests.polling import LIMIT, accepts_connections, wait_until
 from tests.runs import wandb_file
 
 from ablab.config.errors import ConfigError
-from ablab.runs import place
 from ablab.runs.checkpoints import BEST, read_weights
 from ablab.runs.metrics import read_rows
 from ablab.runs.processes import of_the_connection
+from ablab.tasks.task import Task
 
 ROOT = Path(__file__).parents[2]
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -136,22 +138,13 @@ def test_in_an_allocation_of_slurm_without_srun_a_run_starts_its_processes(
     assert record(tmp_path / "run")["processes"] == processes
 
 
-def test_a_torchrun_that_srun_has_started_is_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {**allocation(1), "SLURM_STEP_NUM_TASKS": "2"}.items():
-        monkeypatch.setenv(name, value)
-    assert place.launcher() == "srun"
-    for name, value in {"TORCHELASTIC_RUN_ID": "none", "RANK": "3", "LOCAL_RANK": "1"}.items():
-        monkeypatch.setenv(name, value)
-    assert (place.launcher(), place.rank(), place.first_here()) == ("torchrun", 3, False)
-
-
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_process_that_waits_for_others_leaves_at_once(number: signal.Signals, tmp_path: Path) -> None:
     """As torchrun starts the first of two, when the second never comes."""
     port = free_port()
@@ -402,14 +395,43 @@ def test_a_process_group_of_another_program_is_not_taken_for_the_runs(run: Calla
     assert dist.is_initialized()
 
 
-@pytest.mark.slow
-def test_a_port_that_another_program_has_is_no_loss_of_a_process(
+def listening(pids: set[int]) -> set[str]:
+    """The addresses, in hexadecimal, on which processes accept connections."""
+    sockets = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(descriptor))
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc/net/tcp")
+def test_processes_on_one_machine_listen_on_loopback_alone(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where another program's address is left over in the environment, and its port is taken."""
+    seen: dict[str, set[int] | set[str]] = {}
+    original = Task.training_step
+
+    def look(self: Task, *arguments: Any) -> Any:
+        if not seen:
+            children = Path(f"/proc/self/task/{threading.main_thread().native_id}/children").read_text().split()
+            seen["pids"] = {os.getpid(), *map(int, children)}
+            seen["addresses"] = listening(seen["pids"]) - before
+        return original(self, *arguments)
+
+    before = listening({os.getpid()})
     with socket.create_server(("", 0)) as server:
-        monkeypatch.setenv("MASTER_PORT", str(server.getsockname()[1]))
-        with pytest.raises(dist.DistNetworkError, match="EADDRINUSE"):
-            run("trainer=ddp_cpu")
+        for name, value in {"MASTER_ADDR": "pod-0", "MASTER_PORT": str(server.getsockname()[1])}.items():
+            monkeypatch.setenv(name, value)
+        before |= listening({os.getpid()})
+        monkeypatch.setattr(Task, "training_step", look)
+        run("trainer=ddp_cpu", *SMALL)
+        assert os.environ["MASTER_ADDR"] == "pod-0"
+    assert len(seen["pids"]) >= 2
+    assert seen["addresses"] == {"0100007F"}
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
 
 
 def test_only_the_words_of_a_lost_connection_are_taken_for_one() -> None:
@@ -418,3 +440,4 @@ def test_only_the_words_of_a_lost_connection_are_taken_for_one() -> None:
     assert of_the_connection(dist.DistBackendError("NCCL communicator was aborted"))
     assert not of_the_connection(RuntimeError("no file /data/gloo/train.parquet"))
     assert not of_the_connection(ValueError(lost))
+    assert not of_the_connection(dist.DistNetworkError("The server socket has failed to listen: EADDRINUSE"))

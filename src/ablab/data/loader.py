@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -65,8 +67,9 @@ class Loader(Resumable, DataLoader[Batch]):
         position: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         # batch_size=None: what the sampler gives goes to the split whole, which answers with a whole batch
+        dataset = Seeded(split, order.seed) if seeded else split
         super().__init__(
-            Seeded(split, order.seed) if seeded else split,  # type: ignore[arg-type]
+            Sent(dataset) if num_workers else dataset,  # type: ignore[arg-type]
             sampler=InEpoch(order) if seeded else order,
             batch_size=None,
             num_workers=num_workers,
@@ -78,14 +81,71 @@ class Loader(Resumable, DataLoader[Batch]):
         self.order = order
         self.position = position
         self.decides = order.decides
+        self.is_short = False  # of shared memory
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # A generator: it runs at the first `next`, and by then Lightning has restored where the run is.
         self.order.epoch, self.order.start = self.position()
         if self.num_workers:
-            yield from super().__iter__()
+            try:
+                batches = super().__iter__()
+            except OSError as error:
+                forget(error)
+                raise RuntimeError(
+                    f"DataLoader workers cannot be started ({error.strerror}): data.num_workers={self.num_workers}; "
+                    "use fewer, or raise the limit: open files (ulimit -n), processes (ulimit -u), /dev/shm"
+                ) from error
+            yield from map(self.received, batches)
         else:  # torch's own way collates, and counts, what is a whole batch already
             yield from map(self.dataset.__getitem__, self.sampler)
+
+    def received(self, sent: Batch | bytes) -> Batch:
+        """A worker's batch, whichever way it came."""
+        if not isinstance(sent, bytes):
+            return sent
+        if not self.is_short:
+            self.is_short = True
+            print(
+                "warning: shared memory (/dev/shm) has no room for batches from workers, so they come through pipes, "
+                "which is slower; use fewer data.num_workers, or allow more (docker run --shm-size=8g)",
+                file=sys.stderr,
+            )
+        return Batch(*torch.load(io.BytesIO(sent), weights_only=True))
+
+
+def forget(error: BaseException) -> None:
+    """Drop what an error's traceback holds: torch complains, on stderr, when it ends workers that never began."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        error.__traceback__ = None
+    finally:
+        sys.unraisablehook = hook
+
+
+class Sent(Dataset[Batch | bytes]):
+    """A split in a worker, whose batches go to the training process through shared memory, or as bytes if that is full.
+
+    torch moves a batch to shared memory in a thread of the worker's queue. An error there is printed and forgotten, and
+    the training process waits for the batch forever.
+    """
+
+    def __init__(self, split: Split | Dataset[Batch]) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)  # type: ignore[arg-type]
+
+    def __getitem__(self, drawn: Any) -> Batch | bytes:
+        batch: Batch = self.split[drawn]
+        try:
+            for tensor in batch:
+                if tensor is not None:
+                    tensor.share_memory_()
+        except RuntimeError:  # torch has several texts for it
+            file = io.BytesIO()
+            torch.save(tuple(batch), file)
+            return file.getvalue()
+        return batch
 
 
 class InEpoch(Sampler[Any]):

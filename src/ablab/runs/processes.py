@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -41,6 +42,7 @@ GRACE = 5.0  # seconds that the others have to end by themselves once one has fa
 LONGEST_END = 60.0  # seconds that this process has to write how the run ended
 FAILURE = "ablab/failure"  # where processes that torchrun or srun has started leave word of how they failed
 OWN_WORDS = ("resume", "folder")  # keys of the config that the first process decides alone
+LOOPBACK = "127.0.0.1"
 
 
 class Failed(RunError):
@@ -63,6 +65,7 @@ class Members(_Launcher):
 
     def __init__(self, trainer: L.Trainer, cfg: DictConfig) -> None:
         self.environment: Any = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+        self.listener: socket.socket | None = None
         self.num_here = int(trainer.strategy.num_processes)  # type: ignore[attr-defined]
         self.world_size = trainer.world_size
         self.config = plain(cfg)
@@ -75,6 +78,7 @@ class Members(_Launcher):
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         """Call a function in this process, once the others have been started."""
         if not self.environment.creates_processes_externally:
+            self.listener = socket.create_server((LOOPBACK, 0))
             self.start()
         return function(*args, **kwargs)
 
@@ -86,10 +90,11 @@ class Members(_Launcher):
 
     def start(self) -> None:
         """Start the others, each with its rank in the environment and the config on its standard input."""
+        assert self.listener is not None
         _set_num_threads_if_needed(num_processes=self.num_here)
         os.environ |= {
-            "MASTER_ADDR": self.environment.main_address,
-            "MASTER_PORT": str(self.environment.main_port),
+            "MASTER_ADDR": LOOPBACK,  # whatever an earlier job has left there
+            "MASTER_PORT": str(self.listener.getsockname()[1]),
             "LOCAL_RANK": "0",
             "WORLD_SIZE": str(self.world_size),
         }
@@ -181,7 +186,9 @@ def together(trainer: L.Trainer, cfg: DictConfig) -> Iterator[Members | None]:
     well = False
     try:
         with first_failure(members), signals.at_once():
-            members.launch(lambda: joined(strategy))
+            if trainer.num_nodes == 1:
+                stay_on_loopback()
+            members.launch(lambda: joined(trainer, members.listener))
             agree(cfg, trainer)
         yield members
         well = True
@@ -199,6 +206,7 @@ def together(trainer: L.Trainer, cfg: DictConfig) -> Iterator[Members | None]:
             dist.destroy_process_group()
         for name in set(os.environ) - set(environment):
             del os.environ[name]
+        os.environ.update(environment)
         torch.set_num_threads(threads)
 
 
@@ -240,13 +248,80 @@ def first_failure(members: Members | None) -> Iterator[None]:
         raise blamed(error, members) from error
 
 
-def joined(strategy: Any) -> None:
-    """Join the other processes; loading what they need takes longer than a step may."""
+@contextlib.contextmanager
+def lost_worker() -> Iterator[None]:
+    """Let the end of a data loader's worker be one message: torch raises it wherever the training is just then.
+
+    Raises:
+        RunError: a worker was killed, or cannot be started.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error).startswith("DataLoader workers cannot be started"):  # see ablab.data.loader
+            raise RunError(str(error)) from error
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise RunError(
+            f"{str(error.__cause__ or error).strip().rstrip('.')}: a worker that reads data has ended, mostly because "
+            "memory ran out; use fewer data.num_workers, or a smaller data.batch_size, then resume the run"
+        ) from error
+
+
+def joined(trainer: L.Trainer, listener: socket.socket | None) -> None:
+    """Join the other processes; loading what they need takes longer than a step may.
+
+    Args:
+        trainer: that of the run.
+        listener: the first process's socket, to which its own processes connect.
+    """
+    strategy: Any = trainer.strategy
     timeout, strategy._timeout = strategy._timeout, max(strategy._timeout, STARTING)
+    if trainer.num_nodes == 1 and launcher() != "torchrun":  # whose agent brings its processes together itself
+        device = strategy.root_device
+        strategy.accelerator.setup_device(device)
+        dist.init_process_group(
+            strategy.process_group_backend or dist.get_default_backend_for_device(device),
+            store=local_store(trainer, listener, strategy._timeout),
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            timeout=strategy._timeout,
+            device_id=None if device.type == "cpu" else device,
+        )
     strategy.setup_environment()
     assert dist.get_world_size() == strategy.num_nodes * strategy.num_processes
     strategy._timeout = timeout
     dist.distributed_c10d._set_pg_timeout(timeout)
+
+
+def local_store(trainer: L.Trainer, listener: socket.socket | None, timeout: timedelta) -> dist.TCPStore:
+    """Return a store that only this machine can reach; torch's own listens on every network, and asks nobody's name.
+
+    Raises:
+        RunError: another program has the port that srun's processes agree on.
+    """
+    port = trainer.strategy.cluster_environment.main_port if listener is None else listener.getsockname()[1]  # type: ignore[attr-defined]
+    first = trainer.global_rank == 0
+    if first and listener is None:
+        try:
+            listener = socket.create_server((LOOPBACK, port))
+        except OSError as error:
+            raise RunError(f"MASTER_PORT={port}: {error.strerror}; set MASTER_PORT to a port that is free") from error
+    return dist.TCPStore(
+        LOOPBACK,
+        port,
+        trainer.world_size,
+        first,
+        timeout=timeout,
+        master_listen_fd=listener.detach() if listener is not None else None,
+    )
+
+
+def stay_on_loopback() -> None:
+    """Have gloo's processes on one machine connect over its loopback interface, unless the user has chosen another."""
+    names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]  # lo, on macOS lo0
+    if names:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0])
 
 
 def go_on_later(cfg: DictConfig) -> None:
