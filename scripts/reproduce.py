@@ -99,7 +99,7 @@ def main() -> int:
     check_targets(cfg)
     record, environment = read_record(options.run), read_environment(options.run)
     take_threads(environment)
-    changes = provenance.changes_since(record, environment)
+    changes = provenance.changes_since(record, environment, plain(cfg))
     then, now = record["data"]["fingerprint"], data_of(cfg).fingerprint
     changes += [f"the data: {then[:12]} then, {now[:12]} now"] if then != now else []
     changes += [f"{key}: {a} then, {b} now" for key, a, b in differences(plain(config_of(options.run)), plain(cfg))]

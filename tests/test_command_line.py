@@ -216,7 +216,7 @@ REFUSED = [
         "callbacks.ema.update_every_n_steps=0: at least 1 is needed",
     ),
     ("logger.wandb.init_timeout=0", "logger.wandb.init_timeout=0: it is a number of seconds, and greater than 0"),
-    ("name=../elsewhere", "name='../elsewhere': it ends the name of the run's folder and is a word, not a path"),
+    ("name=../elsewhere", "name='../elsewhere': it names a folder in output_dir, and is a word, not a path"),
     # a trainer that cannot be, or not on this machine
     ("trainer.max_steps=0", "trainer.max_steps=0: at least 1 is needed, or -1 for no limit"),
     ("trainer.max_epochs=0", "trainer.max_epochs=0: at least 1 is needed, or -1 for no limit"),

@@ -16,6 +16,7 @@ from ablab.dry_run import CONF
 from ablab.runs import provenance
 from ablab.runs.checkpoints import BEST, BrokenFile, model_weights, newest_sound, read_weights, weights_problem
 from ablab.runs.folder import config_of, read_environment, read_record, short
+from ablab.runs.identity import plain
 from ablab.runs.processes import lost_worker
 from ablab.train import assemble, say
 
@@ -53,7 +54,7 @@ def evaluate(
     check(cfg, root=CONF / "train.yaml")
     record, environment = read_record(folder), read_environment(folder)
     take_threads(environment)
-    for line in provenance.changes_since(record, environment):
+    for line in provenance.changes_since(record, environment, plain(config_of(folder))):
         say(f"not as it was: {line}")
     parts = assemble(cfg, scored=split)
     if parts.data.fingerprint != record["data"]["fingerprint"]:

@@ -122,7 +122,7 @@ def test_a_wandb_sweep_has_the_grid_and_its_command_runs_one_cell(command: Comma
 
 @pytest.mark.slow
 def test_a_report_is_logged_with_its_tables_and_files(command: Command, tmp_path: Path) -> None:
-    assert command("-m", "norm=batchnorm,none", "seed=0,1", *SMALL).returncode == 0
+    assert command("-m", "norm=batchnorm,none", "seed=0,1", "name=sweep_norm", *SMALL).returncode == 0
     result = command("runs/sweep_norm", "--wandb", "ablab", script="scripts/report.py", WANDB_MODE="offline")
     assert result.returncode == 0, result.stderr
     [file] = (tmp_path / "runs" / "sweep_norm" / "report").glob("wandb/offline-run-*/*.wandb")

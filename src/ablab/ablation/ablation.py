@@ -10,6 +10,7 @@ from typing import Any
 
 from ablab.config.errors import ConfigError, menu
 from ablab.config.schema import quoted, show
+from ablab.runs.folder import check_name
 
 COUNTABLE = 100_000  # cells that are made only to be counted
 
@@ -83,6 +84,9 @@ class Ablation:
         max_runs: a larger grid is refused, as a slip of the hand.
         mix_code: let runs count that were made by other code than today's.
 
+    Attributes:
+        from_words: the command line alone made it, without a file.
+
     Raises:
         ConfigError: a factor without levels, a baseline that is no level, a grid that is too large.
     """
@@ -115,9 +119,11 @@ class Ablation:
             "max_runs": max_runs,
             "mix_code": mix_code,
         }
-        self.name = name
+        check_name("ablation.name", str(name))
+        self.name = str(name)
         self.question = question
         self.claims = claims or []
+        self.from_words = False
         self.levels = {str(factor): levels_of(str(factor), given) for factor, given in factors.items()}
         self.seeds = seeds
         if not seeds or len(set(seeds)) < len(seeds):
@@ -130,6 +136,8 @@ class Ablation:
             raise ConfigError(f"ablation.tune.key={self.tune.key}: it is a factor, too; leave one of the two out")
         self.max_runs = max_runs
         self.mix_code = mix_code
+        if self.num_runs() == 0:
+            raise ConfigError("ablation.exclude: it leaves no cell to run; leave some of its entries out")
         if (size := self.num_runs()) > max_runs:
             counts = [f"{len(levels)} of {factor}" for factor, levels in self.levels.items()]
             excluded = ", less what is excluded" if self.exclude else ""

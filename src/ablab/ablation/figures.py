@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from ablab.ablation import statistics
 from ablab.ablation.metrics import is_never
@@ -58,7 +58,7 @@ def figures(results: Results) -> Iterator[tuple[str, str, Figure]]:
     ablation = results.ablation
     drawn = Drawing(results)
     for metric in ablation.metrics:
-        if results.runs[metric].notna().any():
+        if len(statistics.sound(results.runs[metric])):
             yield file_name(metric), f"{readable(metric)}: mean, 95 % interval, every seed", drawn.metric(metric)
     primary = ablation.metrics[0]
     compared = statistics.comparisons(results.runs, list(ablation.factors), ablation.baseline, primary)
@@ -68,7 +68,7 @@ def figures(results: Results) -> Iterator[tuple[str, str, Figure]]:
     for column in ("val/loss", "train/loss"):
         if any(column in curve for curve in results.curves.values()):
             yield f"curves_{file_name(column)}", f"{readable(column)} over the steps", drawn.curves(column)
-    if len(drawn.shown) == 2:  # a third factor would be averaged away
+    if len(drawn.shown) == 2 and len(statistics.sound(results.runs[primary])):  # a third factor would be averaged away
         yield "heat_map", f"{readable(primary)}: means of the cells", drawn.heat_map(primary)
     if results.tuning is not None:
         title = f"{readable(results.tuning_metric)} over {short(results.tuned_key)}, by which it was chosen"
@@ -213,7 +213,7 @@ class Drawing:
                     chosen = self.runs(**part, **({colour: level} if colour else {}))
                     found = [self.results.curves[f] for f in chosen["folder"] if f in self.results.curves]
                     series = [
-                        curve.dropna(subset=[column]).groupby("step")[column].last()
+                        curve[np.isfinite(curve[column].astype(float))].groupby("step")[column].last()
                         for curve in found
                         if column in curve
                     ]
@@ -248,12 +248,19 @@ class Drawing:
         assert down is not None
         rows, columns = self.levels(down), self.levels(across)
         means = np.array(
-            [[self.runs(**{down: row, across: column})[metric].mean() for column in columns] for row in rows]
+            [
+                [
+                    statistics.mean(statistics.sound(self.runs(**{down: row, across: column})[metric]))
+                    for column in columns
+                ]
+                for row in rows
+            ]
         )
         size = 0.62 * len(columns) + 1.6, 0.36 * len(rows) + 0.9
         with panels(1, width=size[0], height=size[1]) as (figure, [ax]):
             ax.imshow(means, cmap="cividis", aspect="auto")
-            low, high = np.nanmin(means), np.nanmax(means)
+            measured = means[~np.isnan(means)]
+            low, high = measured.min(initial=math.inf), measured.max(initial=-math.inf)
             for i, j in product(range(len(rows)), range(len(columns))):
                 if np.isnan(means[i, j]):
                     ax.add_patch(mpl.patches.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", linewidth=0))
@@ -333,6 +340,21 @@ def panels(number: int, width: float = PANEL[0], height: float = PANEL[1]) -> It
         for ax in grid.flat[number:]:
             ax.set_visible(False)
         yield figure, list(grid.flat[:number])
+        for ax in figure.axes:
+            keep_as_text(ax)
+
+
+def keep_as_text(ax: Axes) -> None:
+    """Keep matplotlib from taking a $ in a name for mathematics, and SVG from signs that it cannot have."""
+    texts = [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
+    if (legend := ax.get_legend()) is not None:
+        texts += [legend.get_title(), *legend.get_texts()]
+    for axis in (ax.xaxis, ax.yaxis):
+        if isinstance(axis.get_major_formatter(), FixedFormatter):  # levels; powers of ten are mathematics
+            texts += axis.get_ticklabels()
+    for text in texts:
+        text.set_text("".join(sign if sign.isprintable() else " " for sign in text.get_text()))
+        text.set_parse_math(False)
 
 
 def columns_of(number: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -17,21 +18,23 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from ablab.ablation import metrics
-from ablab.ablation.ablation import Ablation, Planned, Words
+from ablab.ablation.ablation import Ablation, Cell, Planned, Words
 from ablab.ablation.results import put, status_of
-from ablab.ablation.words import short
+from ablab.ablation.words import effective, short
 from ablab.config.errors import CONF, ConfigError
-from ablab.config.schema import check, quoted
+from ablab.config.schema import check, quoted, show
 from ablab.data.reading import what_is_read
 from ablab.digest import digest
-from ablab.runs.folder import ABLATION, read_record
+from ablab.runs.code import code_of
+from ablab.runs.folder import ABLATION, config_of, read_record
 from ablab.runs.folder import short as short_path
 from ablab.runs.identity import identity, plain
-from ablab.runs.provenance import code_hash
 from ablab.waiting import counted
 
 Compose = Callable[[Words], DictConfig]
+STUDY = "study.db"  # of a search, in its folder
 DONE = ("finished", "diverged")  # run again, they would end the same
+LONGEST = 150  # bytes of a folder's name before its hash; a file system takes 255, and files beside have longer ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +94,7 @@ class Grid:
         self.compose = compose
         self.folder = (output_dir / ablation.name).absolute()
         self.composed: dict[tuple[str, ...], DictConfig] = {}
-        self.code = code_hash()
-        self.fingerprints: dict[str, str] = {}  # of the data, by their config
+        self.fingerprints: dict[str, str | None] = {}  # of the data, by their config
 
     def prepared(self, plan: Planned) -> Prepared:
         """A run with its config and folder."""
@@ -115,10 +117,10 @@ class Grid:
             cfg.logger.wandb.tags = tags
             added += [f"logger.wandb.group={quoted(cfg.logger.wandb.group)}", f"logger.wandb.tags={quoted(tags)}"]
         content: Any = OmegaConf.to_container(cfg, resolve=True)
-        known = identity(content, code=self.code, data="")
-        folder = self.folder / f"{folder_name(plan)}_{known['run'][:8]}"
+        known = identity(content, code=code_of(content).digest, data="")
+        folder = self.folder / folder_name(plan, known["run"])
         if self.ablation.mix_code and status_of(folder) not in DONE:
-            folder = self.same_config(known["config"]) or folder
+            folder = self.same_config(known["config"], plan.cell) or folder
         cfg.folder = str(folder)
         with read_write(hydra), open_dict(hydra):
             hydra.hydra.mode = RunMode.MULTIRUN
@@ -131,22 +133,29 @@ class Grid:
             self.composed[plan.words] = self.compose([*self.common, *plan.words])
         return self.composed[plan.words]
 
-    def same_config(self, config: str) -> Path | None:
-        """The newest finished run of this config, whatever its code was."""
+    def same_config(self, config: str, cell: Cell) -> Path | None:
+        """The newest finished run of this config, whatever its code was.
+
+        Args:
+            config: the hash of the config, which leaves out the data's place.
+            cell: the levels of the run; the found run has no other level of any of their factors.
+        """
         found = [folder for folder, record in self.records if record["identity"]["config"] == config]
+        found = [folder for folder in found if not differing(cell, config_of(folder).get("cell") or {})]
         return max(found, key=lambda folder: (folder / "run.json").stat().st_mtime, default=None)
 
     @cached_property
     def records(self) -> list[tuple[Path, dict[str, Any]]]:
         """Every run that was done before this grid began any, with its record."""
-        records = [(file.parent, read_record(file.parent)) for file in sorted(self.folder.glob("*/run.json"))]
-        return [(folder, record) for folder, record in records if record["status"] in DONE]
+        done = [file.parent for file in sorted(self.folder.glob("*/run.json")) if status_of(file.parent) in DONE]
+        return [(folder, read_record(folder)) for folder in done]
 
     def prepared_all(self, plans: Iterable[Planned]) -> list[Prepared]:
         """Runs with their configs, once each of them has been found to be possible."""
         plans = list(plans)
         with closing(counted(plans, len(plans), "composing the configs")) as told:
             runs = [self.prepared(plan) for plan in told]
+        check_folders(runs)
         self.check(runs)
         return runs
 
@@ -177,9 +186,8 @@ class Grid:
         if found:
             lines = [f"{message}\n  in {shown(cells)}" for message, cells in found.items()]
             raise ConfigError("\n".join([*lines, "nothing has been run; ablation.exclude leaves cells out"]))
-        if not self.elsewhere:
-            for run in runs:
-                self.check_data(run)
+        for run in runs:
+            self.check_data(run)
 
     def check_data(self, run: Prepared) -> None:
         """Refuse to take a run for one of today's data that began with others: where the files are is not in its name.
@@ -187,25 +195,82 @@ class Grid:
         Raises:
             ConfigError: with both fingerprints.
         """
-        if not (run.folder / "run.json").exists():
+        try:
+            then = read_record(run.folder)["data"]["fingerprint"] if (run.folder / "run.json").exists() else None
+        except (ConfigError, KeyError, TypeError):  # damaged: it is tried, and says so
             return
-        then = read_record(run.folder).get("data", {}).get("fingerprint")
-        now = self.fingerprint(run)
-        if then not in (None, now):
+        if then is None or (now := self.fingerprint(run)) is None:
+            return
+        if then != now:
             name = "name" if run.cfg.ablation is None else "ablation.name"
             raise ConfigError(
                 f"data: {short_path(run.folder)} began with other data (fingerprint {then[:12]}) than these "
                 f"({now[:12]}); give the files of then, or the ablation another name, {name}=…; nothing has been run"
             )
 
-    def fingerprint(self, run: Prepared) -> str:
-        """Of a run's data; they are read once for all runs with the same ones."""
+    def fingerprint(self, run: Prepared) -> str | None:
+        """The fingerprint of a run's data, read once for all runs with the same ones; None if only others have them."""
         from ablab.train import data_of
 
         key = what_is_read(plain(run.cfg.data))
         if key not in self.fingerprints:
-            self.fingerprints[key] = data_of(run.cfg).fingerprint
+            try:
+                self.fingerprints[key] = data_of(run.cfg).fingerprint
+            except ConfigError as error:
+                if not self.elsewhere:
+                    raise
+                print(f"warning: these data are not compared with those of finished runs: {error}", flush=True)
+                self.fingerprints[key] = None
         return self.fingerprints[key]
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """All that makes this ablation another one than those with the same factor: more levels and seeds do not."""
+        return {
+            "factors": sorted(self.ablation.factors),
+            "baseline": self.ablation.baseline,
+            "tuned key": self.ablation.tune.key if self.ablation.tune else None,
+            "settings": effective(self.common),
+        }
+
+    def check_folder(self) -> None:
+        """Refuse a folder that holds something else, before anything is run: its report would be replaced.
+
+        More or fewer levels and seeds are the same ablation.
+
+        Raises:
+            ConfigError: with the differences and the remedy.
+        """
+        name = "name" if self.ablation.from_words else "ablation.name"
+        remedy = f"give this one another name, {name}=…; nothing has been run"
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"{short_path(self.folder)}: it is a file; {remedy}")
+        for file, what in (("run.json", "a run"), (STUDY, "a search")):
+            if (self.folder / file).exists():
+                raise ConfigError(f"{short_path(self.folder)}: {what} is there; {remedy}")
+        if not (self.folder / ABLATION).exists() or not any(self.folder.glob("*/run.json")):
+            return
+        try:
+            there = json.loads((self.folder / ABLATION).read_text(encoding="utf-8"))
+            old, hashes = there.get("asked", {}), there.get("asked_sha256", {})
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
+            raise ConfigError(
+                f"{short_path(self.folder / ABLATION)}: it cannot be read ({error}), so what is there is not known; "
+                f"bring it back, or {remedy}"
+            ) from error
+        differ = [part for part, found in self.asked_hashes.items() if hashes.get(part, found) != found]
+        if not differ:
+            return
+        if differ == ["baseline"]:
+            remedy = f"python scripts/report.py {short_path(self.folder)} --baseline … compares anew, or {remedy}"
+        lines = [f"  {part}: {shown_part(old.get(part))} there, {shown_part(self.asked[part])} now" for part in differ]
+        raise ConfigError("\n".join([f"{short_path(self.folder)}: another ablation is there:", *lines, f"  {remedy}"]))
+
+    @property
+    def asked_hashes(self) -> dict[str, str]:
+        """A hash of each part of `asked`: the record's own copy may have lost secrets."""
+        texts = {part: json.dumps(value, sort_keys=True) for part, value in self.asked.items()}
+        return {part: hashlib.sha256(text.encode()).hexdigest() for part, text in texts.items()}
 
     def record(self, command: str, runs: list[Prepared], tuning: dict[str, Any] | None) -> None:
         """Write, in the ablation's folder, what was asked for, and which folder is which run."""
@@ -213,6 +278,8 @@ class Grid:
         content = {
             "command": command,
             "ablation": self.ablation.arguments,
+            "asked": self.asked,
+            "asked_sha256": self.asked_hashes,
             "runs": [run.entry for run in runs],
             "tuning": tuning,
         }
@@ -228,6 +295,13 @@ def without_accelerator(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
+def shown_part(value: Any) -> str:
+    """A part of what an ablation was asked for, in words."""
+    if isinstance(value, dict):
+        return " ".join(f"{key}={item}" for key, item in value.items()) or "none"
+    return ", ".join(value) or "none" if isinstance(value, list) else show(value)
+
+
 def shown(cells: list[str]) -> str:
     """A few cells, and how many more."""
     several = f", and {len(cells) - 3} cells more" if len(cells) > 3 else ""
@@ -240,7 +314,38 @@ def tag(factor: str, level: Any) -> str:
     return text if len(text) <= 64 else f"{text[:55]}-{digest(text)[:8]}"
 
 
-def folder_name(plan: Planned) -> str:
-    """A run's settings as the name of a folder, as far as a file system lets it be one."""
-    words = [f"{short(key)}={value}" for key, value in plan.settings.items()]
-    return re.sub(r"[^\w.,=+-]", "_", ",".join(words))[:150]
+def check_folders(runs: list[Prepared]) -> None:
+    """Refuse two runs with one folder: the second would be taken for done.
+
+    Raises:
+        ConfigError: with both runs.
+    """
+    taken: dict[str, Prepared] = {}
+    for run in runs:
+        other = taken.setdefault(run.folder.name.casefold(), run)
+        if other is not run:
+            raise ConfigError(
+                f"{other.plan.label} and {run.plan.label} have the same folder, {short_path(run.folder)}; leave one of "
+                "them out, or give a level another name; nothing has been run"
+            )
+
+
+def differing(cell: Cell, other: Cell) -> list[str]:
+    """The factors of which two cells have different levels."""
+    return [factor for factor, level in cell.items() if str(other.get(factor, level)) != level]
+
+
+def folder_name(plan: Planned, identity: str) -> str:
+    """Name a run's folder: its settings, as far as a file system lets them be a name, and a hash.
+
+    The hash covers the settings too. The readable part may be equal for two cells: signs become _, it is cut, and some
+    file systems ignore case or the form of accents.
+
+    Args:
+        plan: the run's place in the grid.
+        identity: a hash of its config and of the code.
+    """
+    words = ",".join(f"{short(key)}={value}" for key, value in plan.settings.items())
+    readable = re.sub(r"[^\w.,=+-]", "_", words).encode()[:LONGEST].decode(errors="ignore")
+    every = json.dumps([identity, sorted(plan.settings.items())])
+    return f"{readable}_{hashlib.sha256(every.encode()).hexdigest()[:8]}"

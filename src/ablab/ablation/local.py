@@ -25,7 +25,8 @@ from ablab.ablation.progress import Progress
 from ablab.config.errors import ConfigError
 from ablab.data.reading import read_once
 from ablab.runs import signals
-from ablab.runs.folder import LOG, made
+from ablab.runs.code import hashed_once
+from ablab.runs.folder import LOG, death, made
 from ablab.runs.outcome import Diverged, RunError, Stopped
 from ablab.runs.resume import resumed
 from ablab.runs.run import Taken
@@ -141,11 +142,11 @@ def in_processes(runs: list[Prepared], progress: Progress, devices: list[str | N
     context.set_forkserver_preload(["ablab.train"])
     threads = max(1, torch.get_num_threads() // len(devices))
     pipes: dict[Connection, Prepared | None] = {}
-    processes = []
+    processes = {}
     for device in devices[: len(runs)]:
         ours, theirs = context.Pipe()
-        processes.append(context.Process(target=serve, args=(theirs, device, threads, dict(os.environ))))
-        processes[-1].start()
+        processes[ours] = context.Process(target=serve, args=(theirs, device, threads, dict(os.environ)))
+        processes[ours].start()
         theirs.close()  # the worker's end is the worker's alone: it notices when this process is gone, and we its end
         pipes[ours] = None
     signals.begin()  # a signal is passed on, and what the runs then do is waited for
@@ -158,7 +159,7 @@ def in_processes(runs: list[Prepared], progress: Progress, devices: list[str | N
             if signals.requested and not passed_on:
                 passed_on = True
                 todo.clear()
-                for process in processes:
+                for process in processes.values():
                     with suppress(ProcessLookupError):  # it has ended
                         # a second SIGINT would end a run at once, and a terminal's Ctrl-C has sent it one
                         interrupted = signals.requested == signal.SIGINT
@@ -168,6 +169,9 @@ def in_processes(runs: list[Prepared], progress: Progress, devices: list[str | N
                 try:
                     progress.ended(run, pipe.recv())
                 except (EOFError, ConnectionError):  # killed, or out of memory: the others go on without it
+                    if not signals.requested:
+                        processes[pipe].join()
+                        note_death(run, processes[pipe].exitcode)
                     progress.ended(run, "stopped" if signals.requested else "failed")
                     pipes[pipe] = None
                     continue
@@ -177,11 +181,17 @@ def in_processes(runs: list[Prepared], progress: Progress, devices: list[str | N
     finally:
         for pipe in pipes:
             pipe.close()
-        for process in processes:
+        for process in processes.values():
             process.join()
         signals.end()
     if signals.requested:
         raise Stopped(signals.requested.name)
+
+
+def note_death(run: Prepared, exit_code: int | None) -> None:
+    """Write into a run's log why its process is gone, which it could not do itself."""
+    with suppress(OSError), (run.folder / LOG).open("a", encoding="utf-8") as log:
+        print(f"\nerror: {death(exit_code)}", file=log)
 
 
 def hand_out(
@@ -201,6 +211,7 @@ def hand_out(
 
 
 @read_once()
+@hashed_once()
 def serve(pipe: Connection, device: str | None, num_threads: int, environment: Mapping[str, str]) -> None:
     """Do the runs that come through a pipe, until there are no more."""
     signals.install()

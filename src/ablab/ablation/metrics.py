@@ -48,13 +48,32 @@ def value(metric: str, record: Mapping[str, Any], curve: pd.DataFrame) -> float:
         if there.empty:
             return math.nan
         step = float(curve.loc[there.index[0], "step"])
-        return step if found[1] == "steps" else seconds(record) * step / float(curve["step"].max())
-    final = record["metrics"][metric]
-    return math.nan if final is None else float(final)
+        last = float(curve["step"].max())
+        return step if found[1] == "steps" else seconds(record) * step / last if last else math.nan
+    return final(metric, record)
+
+
+def final(metric: str, record: Mapping[str, Any]) -> float:
+    """A final metric of a run; NaN where it has none, or none that is finite.
+
+    Raises:
+        ConfigError: the record is damaged.
+    """
+    metrics = record.get("metrics")
+    found = metrics.get(metric) if isinstance(metrics, Mapping) else "no metrics"
+    try:
+        if isinstance(found, str | bool):
+            raise ValueError
+        return math.nan if found is None else float(found)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"its run.json has {metric}={str(found)[:40]}, which is no number; bring the file back"
+        ) from error
 
 
 def seconds(record: Mapping[str, Any]) -> float:
-    return math.nan if record.get("resumed") else float(record["seconds"])
+    taken = record.get("seconds")
+    return math.nan if record.get("resumed") or taken is None else float(taken)
 
 
 def column(metric: str) -> str | None:

@@ -44,7 +44,8 @@ class Progress:
         self.status = {run: run.status if run.done else "missing" for run in runs}
         self.watched = watched()
         # rich alone would take FORCE_COLOR, which a notebook sets for what it starts, for a terminal
-        self.console = Console(file=sys.stdout, highlight=False, force_terminal=self.watched)
+        # a label is text, whatever brackets and colons are in it
+        self.console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, force_terminal=self.watched)
         self.began_at: dict[Prepared, float] = {}
         self.started = 0.0
         self.num_ended = 0
@@ -124,7 +125,7 @@ class Progress:
             for status in states.values():
                 sign, style = SIGNS.get(status, ("·", "dim"))
                 signs.append(sign + " ", style)
-            table.add_row(label, signs)
+            table.add_row(Text(label), signs)
         return Group(table, Text(self.counts()))
 
 

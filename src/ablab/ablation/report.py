@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from ablab.ablation import statistics
 from ablab.ablation.figures import STYLE, figures, label, readable
@@ -281,10 +282,19 @@ def tuning_notes(results: Results) -> list[str]:
     if results.tuning is not None and set(results.tuning["status"]) != {"finished"}:
         notes.append(f"Not all of the {len(results.tuning)} tuning runs ended well: {states(results.tuning)}.")
     for _, row in results.chosen.iterrows():
-        if row["value"] in (grid[0], grid[-1]):
+        tried_here = results.tuning if results.tuning is not None else pd.DataFrame({"score": []})
+        for factor in factors:
+            tried_here = tried_here[tried_here[factor] == row[factor]]
+        cell = label({f: row[f] for f in factors}) or "every run"
+        if len(tried_here) and not tried_here["score"].notna().any():
+            notes.append(
+                f"WARNING: {cell}: no tuning run has a {metric}, so no {key} is known to be the best; "
+                f"{row['value']:g}, the smallest, stands for it."
+            )
+        elif row["value"] in (grid[0], grid[-1]):
             end = "smallest" if row["value"] == grid[0] else "largest"
             notes.append(
-                f"WARNING: {label({f: row[f] for f in factors})}: its best {key}, {row['value']:g}, is the {end} that "
+                f"WARNING: {cell}: its best {key}, {row['value']:g}, is the {end} that "
                 "was tried; widen ablation.tune.values, or the comparison is unfair to it."
             )
     return notes
@@ -323,34 +333,47 @@ def write(results: Results, folder: Path) -> Report:
 
 
 def markdown(report: Report) -> str:
-    lines = [f"# {report.title}", "", report.question, "", *report.facts, ""]
+    lines = [f"# {escaped(report.title)}", "", escaped(report.question), "", *map(escaped, report.facts), ""]
     if report.verdicts:
-        lines += ["## Verdict", "", *(f"- {verdict}" for verdict in report.verdicts), ""]
+        lines += ["## Verdict", "", *(f"- {escaped(verdict)}" for verdict in report.verdicts), ""]
     for name, caption in report.figures:
-        lines += [f"![{caption}](figures/{name}.png)", f"*{caption}*", ""]
+        lines += [f"![{escaped(caption)}](figures/{name}.png)", f"*{escaped(caption)}*", ""]
     for table in report.tables:
         header = " | ".join(map(escaped, table.header))
-        lines += [f"## {table.title}", "", f"| {header} |", "|" + "---|" * len(table.header)]
+        lines += [f"## {escaped(table.title)}", "", f"| {header} |", "|" + "---|" * len(table.header)]
         lines += [f"| {' | '.join(map(escaped, row))} |" for row in table.rows]
         lines.append("")
     lines += ["## How to read it", "", HOW_TO_READ, ""]
     for title, entries in (("Runs without a result", report.troubles), ("Notes", report.notes)):
         if entries:
-            lines += [f"## {title}", "", *(f"- {entry}" for entry in entries), ""]
+            lines += [f"## {title}", "", *(f"- {escaped(entry)}" for entry in entries), ""]
     return "\n".join(lines)
 
 
+# The signs of Markdown that could make markup of a text; not the brackets of an interval or the _ within a word.
+MARKDOWN = re.compile(
+    r"[\\`*|$]|<(?=[A-Za-z/!?])|\](?=[(\[:])|(?<!\w)_|_(?!\w)|~(?=~)|&(?=#?\w+;)|^[#>+=-]|(?<=^\d)[.)](?=\s)"
+)
+
+
 def escaped(text: str) -> str:
-    return text.replace("|", "\\|")
+    """A text as one line of Markdown, in which nothing of it is markup."""
+    return MARKDOWN.sub(r"\\\g<0>", one_line(text))
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks and control characters."""
+    return "".join(sign if sign.isprintable() else " " for sign in " ".join(text.split()))
 
 
 def latex(table: Table) -> str:
     """A table for a paper, in the style of booktabs."""
     columns = "l" + "r" * (len(table.header) - 1)
-    body = [" & ".join(map(tex, row)) + r" \\" for row in table.rows]
+    # a [ or * after the end of a row would be an argument of \\
+    body = ["{}" * row[0].startswith(("[", "*")) + " & ".join(map(tex, row)) + r" \\" for row in table.rows]
     return "\n".join(
         [
-            f"% {table.title}",
+            f"% {one_line(table.title)}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             " & ".join(map(tex, table.header)) + r" \\",
@@ -371,38 +394,47 @@ def tex(text: str) -> str:
         "%": r"\%",
         "_": r"\_",
         "#": r"\#",
+        "$": r"\$",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": "$<$",
+        ">": "$>$",
+        "|": "$|$",
+        "∞": r"$\infty$",
         "±": r"$\pm$",
         SURVIVORS: r"\dag{}",
         "−": "$-$",
     }
-    return "".join(signs.get(sign, sign) for sign in text)
+    return "".join(signs.get(sign, sign) for sign in one_line(text))
 
 
 def show(report: Report, folder: Path, console: Console | None = None) -> None:
-    """Print the report on a terminal; plainly where it is none."""
+    """Print the report on a terminal; plainly where it is none. Nothing in it is taken for markup or an emoji."""
     console = console or Console(highlight=False, soft_wrap=False, force_terminal=watched())
     if not console.is_terminal or console.is_dumb_terminal:
         console = Console(file=console.file, highlight=False, width=140, force_terminal=False)
-    console.print(f"\n[bold]{report.title}[/bold]  {report.question}")
+    console.print(Text.assemble("\n", (one_line(report.title), "bold"), f"  {one_line(report.question)}"))
     for fact in report.facts:
-        console.print(fact, markup=False)
+        console.print(Text(one_line(fact)))
     for table in report.tables[:2]:
-        shown = RichTable(title=table.title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+        title = Text(one_line(table.title), style="table.title")
+        shown = RichTable(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
         kept = [i for i, name in enumerate(table.header) if name != "by bootstrap"]  # as wide as most screens
         for i in kept:
-            shown.add_column(table.header[i], justify="left" if i == 0 else "right", overflow="fold")
+            shown.add_column(Text(one_line(table.header[i])), justify="left" if i == 0 else "right", overflow="fold")
         for row in table.rows:
             shown.add_row(*(coloured(row[i]) for i in kept))
         console.print()
         console.print(shown)
     for note in [*report.notes, *report.troubles]:
-        console.print(note, markup=False)
-    console.print(f"\nreport: {short(folder / FOLDER / 'report.html')} (also .md, .csv, .tex, figures)", markup=False)
+        console.print(Text(one_line(note)))
+    console.print(Text(f"\nreport: {short(folder / FOLDER / 'report.html')} (also .md, .csv, .tex, figures)"))
 
 
-def coloured(entry: str) -> Any:
+def coloured(entry: str) -> Text:
     """A verdict in its colour."""
     colours = {"higher": "blue", "lower": "red", "cannot tell": "dim"}
-    colour = next((colours[verdict] for verdict in colours if entry.startswith(verdict)), None)
-    text = entry.replace("[", r"\[")
-    return f"[{colour}]{text}[/{colour}]" if colour else text
+    colour = next((colours[verdict] for verdict in colours if entry.startswith(verdict)), "")
+    return Text(one_line(entry), style=colour)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from typing import Any
 import pandas as pd
 
 from ablab.ablation.ablation import Ablation
-from ablab.ablation.metrics import check_logged, value
+from ablab.ablation.metrics import check_logged, final, value
 from ablab.config.build import blame
 from ablab.config.errors import ConfigError
-from ablab.runs.folder import ABLATION, LOG, is_taken, last_line, read_record
+from ablab.runs.code import PACKAGE, sources_of
+from ablab.runs.folder import ABLATION, LOG, failure, is_taken, read_record
 from ablab.runs.metrics import read_rows
+
+STATES = ("running", "finished", "stopped", "diverged", "failed")  # of a record, as a run writes them
 
 
 @dataclass
@@ -57,8 +61,10 @@ def read(folder: Path, *, mix_code: bool = False, baseline: dict[str, str] | Non
         ConfigError: it is no ablation's folder, its runs were made by different code, or the baseline is no level.
     """
     try:
-        record = json.loads((folder / ABLATION).read_text())
-    except (OSError, ValueError) as error:
+        record = json.loads((folder / ABLATION).read_text(encoding="utf-8"))
+        if missing := {"ablation", "runs", "tuning"} - record.keys():
+            raise ValueError(f"its {ABLATION} lacks {', '.join(sorted(missing))}")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         reason = f"there is no {ABLATION} in it" if isinstance(error, FileNotFoundError) else error
         raise ConfigError(
             f"{folder}: it is no ablation's folder ({reason}); give the one that the ablation has in output_dir"
@@ -66,9 +72,11 @@ def read(folder: Path, *, mix_code: bool = False, baseline: dict[str, str] | Non
     with blame("ablation"):
         ablation = Ablation(**record["ablation"] | ({"baseline": baseline} if baseline else {}))
     notes = code_notes([folder / run["folder"] for run in record["runs"]], mix_code or ablation.mix_code)
+    tuning = record["tuning"]
+    notes += other_runs(folder, [*record["runs"], *(tuning["runs"] if tuning else [])])
     frame, curves = table(folder, record["runs"], ablation)
     results = Results(ablation, frame, curves, notes=notes)
-    if (tuning := record["tuning"]) is not None and ablation.tune is not None:
+    if tuning is not None and ablation.tune is not None:
         results.tuning = pd.DataFrame([tuning_row(folder, run, tuning["metric"]) for run in tuning["runs"]])
         results.chosen = pd.DataFrame([{**entry["cell"], "value": entry["value"]} for entry in tuning["chosen"]])
         results.tuned_key, results.tuning_grid = ablation.tune.key, ablation.tune.values
@@ -79,7 +87,7 @@ def read(folder: Path, *, mix_code: bool = False, baseline: dict[str, str] | Non
 def put(file: Path, text: str) -> None:
     """Write a file, whole or not at all, also where several launches do."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, file)
 
 
@@ -89,28 +97,81 @@ def code_notes(folders: list[Path], mix_code: bool) -> list[str]:
     Raises:
         ConfigError: they are several, and are not to be mixed.
     """
-    versions: dict[str, list[str]] = {}
+    versions: dict[str, dict[str, list[str]]] = {}  # of each part of the code its hashes, and the commits of each
     for folder in folders:
-        if (folder / "run.json").exists():
-            record = read_record(folder)
-            versions.setdefault(record["identity"]["code"], []).append(str(record.get("git_commit"))[:12])
-    if len(versions) < 2:
+        with suppress(ConfigError, LookupError, TypeError):  # the table says which run cannot be read
+            record = read_record(folder) if (folder / "run.json").exists() else {"sources": []}
+            for part, found in sources_of(record).items():  # cells may well need different modules
+                versions.setdefault(part, {}).setdefault(found, []).append(str(record.get("git_commit"))[:12])
+    said = [
+        ("" if part == PACKAGE.name else f"{part}: ")
+        + "; ".join(f"{len(commits)} by {code[:8]} (commit {commits[0]})" for code, commits in hashes.items())
+        for part, hashes in versions.items()
+        if len(hashes) > 1
+    ]
+    if not said:
         return []
-    said = "; ".join(f"{len(commits)} by {code[:8]} (commit {commits[0]})" for code, commits in versions.items())
     if not mix_code:
         raise ConfigError(
-            f"{folders[0].parent}: its runs were made by different code: {said}; run the ablation again, which makes "
-            "what is missing with today's code, or say --mix-code"
+            f"{folders[0].parent}: its runs were made by different code: {'; '.join(said)}; run the ablation again, "
+            "which makes what is missing with today's code, or say --mix-code"
         )
-    return [f"The runs were made by different code: {said}."]
+    return [f"The runs were made by different code: {'; '.join(said)}."]
+
+
+def other_runs(folder: Path, planned: list[dict[str, Any]]) -> list[str]:
+    """A note of the runs in an ablation's folder that its report is not about."""
+    names = {run["folder"] for run in planned}
+    number = sum(file.parent.name not in names for file in folder.glob("*/run.json"))
+    if not number:
+        return []
+    more = f"{number} more runs in this folder are" if number > 1 else "1 more run in this folder is"
+    return [f"{more} not in this report: they have other levels, seeds, settings or code."]
 
 
 def status_of(folder: Path) -> str:
-    """How far a run is: the status of its record, or "missing"; one that nobody is at any more is "stopped"."""
+    """Find out how far a run is.
+
+    Returns:
+        The status of its record, or "missing"; "stopped" for a run whose process is gone, "failed" for one that ended
+        before it had a record, or whose record cannot be read.
+    """
     if not (folder / "run.json").exists():
-        return "failed" if last_line(folder / LOG) else "missing"
-    status = str(read_record(folder)["status"])
-    return "stopped" if status == "interrupted" or (status == "running" and not is_taken(folder)) else status
+        return "failed" if failure(folder) or has_printed(folder) else "missing"
+    try:
+        status = read_record(folder)["status"]
+    except ConfigError:
+        return "failed"
+    if status == "interrupted" or (status == "running" and not is_taken(folder)):
+        return "stopped"
+    return status if status in STATES else "failed"
+
+
+def has_printed(folder: Path) -> bool:
+    """Whether a run has a log with more than Slurm's own lines."""
+    try:
+        lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    return any(line.strip() and not line.startswith(("srun: ", "slurmstepd")) for line in lines)
+
+
+def reason(folder: Path) -> str:
+    """Why a run has no result, in one line."""
+    if not (folder / "run.json").exists():
+        return failure(folder) or ("its process ended without a message" if has_printed(folder) else "not begun")
+    try:
+        status = read_record(folder)["status"]
+    except ConfigError as error:
+        return str(error).removeprefix(f"{folder}: ")
+    if status not in (*STATES, "interrupted"):
+        return f"its run.json has status={status!r}; a run writes one of {', '.join(STATES)}"
+    if status == "running" and is_taken(folder):
+        return "running"
+    found = failure(folder)
+    if found.startswith(("Stopped: ", "KeyboardInterrupt")):
+        return "stopped"
+    return found or ("its process ended without a message" if status in ("running", "failed") else status)
 
 
 def table(folder: Path, runs: list[dict[str, Any]], ablation: Ablation) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
@@ -124,14 +185,18 @@ def table(folder: Path, runs: list[dict[str, Any]], ablation: Ablation) -> tuple
         place = folder / run["folder"]
         status = status_of(place)
         row = {**run["cell"], "seed": run["seed"], "status": status, "folder": str(place), "error": ""}
-        if status == "finished":
-            record, curve = read_record(place), read_curve(place)
-            row |= {metric: value(metric, record, curve) for metric in ablation.metrics}
-            curves[str(place)] = curve
-            records.append((record, curve))
-        elif status != "missing":
-            curves[str(place)] = read_curve(place)
-            row["error"] = last_line(place / LOG).removeprefix("error: ") if status in ("failed", "diverged") else ""
+        try:  # one damaged run is left out of the report, with the reason, and takes no other with it
+            if status == "finished":
+                record, curve = read_record(place), read_curve(place)
+                row |= {metric: value(metric, record, curve) for metric in ablation.metrics}
+                curves[str(place)] = curve
+                records.append((record, curve))
+        except Exception as error:
+            row |= {"status": "failed", "error": f"left out, its files are damaged: {damage(error, place)}"}
+        if status not in ("finished", "missing"):
+            row["error"] = reason(place)
+            with suppress(Exception):  # as far as there is one
+                curves[str(place)] = read_curve(place)
         rows.append(row)
     frame = pd.DataFrame(rows, columns=None if rows else [*ablation.factors, "seed", "status", "folder", "error"])
     for metric in ablation.metrics:
@@ -142,18 +207,29 @@ def table(folder: Path, runs: list[dict[str, Any]], ablation: Ablation) -> tuple
     return frame, curves
 
 
+def damage(error: Exception, folder: Path) -> str:
+    """What is wrong with a run's files, in one line."""
+    text = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+    return text.splitlines()[0].removeprefix(f"{folder}: ")
+
+
 def tuning_row(folder: Path, run: dict[str, Any], metric: str) -> dict[str, Any]:
     place = folder / run["folder"]
     row = {**run["cell"], "value": float(run["value"]), "seed": run["seed"], "status": status_of(place)}
-    return {**row, "score": score(place, metric)}
+    try:
+        return {**row, "score": score(place, metric)}
+    except ConfigError:
+        return {**row, "status": "failed", "score": math.nan}
 
 
 def score(folder: Path, metric: str) -> float:
     """What a finished run had of the validation metric that chose its weights; NaN of any other."""
     if status_of(folder) != "finished":
         return math.nan
-    found = read_record(folder)["metrics"].get(metric)
-    return math.nan if found is None else float(found)
+    try:
+        return final(metric, read_record(folder))
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {str(error).removeprefix(f'{folder}: ')}") from error
 
 
 def read_curve(folder: Path) -> pd.DataFrame:

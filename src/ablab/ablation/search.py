@@ -24,24 +24,25 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 
 from ablab.ablation.ablation import Ablation, Planned, Words
-from ablab.ablation.grid import Grid
+from ablab.ablation.grid import STUDY, Grid
 from ablab.ablation.local import do
 from ablab.ablation.results import score, status_of
 from ablab.ablation.sweep import told_of_a_stop
-from ablab.ablation.words import check_of_many
+from ablab.ablation.words import check_of_many, effective
 from ablab.config.errors import ConfigError
 from ablab.config.schema import quoted, show
 from ablab.data.reading import read_once
 from ablab.runs import signals
-from ablab.runs.folder import short
+from ablab.runs.code import code_of, hashed_once
+from ablab.runs.folder import ABLATION, check_name, config_of, read_record, short
+from ablab.runs.identity import plain
 from ablab.runs.outcome import RunError, Stopped
 from ablab.screen import hush
 from ablab.waiting import awaited
 
-STUDY = "study.db"
-
 
 @read_once()
+@hashed_once()
 def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, num_trials: int, seed: int) -> None:
     """Look for the best values of the words that have several, by the metric that the run monitors.
 
@@ -64,17 +65,23 @@ def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, n
         RunError: no trial found anything.
         Stopped: a signal came; the same command goes on.
     """
+    check_name("hydra.sweeper.study", study)
     if num_trials < 1:
         raise ConfigError(f"hydra.sweeper.num_trials={num_trials}: at least 1 is needed")
     parsed = OverridesParser.create().parse_overrides(words)
     for one in parsed:
-        check_of_many(one.get_key_element().lstrip("+"), one)
+        key = one.get_key_element().lstrip("+")
+        check_of_many(key, one)
+        if key == "name":
+            raise ConfigError(f"{one.input_line}: a search has its study's name; give hydra.sweeper.study=NAME instead")
     space = {one.get_key_element().lstrip("+"): distribution(one) for one in parsed if one.is_sweep_override()}
     common = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
     if not space:
         raise ConfigError("nothing to search: give a key several values, norm=batchnorm,groupnorm for example")
     ablation = Ablation(name=study, factors={}, seeds=[cfg.seed])
     grid = Grid(ablation, common, lambda words: loader.load_sweep_config(cfg, words), Path(str(cfg.output_dir)))
+    if (grid.folder / ABLATION).exists():
+        raise ConfigError(f"{short(grid.folder)}: an ablation is there; give another study, hydra.sweeper.study=NAME")
     grid.folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     found = optuna.create_study(
@@ -84,6 +91,7 @@ def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, n
         load_if_exists=True,
     )
     check_same_space(found, space)
+    check_same_settings(found, {**effective(common), "seed": str(cfg.seed)})
     try:
         with FileLock(grid.folder / ".lock").acquire(blocking=False), hush(cfg.quiet) as stdout, told_of_a_stop(stdout):
             print(f"{study}: {num_trials} trials over {', '.join(space)}, in {short(grid.folder)}")
@@ -163,6 +171,38 @@ def check_same_space(study: optuna.Study, space: Mapping[str, BaseDistribution])
                 ) from error
 
 
+def check_same_settings(study: optuna.Study, settings: Mapping[str, str]) -> None:
+    """Refuse to go on with a study whose trials had other settings: the best of both would mean nothing.
+
+    Raises:
+        ConfigError: with both settings.
+    """
+    then = study.user_attrs.get("settings")
+    if then is None or not study.get_trials(deepcopy=False):
+        study.set_user_attr("settings", dict(settings))
+    elif then != settings:
+        keys = sorted(key for key in then.keys() | settings.keys() if then.get(key) != settings.get(key))
+        changes = ", ".join(
+            f"{key}: {then.get(key, 'not set')} then, {settings.get(key, 'not set')} now" for key in keys
+        )
+        raise ConfigError(
+            f"the study {study.study_name} has been searched with other settings ({changes}); give those, or another "
+            "study, hydra.sweeper.study=NAME"
+        )
+
+
+def warn_of_other_code(folder: Path) -> None:
+    """Say how many trials were run by other code than today's: their values stay in the study."""
+    folders = [file.parent for file in folder.glob("*/run.json") if status_of(file.parent) == "finished"]
+    old = [f for f in folders if read_record(f)["identity"]["code"] != code_of(plain(config_of(f))).digest[:16]]
+    if old:
+        print(
+            f"warning: {len(old)} of {len(folders)} runs of this search were made by other code than today's; "
+            "hydra.sweeper.study=NAME begins another search",
+            flush=True,
+        )
+
+
 def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
 
@@ -191,6 +231,7 @@ def tried(grid: Grid, params: Mapping[str, Any], cfg: DictConfig) -> float:
 
 def report(study: optuna.Study, folder: Path, cfg: DictConfig) -> None:
     """Write every trial, and say which was best."""
+    warn_of_other_code(folder)
     rows = [{**t.params, "value": t.value, "state": t.state.name.lower()} for t in ended(study)]
     pd.DataFrame(rows).to_csv(folder / "trials.csv", index=False)
     if all(trial.value is None for trial in ended(study)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,14 +16,15 @@ from omegaconf import DictConfig
 from ablab.ablation import local, slurm
 from ablab.ablation.ablation import Ablation, Words
 from ablab.ablation.grid import DONE, Grid, Prepared
-from ablab.ablation.metrics import check_logged
+from ablab.ablation.metrics import check_logged, value
 from ablab.ablation.progress import Progress
 from ablab.ablation.report import show, write
-from ablab.ablation.results import read, read_curve
+from ablab.ablation.results import read, read_curve, reason
 from ablab.ablation.tuning import outcome
 from ablab.ablation.words import asked_for
 from ablab.data.reading import read_once
-from ablab.runs.folder import LOG, last_line, read_record, short
+from ablab.runs.code import hashed_once
+from ablab.runs.folder import LOG, read_record, short
 from ablab.runs.outcome import Diverged, RunError, Stopped
 from ablab.runs.provenance import command
 from ablab.screen import hush
@@ -32,6 +33,7 @@ from hydra_plugins.ablab_sweep import LocalLauncher, SlurmLauncher
 
 
 @read_once()
+@hashed_once()
 def sweep(words: Words, cfg: DictConfig, loader: ConfigLoader, launcher: Launcher) -> Any:
     """Do what is missing of an ablation, and write its report.
 
@@ -54,6 +56,7 @@ def sweep(words: Words, cfg: DictConfig, loader: ConfigLoader, launcher: Launche
         Path(str(cfg.output_dir)),
         elsewhere=not isinstance(launcher, LocalLauncher),
     )
+    grid.check_folder()
     with hush(cfg.quiet) as stdout, told_of_a_stop(stdout):
         num_cells = len(ablation.cells())
         print(
@@ -77,9 +80,13 @@ def sweep(words: Words, cfg: DictConfig, loader: ConfigLoader, launcher: Launche
         show(report, grid.folder)
     demand(runs)
     if "finished" not in states:
+        if "diverged" not in states:
+            raise RunError(
+                f"none of {len(runs)} runs has a result:\n  {runs[0].plan.label}: {results.runs['error'][0]}"
+            )
         raise Diverged(
-            f"{len(runs)} of {len(runs)} runs diverged, so there is no report; see {LOG} in each folder of "
-            f"{short(grid.folder)}"
+            f"{states.count('diverged')} of {len(runs)} runs diverged, so there is no report; see {LOG} in each folder "
+            f"of {short(grid.folder)}"
         )
     return results
 
@@ -125,7 +132,7 @@ def report_failed(failed: list[Prepared], total: int, what: str = "runs") -> str
     lines = [f"{len(failed)} of {total} {what} failed; the same command tries them again, and them alone"]
     for run in failed:
         log = run.folder / LOG
-        lines.append(f"  {run.plan.label}: {last_line(log) or run.status.replace('missing', 'not begun')}")
+        lines.append(f"  {run.plan.label}: {reason(run.folder)}")
         if log.exists():
             lines.append(f"    see {short(log)}")
     return "\n".join(lines)
@@ -137,7 +144,14 @@ def have_metrics(runs: list[Prepared]) -> None:
     Raises:
         ConfigError: with what was logged. It is not lost: the metrics are no part of a run.
     """
-    check_logged(runs[0].metrics, [(read_record(run.folder), read_curve(run.folder)) for run in runs])
+    metrics, found = runs[0].metrics, []
+    for run in runs:
+        with suppress(Exception):  # a damaged run, which the report names
+            record, curve = read_record(run.folder), read_curve(run.folder)
+            [value(metric, record, curve) for metric in metrics]
+            found.append((record, curve))
+    if found:
+        check_logged(metrics, found)
 
 
 def carry_out(runs: list[Prepared], launcher: Launcher, title: str = "") -> None:

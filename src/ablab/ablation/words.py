@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterable
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,6 +15,8 @@ from ablab.ablation.ablation import Ablation, Words
 from ablab.config.build import blame
 from ablab.config.errors import ConfigError, menu
 from ablab.config.schema import show
+from ablab.runs.folder import LONGEST_NAME, check_name
+from ablab.runs.identity import without_effect
 
 Levels = dict[str, list[str]]  # the words of each level
 
@@ -52,13 +57,19 @@ def asked_for(words: Words, cfg: DictConfig) -> tuple[Ablation, Words]:
         else:
             common.append(str(override.input_line))
     if not given:
+        check_name("name", str(cfg.name))
         given = {
-            "name": cfg.name if cfg.name != "run" else "_".join(["sweep", *map(short, factors)]),
+            "name": cfg.name if cfg.name != "run" else default_name(factors, common),
             "baseline": {factor: next(iter(of)) for factor, of in factors.items()},
             "metrics": [f"test/{str(cfg.monitor.metric).rpartition('/')[2]}"],
         }
+    elif "name" in added:
+        raise ConfigError(
+            f"{added['name']}: an ablation's file names its folder; ablation.{added['name']} is another one"
+        )
     with blame("ablation"):
         ablation = Ablation(**{**given, "factors": factors, "seeds": seeds})
+    ablation.from_words = cfg.ablation is None
     for name, word in added.items():
         check_free(name, word, ablation)
     return ablation, common
@@ -70,11 +81,36 @@ def check_of_many(name: str, override: Override) -> None:
     Raises:
         ConfigError: with the remedy.
     """
+    if name in ("name", "output_dir") and override.is_sweep_override():
+        raise ConfigError(f"{override.input_line}: all runs of a sweep are in one folder; give one value")
     if name in ("resume", "folder"):
         raise ConfigError(
             f"{override.input_line}: each run of a sweep has its own folder, and the same command goes on with those "
             "that are not done; leave it out"
         )
+
+
+def default_name(factors: Iterable[str], common: Words) -> str:
+    """Name a sweep after its factors, with a hash of the settings that its runs have in common and that matter.
+
+    So two sweeps of one factor that find different things have two folders, `-m norm=a,b` and `-m norm=a,b model=rnn`.
+    """
+    found = effective(common)
+    suffix = f"_{short_hash(sorted(found.items()))}" if found else ""
+    stem = "_".join(["sweep", *map(short, factors)])
+    if len((stem + suffix).encode()) > LONGEST_NAME:
+        stem = f"sweep_{len(list(factors))}_factors_{short_hash(stem)}"
+    return stem + suffix
+
+
+def short_hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:6]
+
+
+def effective(common: Words) -> dict[str, str]:
+    """The overrides that can change a result, by their keys; not the seed, which each run has its own of."""
+    pairs = [word.lstrip("+").partition("=")[::2] for word in common]
+    return {k: v for k, v in pairs if k != "seed" and not k.startswith("hydra") and not without_effect(k)}
 
 
 def check_free(name: str, word: str, ablation: Ablation) -> None:

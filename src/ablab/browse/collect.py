@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import socket
 from collections import Counter
@@ -26,8 +27,8 @@ from ablab.runs.folder import (
     LOG,
     STAMP,
     check_keys,
+    failure,
     go_on_command,
-    last_line,
     now,
     read_record,
     short,
@@ -39,6 +40,9 @@ FILES = ("run.json", "config.yaml", "environment.json", FILE, LOG, "samples.txt"
 STATES = ("running", "finished", "stopped", "diverged", "failed")
 DAMAGED = "damaged"
 NOT_SHOWN = ("ablation", "ablation.*", "cell", "cell.*")  # of a config: the ablation is told of elsewhere
+UNESCAPED = re.compile(r"\\([^\w\s])")  # a sign that the report keeps from being markup
+MOST_VALUES = 100_000  # of a config
+LARGEST = 10**300  # an integer that is a float, too
 CLOCKS = 60  # seconds by which a clock that was set since may make a process look younger
 Reader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
 
@@ -81,32 +85,48 @@ def collect(root: Path) -> dict[str, Any]:
 def places(root: Path) -> Iterator[tuple[Path, str | None]]:
     """Every folder that is a run's or was to be one, and the name of the ablation or folder that it is in."""
     inside = root.absolute().name if (root / ABLATION).exists() else None
+    above = {root.resolve(), *root.resolve().parents}
     for child in subfolders(root):
         if is_run(child):
             yield child, inside
-        else:
+        elif child.resolve() not in above:  # a link back: its runs are listed already
             yield from ((inner, child.name) for inner in subfolders(child) if is_run(inner))
 
 
 def subfolders(folder: Path) -> list[Path]:
     """Those that can be looked into."""
     try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        return sorted(path for path in folder.iterdir() if os.path.isdir(path) and not path.name.startswith("."))
     except OSError:
         return []
 
 
 def is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in MARKS)
+    """Whether a folder is a run's, as far as it can be looked into; one that cannot be may well be, and says so."""
+    return any(os.path.lexists(folder / name) for name in MARKS) or not os.access(folder, os.R_OK | os.X_OK)
 
 
 # A run --------------------------------------------------------------------------------------------------------------
 
 
 def run(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
-    """All that the page shows of a run. What cannot be read is said in `problems`."""
-    problems: list[str] = []
-    entry: dict[str, Any] = {
+    """All that the page shows of a run; one whose files cannot be read is damaged, with the reasons in `problems`.
+
+    Whatever is wrong with it, it takes no other run from the page.
+    """
+    entry = empty(folder, root, within)
+    try:
+        fill(entry, folder)
+        json.dumps(entry, allow_nan=False)  # what the page cannot hold is found here, where it is one run's
+    except Exception as error:
+        problems = [*entry["problems"], f"it cannot be shown ({type(error).__name__}: {' '.join(str(error).split())})"]
+        entry = {**empty(folder, root, within), "problems": problems}
+    return entry
+
+
+def empty(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
+    """What the page shows of a run of which nothing could be read."""
+    return {
         "key": "",
         "path": folder.relative_to(root).as_posix(),
         "link": quote(os.fsencode(folder.relative_to(root).as_posix())),
@@ -126,38 +146,51 @@ def run(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
         "config": {},
         "record": {},
         "commands": [],
-        "problems": problems,
-        "files": [name for name in FILES if (folder / name).exists()],
+        "problems": [],
+        "files": [name for name in FILES if os.path.exists(folder / name)],
     }
-    attempt(problems, "run.json", lambda: entry.update(of_record(folder)))
-    attempt(problems, "config.yaml", lambda: entry.update(of_config(folder, entry)))
-    if (folder / FILE).exists():
-        attempt(problems, FILE, lambda: entry.update(zip(("curves", "epoch"), curves(folder), strict=True)))
+
+
+def fill(entry: dict[str, Any], folder: Path) -> None:
+    """Add what a run's files say."""
+    problems = entry["problems"]
+    attempt(problems, folder / "run.json", lambda: entry.update(of_record(folder)))
+    attempt(problems, folder / "config.yaml", lambda: entry.update(of_config(folder, entry)))
+    if os.path.lexists(folder / FILE):
+        attempt(problems, folder / FILE, lambda: entry.update(zip(("curves", "epoch"), curves(folder), strict=True)))
+    if problems:
+        entry["state"] = DAMAGED
     problems[:] = [text.removeprefix(f"{folder}: ") for text in problems]  # it is said where the problem is shown
     if entry["epoch"] is None:
         entry["epoch"] = steps_of_an_epoch(entry["record"])
-    return entry
 
 
-def attempt(problems: list[str], file: str, step: Callable[[], None]) -> None:
+def attempt(problems: list[str], file: Path, step: Callable[[], None]) -> None:
     """Read one thing; a file that is not what a run writes is one line on the page, and the rest is read."""
     try:
+        if os.path.lexists(file) and not os.path.isfile(file):  # reading a pipe would wait for a writer
+            raise ValueError("it is no regular file")
         step()
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ConfigError is a ValueError
-        reason = " ".join(str(error).split())
-        problems.append(reason if f"its {file}" in reason else f"its {file} cannot be read ({reason})")
+    except Exception as error:  # a file may hold anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = (
+            reason if isinstance(error, OSError | ValueError | yaml.YAMLError) else f"{type(error).__name__}: {reason}"
+        )
+        problems.append(reason if f"its {file.name}" in reason else f"its {file.name} cannot be read ({reason})")
 
 
 def of_record(folder: Path) -> dict[str, Any]:
     """What run.json says, or, of a run that ended before it had one, its log."""
-    if not (folder / "run.json").exists() and (said := last_line(folder / LOG)):
-        return {"state": "failed", "error": said.removeprefix("error: ")}
+    if not (folder / "run.json").exists() and (folder / LOG).exists() and (folder / LOG).stat().st_size:
+        return {"state": "failed", "error": failure(folder) or "its process ended without a message"}
     record = read_record(folder)
-    error, metrics = str(record.get("error", "")), record.get("metrics")
+    error, metrics = str(record.get("error", "")), record.get("metrics") or {}
+    if not isinstance(metrics, dict):
+        raise ConfigError(f"{folder}: its run.json has metrics={str(metrics)[:40]}; a run writes names with numbers")
     state = record["status"]
     if state == "interrupted" or (state == "running" and not is_alive(record)):
         gone = f"its process {record.get('pid')} is gone, and has not said how it ended"
-        state, error = "stopped", error or gone
+        state, error = "stopped", error or failure(folder) or gone
     if state not in STATES:
         raise ConfigError(f"{folder}: its run.json has status={state!r}; a run writes one of {', '.join(STATES)}")
     place = short(folder)
@@ -174,10 +207,10 @@ def of_record(folder: Path) -> dict[str, Any]:
         "error": error,
         "started": text_or_none(record.get("started")),
         "ended": text_or_none(record.get("ended")),
-        "seconds": seconds if isinstance(seconds, int | float) and math.isfinite(seconds) else None,
+        "seconds": None if seconds is None else finite("seconds", seconds),
         "words": words(overrides) if isinstance(overrides, list) else {},
         "choices": recorded(record.get("choices")),
-        "metrics": {str(k): number_or_none(v) for k, v in metrics.items()} if isinstance(metrics, dict) else {},
+        "metrics": {str(k): None if v is None else finite(f"metrics.{k}", v) for k, v in metrics.items()},
         "record": plain(record),
         "commands": commands,
     }
@@ -187,8 +220,18 @@ def text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def number_or_none(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+def finite(key: str, value: Any) -> float | None:
+    """A number of a record; None where it is not finite.
+
+    Raises:
+        ValueError: it is no number, or one that no float can be.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{key}={str(value)[:40]} is no number")
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError as error:
+        raise ValueError(f"{key} is a number of {len(str(value))} digits") from error
 
 
 def is_alive(record: Mapping[str, Any]) -> bool:
@@ -241,7 +284,8 @@ def of_config(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves of config.yaml, and the choice of each group where the record has none."""
     if not (folder / "run.json").exists() and not (folder / "config.yaml").exists():
         return {}  # said already, or a run that ended before it had any
-    content = yaml.load((folder / "config.yaml").read_text(), Reader)
+    content = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), Reader)
+    check_size(content)
     check_keys(folder, "config.yaml", content, CONFIG)
     leaves = {k: plain(v) for k, v in flat(content).items() if not any(fnmatch(k, pattern) for pattern in NOT_SHOWN)}
     classes = {
@@ -257,6 +301,21 @@ def of_config(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_size(content: Any) -> None:
+    """Refuse a config whose aliases expand to more values than any config has.
+
+    Raises:
+        ValueError: it does.
+    """
+    todo, number = [content], 0
+    while todo:
+        node = todo.pop()
+        number += 1
+        if number > MOST_VALUES:
+            raise ValueError(f"it has more than {MOST_VALUES:,} values")
+        todo += node.values() if isinstance(node, Mapping) else node if isinstance(node, list | tuple | set) else []
+
+
 def class_name(target: Any) -> str:
     """What a choice is mostly called, of a run from before it was recorded: ablab.norms.GroupNorm is groupnorm."""
     return str(target).rpartition(".")[2].lower()
@@ -270,6 +329,8 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"a number of {len(str(abs(value)))} digits"
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
@@ -320,15 +381,19 @@ def ablation(folder: Path, root: Path, runs: list[dict[str, Any]]) -> dict[str, 
         "problems": problems,
     }
     there = {run["name"] for run in runs if run["ablation"] == name}
-    attempt(problems, ABLATION, lambda: entry.update(of_ablation(folder, there)))
+    attempt(problems, folder / ABLATION, lambda: entry.update(of_ablation(folder, there)))
     if (folder / "report" / "report.md").exists():
-        attempt(problems, "report.md", lambda: entry.update(verdicts=verdicts(folder / "report" / "report.md")))
+        attempt(
+            problems,
+            folder / "report" / "report.md",
+            lambda: entry.update(verdicts=verdicts(folder / "report" / "report.md")),
+        )
     return entry
 
 
 def of_ablation(folder: Path, there: set[str]) -> dict[str, Any]:
     """What ablation.json says."""
-    content = json.loads((folder / ABLATION).read_text())
+    content = json.loads((folder / ABLATION).read_text(encoding="utf-8"))
     try:
         tuning = content.get("tuning") or {"runs": []}
         planned = {str(planned["folder"]) for planned in [*content["runs"], *tuning["runs"]]}
@@ -344,6 +409,6 @@ def of_ablation(folder: Path, there: set[str]) -> dict[str, Any]:
 
 def verdicts(report: Path) -> list[str]:
     """The sentences under Verdict of a report."""
-    _, _, after = report.read_text().partition("\n## Verdict\n")
+    _, _, after = report.read_text(encoding="utf-8").partition("\n## Verdict\n")
     lines = after.partition("\n## ")[0].splitlines()
-    return [line.removeprefix("- ") for line in lines if line.startswith("- ")]
+    return [UNESCAPED.sub(r"\1", line.removeprefix("- ")) for line in lines if line.startswith("- ")]

@@ -26,12 +26,20 @@ def curves(folder: Path) -> tuple[Curves, float | None]:
         ValueError: the file is not what a run writes.
     """
     try:
-        names, *rows = csv.reader(complete_lines(folder / FILE))
+        names, *rows = list(csv.reader(complete_lines(folder / FILE))) or [[]]
     except csv.Error as error:
         raise ValueError(str(error)) from error
     if names[:2] != ["step", "epoch"]:
         raise ValueError("its first columns are not step and epoch")
+    if len(set(names)) < len(names):
+        raise ValueError("a column is there twice")
     rows = [row for row in rows if len(row) == len(names)]
+    for row in rows:
+        for name, text in zip(names, row[:2], strict=False):
+            if text and not (text.isdecimal() and len(text) < 16):
+                raise ValueError(f"a row has {name}={text[:20]}; a whole number from 0 on is needed")
+        if not row[0]:
+            raise ValueError("a row has no step")
     together: dict[tuple[int, ...], list[str]] = {}
     for column, name in enumerate(names[2:], 2):
         logged = tuple(i for i, row in enumerate(rows) if row[column])
@@ -49,7 +57,7 @@ def curves(folder: Path) -> tuple[Curves, float | None]:
 
 def complete_lines(file: Path) -> Iterator[str]:
     """The header, and each row that ends."""
-    with file.open(newline="") as lines:
+    with file.open(newline="", encoding="utf-8") as lines:
         for line in lines:
             if line.endswith("\n"):
                 yield line

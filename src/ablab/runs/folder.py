@@ -11,8 +11,9 @@ import math
 import os
 import re
 import shlex
+import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -354,16 +355,31 @@ def own_choices() -> dict[str, Any] | None:
 
 
 STAMP = "%Y-%m-%dT%H:%M:%S%z"  # of a time in a record
-LONGEST_NAME = 200  # with the date and a number, a file system takes 255
+LONGEST_NAME = 200  # bytes; with the date and a number, a file system takes 255
+
+
+def check_name(key: str, name: str) -> None:
+    """Refuse a name that cannot be a folder of its own in output_dir.
+
+    Args:
+        key: that the name was given with, `name` or `ablation.name`.
+        name: of a run, an ablation or a search.
+
+    Raises:
+        ConfigError: it is empty, a path, too long, or one that some file system or tool changes or hides.
+    """
+    is_path = name.startswith(".") or Path(name).name != name
+    is_changed = not name.isprintable() or name != name.strip() or name.endswith(".")
+    if not name or is_path or is_changed or len(name.encode()) > LONGEST_NAME:
+        raise ConfigError(
+            f"{key}={name!r}: it names a folder in output_dir, and is a word, not a path: 1 to {LONGEST_NAME} bytes "
+            "that can be printed, without a dot at either end; output_dir says where the folder goes"
+        )
 
 
 def new_folder(parent: Path, name: str) -> Path:
     """A folder that did not exist a moment ago; launches in the same second get numbers."""
-    if not name or name in (".", "..") or Path(name).name != name or not name.isprintable() or len(name) > LONGEST_NAME:
-        raise ConfigError(
-            f"name={name!r}: it ends the name of the run's folder and is a word, not a path; 1 to {LONGEST_NAME} "
-            "characters that can be printed; see output_dir"
-        )
+    check_name("name", name)
     stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
     number = 1
     while True:
@@ -405,11 +421,64 @@ def short(path: Path) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log, which of a traceback is the error; "" where there is none. Slurm's own do not count."""
-    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    lines = [line for line in lines if not line.startswith(("srun: ", "slurmstepd"))]
-    return lines[-1] if lines else ""
+def failure(folder: Path) -> str:
+    """The reason why a run failed, from its log and its record; "" where neither has one.
+
+    An `error: …` line that ends the log is newer than the record, which a launch may never have reached. The last line
+    as such is no reason: it may be a progress bar or a warning of a process that was killed.
+    """
+    try:
+        lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    begun = max((i for i, line in enumerate(lines) if line.startswith("run: ")), default=0)
+    lines = [line for line in lines[begun:] if line.strip()]
+    from_slurm = [line for line in lines if line.startswith(("srun: ", "slurmstepd"))]
+    lines = [line for line in lines if line not in from_slurm]
+    errors = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+    if errors and all(line.startswith(" ") for line in lines[errors[-1] + 1 :]):
+        return lines[errors[-1]].removeprefix("error: ")
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if isinstance(record, dict) and (error := str(record.get("error", "")).strip()):
+            return error.splitlines()[0]
+    except (OSError, ValueError, RecursionError):
+        pass  # status and page say so
+    traces = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    ends = [line for line in lines[traces[-1] + 1 :] if not line.startswith(" ")] if traces else []
+    if ends:
+        return ends[0]
+    return lines[errors[-1]].removeprefix("error: ") if errors else of_slurm(from_slurm)
+
+
+# Slurm's words for the end of a job, and ours.
+ENDS_OF_JOBS = {
+    "oom": "killed by Slurm: out of memory",
+    "out of memory": "killed by Slurm: out of memory",
+    "due to time limit": "ended by Slurm: its time was over",
+    "due to preemption": "ended by Slurm: preempted",
+    "due to node failure": "ended by Slurm: its node failed",
+    "cancelled": "ended by Slurm: cancelled",
+    "killed": "killed by SIGKILL (often out of memory)",
+}
+
+
+def of_slurm(lines: Iterable[str]) -> str:
+    """The reason why a job ended, from the lines of Slurm in its log; "" where they have none."""
+    text = "\n".join(lines).lower()
+    return next((reason for words, reason in ENDS_OF_JOBS.items() if words in text), "")
+
+
+def death(exit_code: int | None) -> str:
+    """The reason why a process ended without a message, from its exit code."""
+    if exit_code is None or exit_code >= 0:
+        return f"its process ended with exit code {exit_code} and without a message"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = f"signal {-exit_code}"
+    causes = {"SIGKILL": " (often out of memory)", "SIGBUS": " (often a full /dev/shm)"}
+    return f"killed by {name}{causes.get(name, '')}"
 
 
 def now() -> str:

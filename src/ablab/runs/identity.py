@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from fnmatch import fnmatch
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -70,6 +71,7 @@ def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat(config).items() if not without_effect(key)}
 
 
+@cache
 def without_effect(key: str) -> bool:
     return any(fnmatch(key, pattern) or fnmatch(f"{key}.", pattern) for pattern in WITHOUT_EFFECT)
 

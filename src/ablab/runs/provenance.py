@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import re
@@ -17,7 +16,8 @@ from typing import Any
 
 import torch
 
-PACKAGE = Path(__file__).parents[1]
+from ablab.runs.code import PACKAGE, changed_sources, code_of, sources_of
+
 ROOT = PACKAGE.parents[1]  # of a checkout; what is recorded of git is about these of its files
 CODE = ("train.py", "src", "conf", "pyproject.toml", "constraints.txt")
 
@@ -65,17 +65,21 @@ def environment_changes(then: Mapping[str, Any]) -> list[str]:
     return lines + [f"{name}: {old.get(name, 'not there')} then, {new.get(name, 'not there')} now" for name in changed]
 
 
-def changes_since(record: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """What of code and environment is not as it was when a run was made, a line each.
+def changes_since(record: Mapping[str, Any], then: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """List the changes of code and environment since a run was made, a line each.
 
     Args:
         record: the run's run.json.
         then: its environment.json.
+        config: its resolved config as plain data, which names the code.
     """
-    changes, old, new = environment_changes(then), record["identity"]["code"], code_hash()[:16]
+    code = code_of(config)
+    changes, old, new = environment_changes(then), record["identity"]["code"], code.digest[:16]
     if old != new:
         commits = record["git_commit"], git_commit()
-        changes.insert(0, f"the code: {old} (commit {commits[0]}) then, {new} (commit {commits[1]}) now")
+        parts = changed_sources(sources_of(record), sources_of({"sources": code.sources}))
+        changed = f"; changed: {', '.join(parts)}" if "sources" in record else ""
+        changes.insert(0, f"the code: {old} (commit {commits[0]}) then, {new} (commit {commits[1]}) now{changed}")
     return changes
 
 
@@ -149,14 +153,6 @@ def said(*command: str, strip: bool = True, may: tuple[int, ...] = (0,)) -> str:
     if done.returncode not in may:
         raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
     return done.stdout.strip() if strip else done.stdout
-
-
-def code_hash() -> str:
-    """A hash of the package's source files, committed or not; conf/ is in the config already."""
-    found = hashlib.sha256()
-    for file in sorted(PACKAGE.rglob("*.py")):
-        found.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes())
-    return found.hexdigest()
 
 
 def redacted(text: str) -> str:

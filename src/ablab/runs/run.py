@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ablab.config.errors import ConfigError
 from ablab.runs import checkpoints, provenance, signals
+from ablab.runs.code import code_of
 from ablab.runs.folder import (
     Lock,
     made,
@@ -216,6 +217,7 @@ class Run:
             **self.start_of_process(),
             **({} if (choices := own_choices()) is None else {"choices": choices}),
             "identity": self.identity(),
+            "sources": code_of(self.config).sources,
             **self.facts,
         }
         self.write()
@@ -240,7 +242,7 @@ class Run:
                 "give the same files"
             )
         self.find_checkpoint(check_state)
-        changes = provenance.changes_since(self.record, read_environment(self.folder))
+        changes = provenance.changes_since(self.record, read_environment(self.folder), self.config)
         if then["processes"] != here["processes"]:
             changes.insert(
                 0,
@@ -259,7 +261,7 @@ class Run:
     def identity(self) -> dict[str, str]:
         """Hashes of all that can change the result."""
         data, processes = self.facts["data"]["fingerprint"], self.facts["processes"]
-        return identity(self.config, code=provenance.code_hash(), data=data, processes=processes)
+        return identity(self.config, code=code_of(self.config).digest, data=data, processes=processes)
 
     def start_of_process(self) -> dict[str, Any]:
         """What is recorded of the process that trains."""
