@@ -283,7 +283,7 @@ def test_a_run_records_the_batch_that_the_norm_sees_beside_that_of_the_optimizer
 
 @pytest.mark.slow
 def test_a_sweep_makes_one_run_a_cell(command: Command, tmp_path: Path) -> None:
-    result = command("-m", "norm=batchnorm,groupnorm", "seed=0,1", "trainer=smoke")
+    result = command("-m", "norm=batchnorm,groupnorm", "seed=0,1", "trainer=smoke", "name=sweep_norm")
     assert result.returncode == 0, result.stderr
     folders = [path.parent for path in (tmp_path / "runs" / "sweep_norm").glob("*/run.json")]
     assert len(folders) == 4

@@ -235,11 +235,11 @@ def test_runs_of_an_ablation_are_a_group_with_their_levels_as_tags(command: Comm
     import yaml
 
     words = [word for word in SMALL if word != "logger=csv"]
-    result = command("-m", "norm=batchnorm", "data.batch_size=8,32", "seed=0", *words)
+    result = command("-m", "norm=batchnorm", "data.batch_size=8,32", "seed=0", "name=sizes", *words)
     assert result.returncode == 0, result.stderr
     for file in (tmp_path / "runs").glob("*/*/config.yaml"):
         config = yaml.safe_load(file.read_text())
-        assert config["logger"]["wandb"]["group"] == "sweep_batch_size"
+        assert config["logger"]["wandb"]["group"] == "sizes"
         assert config["cell"] == {"data.batch_size": str(config["data"]["batch_size"])}
         assert config["logger"]["wandb"]["tags"] == [f"data.batch_size={config['data']['batch_size']}"]
 

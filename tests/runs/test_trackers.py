@@ -537,7 +537,7 @@ def test_a_run_says_how_to_look_at_it_and_nothing_else_is_on_the_screen(command:
 
 @pytest.mark.slow
 def test_the_runs_of_a_sweep_are_told_apart_by_their_levels(command: Command, tmp_path: Path) -> None:
-    result = command("-m", "norm=batchnorm,groupnorm", "seed=0,1", "trainer=smoke", BOTH)
+    result = command("-m", "norm=batchnorm,groupnorm", "seed=0,1", "trainer=smoke", "name=sweep_norm", BOTH)
     assert (result.returncode, result.stderr) == (0, "")
     folders = sorted(file.parent for file in (tmp_path / "runs" / "sweep_norm").glob("*/run.json"))
     assert len(folders) == 4

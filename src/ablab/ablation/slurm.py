@@ -128,7 +128,18 @@ def submit(runs: list[Prepared], resources: Resources, site: Site, place: Path) 
 def command(run: Prepared, site: Site) -> str:
     """The command line of a run; an ablation's file would make a sweep of it."""
     words = [str(CONF.parent / "train.py"), "hydra.mode=RUN", *run.words]
-    return f"{site.python or shlex.quote(sys.executable)} {shlex.join(words)}"
+    return f"{site.python or shlex.quote(sys.executable)} {' '.join(map(in_one_line, words))}"
+
+
+def in_one_line(word: str) -> str:
+    """A word as bash takes it, in one line: each run is a line of its array's list."""
+    if word.isprintable():
+        return shlex.quote(word)
+    signs = [
+        sign if sign.isprintable() and sign not in "'\\" else "".join(f"\\x{b:02x}" for b in os.fsencode(sign))
+        for sign in word
+    ]
+    return f"$'{''.join(signs)}'"
 
 
 def script(name: str, number: int, resources: Resources, site: Site, place: Path) -> str:
@@ -170,7 +181,7 @@ def submitted(place: Path) -> dict[Element, str]:
     Raises:
         ConfigError: Slurm does not say.
     """
-    arrays = {file.stem: file.read_text().splitlines() for file in place.glob("*.tsv")}
+    arrays = {file.stem: file.read_text(encoding="utf-8").splitlines() for file in place.glob("*.tsv")}
     if (alive := queue(arrays) if arrays else {}) is None:
         raise ConfigError("hydra/launcher=slurm: squeue does not answer; what is in the queue would be submitted again")
     return {
