@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,11 @@ class LeavesAChild(L.Callback):
         if trainer.global_rank == 1:
             self.file.write_text(str(subprocess.Popen(["sleep", "300"]).pid))
             raise RuntimeError("a bug")
+
+
+class IsKilled(L.Callback):
+    """Is killed while a progress bar is the last line of the log, as by a kernel without memory."""
+
+    def on_train_start(self, trainer: L.Trainer, *arguments: Any) -> None:
+        print("Epoch 0:  40%|####      |", end="", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -185,3 +185,63 @@ def test_an_ablation_of_images_has_the_size_of_papers_too(config: Callable[..., 
     assert (small.trainer.max_epochs, large.trainer.max_epochs) == (5, 100)
     assert large.model.depth > small.model.depth
     assert large.ablation == small.ablation
+
+
+NAMES = [
+    "../../x",
+    "/tmp/x",
+    "''",
+    ".",
+    "..",
+    ".hidden",
+    "dot.",
+    "a/b",
+    "'a\nb'",
+    "' a'",
+    "x" * 201,
+    "'" + "\u00e4" * 101 + "'",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_is_no_folder_of_its_own_is_refused(config: Callable[..., DictConfig], name: str) -> None:
+    with pytest.raises(ConfigError, match=r"name=.*it names a folder in output_dir, and is a word, not a path"):
+        asked_for(["norm=none,batchnorm", f"name={name}"], config(f"name={name}"))
+    with pytest.raises(ConfigError, match=r"ablation\.name=.*it names a folder in output_dir"):
+        Ablation(**{**GRID, "name": name.strip("'")})
+
+
+@pytest.mark.parametrize("word", ["name=a,b", "output_dir=a,b"])
+def test_the_folder_of_a_sweep_is_no_factor(config: Callable[..., DictConfig], word: str) -> None:
+    with pytest.raises(ConfigError, match=f"{word}: all runs of a sweep are in one folder; give one value"):
+        asked_for([word], config())
+
+
+def test_a_name_beside_an_ablation_with_a_file_is_refused(config: Callable[..., DictConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"name=mine: an ablation's file names its folder; give ablation.name=mine"):
+        asked_for(["ablation=norm_batch_size", "name=mine"], config("ablation=norm_batch_size", "name=mine"))
+
+
+def test_sweeps_of_one_factor_that_find_different_things_have_different_names(
+    config: Callable[..., DictConfig],
+) -> None:
+    def name(*words: str) -> str:
+        return asked_for(["norm=none,batchnorm", *words], config())[0].name
+
+    assert name() == name("seed=3") == name("logger=csv", "quiet=true", "data.num_workers=2") == "sweep_norm"
+    others = [name("model=rnn"), name("model=transformer"), name("optimizer.lr=0.3"), name("~scheduler")]
+    assert len({*others, "sweep_norm"}) == 5
+    assert name("model=rnn", "optimizer.lr=0.3") == name("optimizer.lr=0.3", "model=rnn")
+    assert name("+callbacks.x.y=1") == name("++callbacks.x.y=1")
+
+
+def test_a_sweep_of_very_many_factors_has_a_name_that_fits(config: Callable[..., DictConfig]) -> None:
+    words = [f"+callbacks.x.{'long' * 12}{i}=1,2" for i in range(6)]
+    name = asked_for(words, config())[0].name
+    assert len(name) < 200
+    assert name.startswith("sweep_6_factors_")
+
+
+def test_an_ablation_without_a_cell_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"ablation\.exclude: it leaves no cell to run"):
+        Ablation(name="none", factors={"norm": ["none"]}, seeds=[0], exclude=[{"norm": "none"}])

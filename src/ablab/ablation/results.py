@@ -126,7 +126,7 @@ def other_runs(folder: Path, planned: list[dict[str, Any]]) -> list[str]:
     if not number:
         return []
     more = f"{number} more runs in this folder are" if number > 1 else "1 more run in this folder is"
-    return [f"{more} not in this report: they have other levels, seeds, settings or code."]
+    return [f"{more} not in this report: other levels, seeds, settings or code."]
 
 
 def status_of(folder: Path) -> str:
@@ -188,6 +188,8 @@ def table(folder: Path, runs: list[dict[str, Any]], ablation: Ablation) -> tuple
         try:  # one damaged run is left out of the report, with the reason, and takes no other with it
             if status == "finished":
                 record, curve = read_record(place), read_curve(place)
+                if not isinstance(record.get("metrics"), dict):
+                    raise ConfigError("its run.json has no metrics by their names")
                 row |= {metric: value(metric, record, curve) for metric in ablation.metrics}
                 curves[str(place)] = curve
                 records.append((record, curve))

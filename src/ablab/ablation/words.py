@@ -64,9 +64,7 @@ def asked_for(words: Words, cfg: DictConfig) -> tuple[Ablation, Words]:
             "metrics": [f"test/{str(cfg.monitor.metric).rpartition('/')[2]}"],
         }
     elif "name" in added:
-        raise ConfigError(
-            f"{added['name']}: an ablation's file names its folder; ablation.{added['name']} is another one"
-        )
+        raise ConfigError(f"{added['name']}: an ablation's file names its folder; give ablation.{added['name']}")
     with blame("ablation"):
         ablation = Ablation(**{**given, "factors": factors, "seeds": seeds})
     ablation.from_words = cfg.ablation is None
