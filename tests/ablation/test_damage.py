@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -89,7 +90,7 @@ def test_a_worker_that_is_killed_is_named_with_its_signal(
 ) -> None:
     words = ("-m", "+callbacks.bug._target_=tests.ablation.faulty.IsKilled", "norm=none", "seed=0,1", "name=killed")
     words += ("trainer=smoke", "logger=csv", "hydra.launcher.num_processes=2")
-    result = command(*words, PYTHONPATH=str(ROOT))
+    result = command(*words, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "src")]))
     assert result.returncode == 1
     assert "  seed=0: killed by SIGKILL (often out of memory)\n" in result.stderr
     assert "  seed=1: killed by SIGKILL (often out of memory)\n" in result.stderr

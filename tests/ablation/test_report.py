@@ -276,6 +276,79 @@ def test_colours_are_for_terminals(
     assert ("\x1b[" in capsys.readouterr().out) == terminal
 
 
+STRANGE = "[red]$x^2$ <b>*bold*</b> {a}_b ~~c~~ [l](http://x) | :fire: [/] \\x"
+
+
+def test_what_a_report_is_about_is_text_and_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    norms = [STRANGE, "batchnorm", "$", "[/bold]"]
+    found = results(seeds=2, question=f"Is {STRANGE} better?\n# no heading", factors={"norm": ["batchnorm"]})
+    frames = []
+    for norm in norms:
+        frames.append(found.runs.assign(norm=norm))
+    found.ablation = Ablation(**{**found.ablation.arguments, "factors": {"norm": norms}})
+    found.runs = pd.concat(frames, ignore_index=True)
+    report = write(found, tmp_path)
+    show(report, tmp_path, Console(width=400, force_terminal=False))
+    printed = capsys.readouterr().out
+    assert f"Is {STRANGE} better? # no heading" in printed
+    assert f"{STRANGE}  2" in printed.replace("   ", "  ")
+    html = (tmp_path / "report" / "report.html").read_text()
+    assert "<b>" not in html
+    assert "&lt;b&gt;*bold*&lt;/b&gt;" in html
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "\n# no heading" not in text
+    assert r"[l\](http://x)" in text
+    assert r"\<b>\*bold\*\</b>" in text
+    tables = (tmp_path / "report" / "tables.tex").read_text()
+    assert r"[red]\$x\textasciicircum{}2\$ $<$b$>$" in tables
+    assert "\n[" not in tables, "the end of a row would take it for an argument"
+    svg = (tmp_path / "report" / "figures" / "test_accuracy.svg").read_text()
+    assert "$x^2$" in svg, "no mathematics"
+
+
+def test_verdicts_are_read_again_as_they_were(tmp_path: Path) -> None:
+    from ablab.ablation.report import markdown
+    from ablab.browse.collect import verdicts
+
+    report = compose(results())
+    report.verdicts = [STRANGE, *report.verdicts]
+    (tmp_path / "report.md").write_text(markdown(report))
+    assert verdicts(tmp_path / "report.md") == report.verdicts
+
+
+def test_a_progress_shows_labels_as_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run: Any = Run(Planned({"norm": "[red]x[/] :fire: [/bold]"}, 0, ()))
+    progress = Progress([run])
+    progress.ended(run, "finished")
+    assert "norm=[red]x[/] :fire: [/bold] seed=0: finished" in capsys.readouterr().out
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(progress.table())
+    assert "norm=[red]x[/] :fire: [/bold]" in shown.get()
+
+
+def test_a_metric_that_no_run_has_a_finite_value_of_is_drawn_nowhere(tmp_path: Path) -> None:
+    found = results(seeds=1)
+    for metric, value in zip(found.ablation.metrics, (np.nan, np.inf), strict=True):
+        found.runs[metric] = value
+    for curve in found.curves.values():
+        curve.loc[1:, "val/loss"] = np.inf
+        curve["train/loss"] = np.nan
+    report = write(found, tmp_path)
+    assert [name for name, _ in report.figures] == ["curves_val_loss"]
+    assert {row[-1] for row in report.tables[0].rows} == {"cannot tell"}
+
+
+def test_no_value_is_called_the_best_where_none_gave_a_result() -> None:
+    found = results(tune=True)
+    assert found.tuning is not None
+    found.tuning.loc[found.tuning["norm"] == "none", "score"] = np.nan
+    found.tuning.loc[found.tuning["norm"] == "none", "status"] = "diverged"
+    notes = compose(found).notes
+    assert sum("norm none" in note and "no tuning run has a validation accuracy" in note for note in notes) == 3
+    assert not any("norm none" in note and "its best" in note for note in notes)
+
+
 # From the folder of runs that there really are ----------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from ablab.browse.collect import collect
 from ablab.browse.curves import POINTS, curves, fit, thinned
+from ablab.browse.page import page
 from ablab.config.errors import ConfigError
 from ablab.runs.metrics import read_rows
 
@@ -199,6 +200,19 @@ DAMAGES = {
     "metrics that are no numbers": ("metrics.csv", "step,epoch,train/loss\n1,0,high\n"),
     "metrics of another program": ("metrics.csv", "time,value\n1,2\n"),
     "metrics of bytes": ("metrics.csv", b"\x00\xff\n"),
+    "metrics of no size": ("metrics.csv", b""),
+    "an epoch before the first": ("metrics.csv", "step,epoch,val/loss\n1,-1,0.5\n"),
+    "an epoch of 400 digits": ("metrics.csv", f"step,epoch,val/loss\n1,{10**399},0.5\n"),
+    "an epoch that is no number": ("metrics.csv", "step,epoch,val/loss\n1,NaN,0.5\n"),
+    "a step that is half a one": ("metrics.csv", "step,epoch,val/loss\n1.5,0,0.5\n"),
+    "a row without a step": ("metrics.csv", "step,epoch,val/loss\n,0,0.5\n"),
+    "a column that is there twice": ("metrics.csv", "step,epoch,a,a\n1,0,0.5,0.5\n"),
+    "a config that refers to itself": ("config.yaml", "a: &a [*a]\n"),
+    "a config of a billion values": (
+        "config.yaml",
+        "a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]\n" for i in range(9)),
+    ),
+    "a config without end": ("config.yaml", "[" * 5000),
 }
 
 
@@ -215,6 +229,53 @@ def test_a_damaged_folder_is_listed_with_what_is_wrong(runs: Path, damage: str) 
     assert any(name in problem for problem in run["problems"])
     assert run["state"] == "damaged"
     json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"metrics": {"x": 10**400}},
+        {"metrics": {"x": "high"}},
+        {"metrics": [1]},
+        {"seconds": "long"},
+        {"seconds": 10**400},
+    ],
+)
+def test_one_bad_number_damages_one_run(runs: Path, values: dict[str, Any]) -> None:
+    [folder] = runs.glob("*_hot")
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, **values}))
+    found = collect(runs)
+    assert [run["state"] for run in found["runs"]].count("damaged") == 1
+    assert len(found["runs"]) == 6
+    [problem] = by_name(found, "_hot")["problems"]
+    assert problem.startswith("its run.json ")
+    page(found)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "dangling link", "loop"])
+@pytest.mark.parametrize("name", ["run.json", "metrics.csv", "config.yaml"])
+def test_what_is_no_file_is_not_waited_for(runs: Path, name: str, kind: str) -> None:
+    [folder] = runs.glob("*_hot")
+    file = folder / name
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to(file if kind == "loop" else folder / "nothing")
+    found = collect(runs)
+    assert len(found["runs"]) == 6
+    run = by_name(found, "_hot")
+    assert (run["state"], run["problems"]) == ("damaged", [f"its {name} cannot be read (it is no regular file)"])
+
+
+def test_links_back_to_the_folder_list_no_run_twice(runs: Path) -> None:
+    (runs / "back").symlink_to(runs)
+    (runs / "above").symlink_to(runs.parent)
+    (runs / "itself").symlink_to(runs / "itself")
+    assert len(collect(runs)["runs"]) == 6
 
 
 @pytest.mark.parametrize(
