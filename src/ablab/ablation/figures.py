@@ -66,7 +66,8 @@ def figures(results: Results) -> Iterator[tuple[str, str, Figure]]:
         title = f"{readable(primary)}: differences to the baseline, paired by seed"
         yield "differences", title, drawn.differences(compared)
     for column in ("val/loss", "train/loss"):
-        if any(column in curve for curve in results.curves.values()):
+        logged = [curve[column].astype(float) for curve in results.curves.values() if column in curve]
+        if any(np.isfinite(values).any() for values in logged):
             yield f"curves_{file_name(column)}", f"{readable(column)} over the steps", drawn.curves(column)
     if len(drawn.shown) == 2 and len(statistics.sound(results.runs[primary])):  # a third factor would be averaged away
         yield "heat_map", f"{readable(primary)}: means of the cells", drawn.heat_map(primary)
