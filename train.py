@@ -19,14 +19,16 @@ from ablab.config.errors import readable_errors
 from ablab.config.schema import check
 from ablab.config.yaml_files import check_conf
 from ablab.loading import loading
-from ablab.runs.resume import is_finished, resumed
+from ablab.runs.resume import is_finished, resumed, words_for_hydra
 
 CONF = Path(__file__).parent / "conf"
+TYPED = sys.argv
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @readable_errors()  # within Hydra, which would put a line of its own before the message
 def main(cfg: DictConfig) -> None:
+    sys.argv = TYPED  # Hydra has read its own, see below
     cfg = resumed(cfg)
     check(cfg, root=CONF / "train.yaml")
     if is_finished(cfg):
@@ -45,4 +47,5 @@ if __name__ == "__main__":
         completion.register()
     with readable_errors():
         check_conf()
+        sys.argv = words_for_hydra(TYPED)
         main()

@@ -15,7 +15,7 @@ import os
 import sys
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from omegaconf import DictConfig
 
 from ablab.config.errors import CONF, ConfigError, readable_errors
@@ -26,7 +26,7 @@ from ablab.runs.folder import config_of, read_environment, read_record
 from ablab.runs.identity import differences, plain
 from ablab.runs.outcome import Diverged
 from ablab.runs.place import rank
-from ablab.runs.resume import first_words
+from ablab.runs.resume import changed
 from ablab.waiting import on_a_terminal_alone
 
 NOT_EQUAL = 4
@@ -54,7 +54,7 @@ def config_again(folder: Path, changes: list[str]) -> DictConfig:
     cfg, places = config_of(folder), [change for change in changes if change.startswith("output_dir=")]
     if len(places) < len(changes):
         with initialize_config_dir(str(CONF), version_base="1.3"):  # what depends on a changed value changes with it
-            cfg = compose("train", [*first_words(folder), *changes])
+            cfg = changed(folder, cfg, changes)
     cfg.logger = {}
     beside = f"output_dir={folder.absolute().parent / 'reproductions'}"
     cfg.output_dir = [beside, *places][-1].partition("=")[2]

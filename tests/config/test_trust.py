@@ -20,7 +20,7 @@ from ablab.config.errors import CONF, ConfigError
 from ablab.config.schema import SEVERAL
 from ablab.config.trust import KINDS, annotation_of, check_targets, kinds_in, problems
 from ablab.evaluate import evaluate
-from ablab.runs.resume import first_words, resumed
+from ablab.runs.resume import check_overrides, resumed
 from ablab.train import train
 
 Config = Callable[..., DictConfig]
@@ -266,9 +266,6 @@ def test_a_folders_config_is_not_resolved(run: Start, value: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["name=${oc.env:HOME}", "hydra.searchpath=[file:///tmp]", "+hydra/launcher=slurm"])
-def test_recorded_words_are_not_evaluated_here(run: Start, word: str) -> None:
-    folder = run().folder
-    record = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps({**record, "overrides": [word]}))
+def test_recorded_words_are_not_evaluated_here(tmp_path: Path, word: str) -> None:
     with pytest.raises(ConfigError, match=r"in its run\.json would be evaluated here"):
-        first_words(folder)
+        check_overrides(tmp_path, ["seed=1", word])

@@ -29,6 +29,7 @@ from ablab.runs.code import code_of
 from ablab.runs.folder import ABLATION, config_of, read_record
 from ablab.runs.folder import short as short_path
 from ablab.runs.identity import identity, plain
+from ablab.runs.redaction import redact
 from ablab.waiting import counted
 
 Compose = Callable[[Words], DictConfig]
@@ -273,17 +274,29 @@ class Grid:
         return {part: hashlib.sha256(text.encode()).hexdigest() for part, text in texts.items()}
 
     def record(self, command: str, runs: list[Prepared], tuning: dict[str, Any] | None) -> None:
-        """Write, in the ablation's folder, what was asked for, and which folder is which run."""
+        """Write ablation.json: the command and the grid, without secrets, and the folder of each run.
+
+        Levels keep their names, by which a report finds the runs.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {
             "command": command,
-            "ablation": self.ablation.arguments,
-            "asked": self.asked,
+            "ablation": without_secrets(self.ablation.arguments),
+            "asked": redact(self.asked),
             "asked_sha256": self.asked_hashes,
             "runs": [run.entry for run in runs],
             "tuning": tuning,
         }
         put(self.folder / ABLATION, json.dumps(content, indent=2) + "\n")
+
+
+def without_secrets(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return an ablation's arguments without secrets in its texts and in the overrides of its levels."""
+    factors = {
+        factor: redact(levels) if isinstance(levels, dict) else levels
+        for factor, levels in arguments["factors"].items()
+    }
+    return {**arguments, "factors": factors, **redact({key: arguments[key] for key in ("question", "claims")})}
 
 
 def without_accelerator(cfg: DictConfig) -> DictConfig:

@@ -19,6 +19,7 @@ from ablab.config.errors import ConfigError
 from ablab.runs.code import PACKAGE, sources_of
 from ablab.runs.folder import ABLATION, LOG, failure, is_taken, read_record
 from ablab.runs.metrics import read_rows
+from ablab.runs.redaction import redact
 
 STATES = ("running", "finished", "stopped", "diverged", "failed")  # of a record, as a run writes them
 
@@ -196,7 +197,7 @@ def table(folder: Path, runs: list[dict[str, Any]], ablation: Ablation) -> tuple
         except Exception as error:
             row |= {"status": "failed", "error": f"left out, its files are damaged: {damage(error, place)}"}
         if status not in ("finished", "missing"):
-            row["error"] = reason(place)
+            row["error"] = redact(reason(place))
             with suppress(Exception):  # as far as there is one
                 curves[str(place)] = read_curve(place)
         rows.append(row)

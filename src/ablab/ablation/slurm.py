@@ -1,8 +1,9 @@
 """Runs of an ablation as one array of jobs of Slurm.
 
 An array is two files in the ablation's folder: its script, `slurm/NAME.sh`, and the folder and command of each run,
-`slurm/NAME.tsv`, which can be given by hand as well. Nothing is pickled, a run that fails is a job that fails, and
-`squeue` alone is asked how things stand. This process only watches: it may be ended, and the same command watches on.
+`slurm/NAME.tsv`, which can be given by hand as well; a word with a secret is in the jobs' environment instead. Nothing
+is pickled, a run that fails is a job that fails, and `squeue` alone is asked how things stand. This process only
+watches: it may be ended, and the same command watches on.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ablab.config.schema import show
 from ablab.runs import signals
 from ablab.runs.folder import LOG
 from ablab.runs.outcome import Stopped
+from ablab.runs.redaction import redact
 
 PATIENCE = 2.0  # seconds between two questions to Slurm
 LARGEST = 1000  # jobs of an array, which is what Slurm takes unless a site says otherwise
@@ -107,12 +109,17 @@ def submit(runs: list[Prepared], resources: Resources, site: Site, place: Path) 
     """Submit runs as one array."""
     name = f"{place.parent.name}_{secrets.token_hex(4)}"
     place.mkdir(parents=True, exist_ok=True)
-    lines = [f"{run.folder}\t{command(run, site)}\n" for run in runs]
-    (place / f"{name}.tsv").write_text("".join(lines))
+    hidden: dict[str, str] = {}
+    lines = [f"{run.folder}\t{command(run, site, hidden)}\n" for run in runs]
+    (place / f"{name}.tsv").write_text("".join(lines), encoding="utf-8")
     (place / f"{name}.sh").write_text(script(name, len(runs), resources, site, place))
     done = subprocess.run(
         ["sbatch", "--parsable", place / f"{name}.sh"],
-        env={**os.environ, "HYDRA_FULL_ERROR": str(int(traceback_wanted()))},  # which this process has set for itself
+        env={
+            **os.environ,
+            **hidden,
+            "HYDRA_FULL_ERROR": str(int(traceback_wanted())),
+        },  # which this process has set for itself
         capture_output=True,
         text=True,
         check=False,
@@ -125,10 +132,23 @@ def submit(runs: list[Prepared], resources: Resources, site: Site, place: Path) 
     return {(name, index): run for index, run in enumerate(runs)}
 
 
-def command(run: Prepared, site: Site) -> str:
-    """The command line of a run; an ablation's file would make a sweep of it."""
-    words = [str(CONF.parent / "train.py"), "hydra.mode=RUN", *run.words]
-    return f"{site.python or shlex.quote(sys.executable)} {' '.join(map(in_one_line, words))}"
+def command(run: Prepared, site: Site, hidden: dict[str, str]) -> str:
+    """Return the command line of a run; an ablation's file would make a sweep of it.
+
+    Args:
+        run: what is to be run.
+        site: which Python runs it.
+        hidden: words with secrets in them, by the environment variable that brings them to the jobs; more are added.
+    """
+    words = [shlex.quote(str(CONF.parent / "train.py")), "hydra.mode=RUN"]
+    for word in run.words:
+        if redact(word) == word:
+            words.append(in_one_line(word))
+            continue
+        name = next((name for name, known in hidden.items() if known == word), f"ABLAB_WORD_{len(hidden)}")
+        hidden[name] = word
+        words.append(f'"${{{name}:?has a secret that is not in this file; submit with --export=ALL}}"')
+    return f"{site.python or shlex.quote(sys.executable)} {' '.join(words)}"
 
 
 def in_one_line(word: str) -> str:

@@ -27,6 +27,7 @@ from ablab.runs.code import hashed_once
 from ablab.runs.folder import LOG, read_record, short
 from ablab.runs.outcome import Diverged, RunError, Stopped
 from ablab.runs.provenance import command
+from ablab.runs.redaction import redact
 from ablab.screen import hush
 from ablab.waiting import awaited
 from hydra_plugins.ablab_sweep import LocalLauncher, SlurmLauncher
@@ -70,7 +71,7 @@ def sweep(words: Words, cfg: DictConfig, loader: ConfigLoader, launcher: Launche
             best = {tuple(entry["cell"].values()): entry["value"] for entry in tuning["chosen"]}
             plans = [ablation.at(plan, best[tuple(plan.cell.values())]) for plan in plans]
         runs = grid.prepared_all(plans)
-        grid.record(shlex.join(command()), runs, tuning)
+        grid.record(shlex.join(redact(command())), runs, tuning)
         carry_out(runs, launcher)
         results = read(grid.folder)
         states = list(results.runs["status"])
@@ -111,7 +112,7 @@ def tuned(ablation: Ablation, grid: Grid, launcher: Launcher) -> dict[str, Any]:
     values = [value for _, value in tried]
     runs = grid.prepared_all(plan for plan, _ in tried)
     if not all(run.done for run in runs):
-        grid.record(shlex.join(command()), [], outcome(ablation, runs, values) | {"chosen": []})
+        grid.record(shlex.join(redact(command())), [], outcome(ablation, runs, values) | {"chosen": []})
     carry_out(runs, launcher, "tuning")
     demand(runs, "tuning runs")
     return outcome(ablation, runs, values)

@@ -34,6 +34,7 @@ from ablab.runs.folder import (
     short,
 )
 from ablab.runs.identity import flat, without_effect
+from ablab.runs.redaction import redact
 
 MARKS = ("run.json", "config.yaml", FILE, LOG, ".lock")  # a folder with one of them is a run's, whole or damaged
 FILES = ("run.json", "config.yaml", "environment.json", FILE, LOG, "samples.txt", "changes.patch", "profile")
@@ -182,7 +183,7 @@ def attempt(problems: list[str], file: Path, step: Callable[[], None]) -> None:
 def of_record(folder: Path) -> dict[str, Any]:
     """What run.json says, or, of a run that ended before it had one, its log."""
     if not (folder / "run.json").exists() and (folder / LOG).exists() and (folder / LOG).stat().st_size:
-        return {"state": "failed", "error": failure(folder) or "its process ended without a message"}
+        return {"state": "failed", "error": redact(failure(folder)) or "its process ended without a message"}
     record = read_record(folder)
     error, metrics = str(record.get("error", "")), record.get("metrics") or {}
     if not isinstance(metrics, dict):
@@ -204,14 +205,14 @@ def of_record(folder: Path) -> dict[str, Any]:
     return {
         "key": str(record["id"]),
         "state": state,
-        "error": error,
+        "error": redact(error),
         "started": text_or_none(record.get("started")),
         "ended": text_or_none(record.get("ended")),
         "seconds": None if seconds is None else finite("seconds", seconds),
-        "words": words(overrides) if isinstance(overrides, list) else {},
+        "words": redact(words(overrides)) if isinstance(overrides, list) else {},
         "choices": recorded(record.get("choices")),
         "metrics": {str(k): None if v is None else finite(f"metrics.{k}", v) for k, v in metrics.items()},
-        "record": plain(record),
+        "record": redact(plain(record)),
         "commands": commands,
     }
 
@@ -295,7 +296,7 @@ def of_config(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     }
     monitor = content.get("monitor")
     return {
-        "config": leaves,
+        "config": redact(leaves),
         "choices": entry["choices"] or {group: entry["words"].get(group, name) for group, name in classes.items()},
         "monitor": text_or_none(monitor.get("metric")) if isinstance(monitor, Mapping) else None,
     }
@@ -398,8 +399,8 @@ def of_ablation(folder: Path, there: set[str]) -> dict[str, Any]:
         tuning = content.get("tuning") or {"runs": []}
         planned = {str(planned["folder"]) for planned in [*content["runs"], *tuning["runs"]]}
         return {
-            "question": str(content["ablation"].get("question") or ""),
-            "command": str(content["command"]),
+            "question": redact(str(content["ablation"].get("question") or "")),
+            "command": redact(str(content["command"])),
             "planned": len(planned),
             "missing": len(planned - there),
         }

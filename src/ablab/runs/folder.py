@@ -338,12 +338,7 @@ def is_taken(folder: Path) -> bool:
 def write_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all."""
     with whole(path) as temporary:
-        temporary.write_text(text)
-
-
-def own_overrides() -> list[str] | None:
-    """The words of the command line that chose the config; None in a program that composed it itself."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
+        temporary.write_text(text, encoding="utf-8")
 
 
 def own_choices() -> dict[str, Any] | None:

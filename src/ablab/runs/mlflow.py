@@ -24,7 +24,7 @@ from ablab.runs.folder import short
 from ablab.runs.identity import flat
 from ablab.runs.metrics import as_logged
 from ablab.runs.outcome import FINISHED, STOPPED
-from ablab.runs.provenance import IN_A_QUERY, first_line, redacted, without_secrets
+from ablab.runs.redaction import first_line, redact, redact_addresses
 from ablab.waiting import awaited
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # which begins when MLflow is imported
@@ -71,8 +71,7 @@ class MLflow(Logger):
         tags: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
-        host = (tracking_uri or "").partition("://")[2].partition("/")[0]
-        if "@" in host or IN_A_QUERY.search(tracking_uri or ""):
+        if redact_addresses(tracking_uri or "") != (tracking_uri or ""):
             raise ValueError(
                 "tracking_uri: it has a password or a token, and the run's files may have none; set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or give the whole of it as MLFLOW_TRACKING_URI"
@@ -81,7 +80,7 @@ class MLflow(Logger):
         self.uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.folder.parent / FILE}"
         if not ADDRESS.match(self.uri):  # MLflow 3 refuses a folder, too
             raise ValueError(
-                f"tracking_uri={redacted(self.uri)}: give a server, http://NAME:PORT, or a database, sqlite:///FILE"
+                f"tracking_uri={redact(self.uri)}: give a server, http://NAME:PORT, or a database, sqlite:///FILE"
             )
         if self.file is not None and None in map(importlib.util.find_spec, ("sqlalchemy", "alembic")):
             raise ValueError("a database file needs more packages: pip install -e '.[trackers]'")
@@ -141,7 +140,7 @@ class MLflow(Logger):
             self.keep(*as_logged(row))
         self.send()
         if self.problem:
-            print(f"MLflow: {redacted(self.uri)} cannot be used ({self.problem}); it is tried again during the run")
+            print(f"MLflow: {redact(self.uri)} cannot be used ({self.problem}); it is tried again during the run")
         else:
             print(f"MLflow: {self.place}")
 
@@ -150,14 +149,14 @@ class MLflow(Logger):
         """Where the run is seen."""
         assert self.run is not None
         if self.uri.startswith("http"):
-            return f"{redacted(self.uri)}/#/experiments/{self.run.info.experiment_id}/runs/{self.run.info.run_id}"
-        uri = redacted(self.uri) if self.file is None else f"sqlite:///{short(self.file)}"
+            return f"{redact(self.uri)}/#/experiments/{self.run.info.experiment_id}/runs/{self.run.info.run_id}"
+        uri = redact(self.uri) if self.file is None else f"sqlite:///{short(self.file)}"
         lacking = "" if importlib.util.find_spec("flask") else "   (with pip install mlflow: mlflow-skinny has no page)"
         return f"mlflow ui --backend-store-uri {shlex.quote(uri)}{lacking}"
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        params = without_secrets(params)
+        params = redact(params)
         leaves = {self.name_of("params", key): show(value)[:LONGEST] for key, value in flat(params).items()}
         values = {key: value for key, value in leaves.items() if key is not None}
         self.waiting["params"] += [Param(key, value) for key, value in values.items() if key not in self.known]
@@ -193,7 +192,7 @@ class MLflow(Logger):
 
     def leave_out(self, kind: str, name: str, why: str) -> None:
         self.left_out.add((kind, name))
-        print(redacted(f"MLflow: {name!r} of the {kind} is left out ({why}); the run's folder has it"))
+        print(redact(f"MLflow: {name!r} of the {kind} is left out ({why}); the run's folder has it"))
 
     def send(self) -> bool:
         """Send what waits, and say whether it arrived.
@@ -258,7 +257,7 @@ class MLflow(Logger):
                 self.go_on(client, found[0])
                 self.run = found[0]
             else:
-                tags = without_secrets(self.tags) | {ID: self.id}
+                tags = redact(self.tags) | {ID: self.id}
                 self.run = client.create_run(experiment.experiment_id, tags=tags, run_name=self.folder.name)
             self.client = client
 

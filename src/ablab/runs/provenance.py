@@ -1,4 +1,4 @@
-"""Where a result comes from: the code, the environment, the machine. No secrets."""
+"""Where a result comes from: the code, the environment, the machine."""
 
 from __future__ import annotations
 
@@ -17,25 +17,10 @@ from typing import Any
 import torch
 
 from ablab.runs.code import PACKAGE, changed_sources, code_of, sources_of
+from ablab.runs.git import Checkout, read_checkout
 
-ROOT = PACKAGE.parents[1]  # of a checkout; what is recorded of git is about these of its files
+ROOT = PACKAGE.parents[1]  # of a checkout; its commit and changes are those of these files
 CODE = ("train.py", "src", "conf", "pyproject.toml", "constraints.txt")
-
-SECRET_NAME = re.compile(
-    r"KEY(?!BOARD)|TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|(?:^|_)(?:PASS|AUTH|DSN)(?:_|$)|_PWD(?:_|$)",
-    re.IGNORECASE,
-)
-SECRET_KEY = re.compile(  # of a config
-    r"(?:api|access|auth|private|secret)_?key$|(?:^|_)token$|passw|secret|credential", re.IGNORECASE
-)
-SHORTEST_SECRET = 6  # shorter values would blot out words
-IN_AN_ADDRESS = re.compile(r"(://)[^/\s\"']+@")  # a name and a password, or a token alone
-IN_A_QUERY = re.compile(
-    r"(?i)([?&][^\s\"'=&#]*(?:key|token|secret|passw|pwd|auth(?!or)|credential|signature|\bsig)[^\s\"'=&#]*=)[^\s\"'&#]+"
-)
-SECRET_ASSIGNMENT = re.compile(
-    r"(?i)([\w.]*(?:api_?key|secret|password|(?:access|auth|bearer|hf)_token)\s*[=:]\s*)([^\s'\",}]{6,})"
-)
 
 
 def environment() -> dict[str, Any]:
@@ -76,7 +61,7 @@ def changes_since(record: Mapping[str, Any], then: Mapping[str, Any], config: Ma
     code = code_of(config)
     changes, old, new = environment_changes(then), record["identity"]["code"], code.digest[:16]
     if old != new:
-        commits = record["git_commit"], git_commit()
+        commits = record["git_commit"], checkout()
         parts = changed_sources(sources_of(record), sources_of({"sources": code.sources}))
         changed = f"; changed: {', '.join(parts)}" if "sources" in record else ""
         changes.insert(0, f"the code: {old} (commit {commits[0]}) then, {new} (commit {commits[1]}) now{changed}")
@@ -115,80 +100,16 @@ def driver() -> str | None:
     if not torch.cuda.is_available():
         return None
     try:
-        return said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0]
+        words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        printed = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", check=True).stdout
+        return printed.strip().splitlines()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         return None
 
 
-def git_commit() -> str | None:
-    """The commit of the code, with "+changes" where the working tree differs; None outside a repository."""
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", *CODE) else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def uncommitted() -> str:
-    """What the code has that the commit has not, new files included, as a patch that `git apply` takes."""
-    try:
-        patch = git("diff", "HEAD", "--binary", "--", *CODE, strip=False)
-        for name in git("ls-files", "--others", "--exclude-standard", "--", *CODE).splitlines():
-            patch += git("diff", "--no-index", "--binary", "--", os.devnull, name, strip=False, differs=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return patch
-
-
-def git(*arguments: str, strip: bool = True, differs: bool = False) -> str:
-    return said("git", "-C", str(ROOT), *arguments, strip=strip, may=(0, 1) if differs else (0,))
-
-
-def said(*command: str, strip: bool = True, may: tuple[int, ...] = (0,)) -> str:
-    """What a command prints.
-
-    Raises:
-        CalledProcessError: its exit code is none that it may have.
-    """
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode not in may:
-        raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
-    return done.stdout.strip() if strip else done.stdout
-
-
-def redacted(text: str) -> str:
-    """The text without the values of environment variables that are named like secrets, and what is assigned to one."""
-    for name, value in os.environ.items():
-        if like_a_secret(name) and len(value) >= SHORTEST_SECRET and not os.path.exists(value):
-            text = text.replace(value, "***")
-    text = IN_A_QUERY.sub(r"\1***", SECRET_ASSIGNMENT.sub(r"\1***", text))
-    return IN_AN_ADDRESS.sub(r"\1***@", text)
-
-
-def first_line(error: BaseException) -> str:
-    """What is said of an error where a line is enough; libraries write addresses and keys into theirs."""
-    return redacted((str(error).strip().splitlines() or [type(error).__name__])[0])
-
-
-@cache
-def like_a_secret(name: str) -> bool:
-    """Whether an environment variable is named like a secret; asked for every text of a record."""
-    return SECRET_NAME.search(name) is not None
-
-
-def without_secrets(value: Any, key: str = "") -> Any:
-    """Plain data whose texts are free of secrets; names of classes stay, so that a config can be built again."""
-    if isinstance(value, str):
-        if value and SECRET_KEY.search(key):
-            return "***"
-        name, equals, _ = value.partition("=")  # a word of a command
-        if equals and SECRET_KEY.search(name.rpartition(".")[2]):
-            return f"{name}=***"
-        return value if key == "_target_" else redacted(value)
-    if isinstance(value, Mapping):
-        return {name: without_secrets(item, str(name)) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_secrets(item) for item in value]
-    return value
+def checkout() -> Checkout:
+    """Return the commit of the code, and which of its files differ from the commit."""
+    return read_checkout(ROOT, CODE)
 
 
 def command() -> list[str]:

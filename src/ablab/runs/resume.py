@@ -3,17 +3,84 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ablab.config.errors import ConfigError
-from ablab.runs.folder import config_of, own_overrides, read_record
-from ablab.runs.identity import PLACES, differences, flat, only_sharing, plain
+from ablab.runs.folder import config_of, read_record
+from ablab.runs.identity import PLACES, differences, flat, only_sharing, plain, without_effect
 from ablab.runs.place import rank
+
+
+def words_for_hydra(argv: Sequence[str]) -> list[str]:
+    """Return the command line that Hydra composes: without the overrides beside `resume=`.
+
+    Hydra composes them against the default config, which lacks the keys of other data, models and loggers; `resumed`
+    composes them on the overrides of the run itself. Where Hydra only shows a config, it is given the run's, too.
+
+    Raises:
+        ConfigError: `resume=` in a sweep.
+    """
+    if (folder := run_to_resume(argv)) is None:
+        return list(argv)
+    flags = {word.partition("=")[0] for word in argv if word.startswith("-")}
+    if flags & {"-m", "--multirun"}:
+        raise ConfigError(
+            f"resume={folder}: each run of a sweep has its own folder, and the same command goes on with those that "
+            "are not done; leave it out"
+        )
+    if flags & {"-c", "--cfg", "-i", "--info"} and (folder / "run.json").exists():
+        first = min(i for i, word in enumerate(argv) if is_override(word))
+        return [*argv[:first], *(read_record(folder)["overrides"] or []), *argv[first:]]
+    changes = overrides_beside_resume(argv)
+    return [word for word in argv if word not in changes]
+
+
+def run_to_resume(argv: Sequence[str]) -> Path | None:
+    """Return the folder that a command line resumes; None if it begins a run, or Hydra is to refuse it."""
+    with suppress(HydraException):
+        words = [word for word in argv[1:] if is_override(word) and key_of(word) == "resume"]
+        values = [override.value() for override in OverridesParser.create().parse_overrides(words)]
+        if values and values[-1] is not None:
+            return Path(values[-1].text if isinstance(values[-1], QuotedString) else str(values[-1]))
+    return None
+
+
+def is_override(word: str) -> bool:
+    return not word.startswith("-") and ("=" in word or word.startswith("~"))
+
+
+def overrides_beside_resume(argv: Sequence[str]) -> list[str]:
+    """Return the overrides of a command line that names a run to resume; none of any other."""
+    if run_to_resume(argv) is None:
+        return []
+    return [
+        word for word in argv[1:] if is_override(word) and not re.match(r"(resume|hydra)([=./@]|$)", word.lstrip("+~"))
+    ]
+
+
+def key_of(word: str) -> str:
+    """Return what an override sets."""
+    return word.partition("=")[0].lstrip("+~")
+
+
+def own_overrides() -> list[str] | None:
+    """Return the overrides of the command line; None in a program that composed the config itself."""
+    if not HydraConfig.initialized():
+        return None
+    words = list(HydraConfig.get().overrides.task)
+    resumes = any(key_of(word) == "resume" for word in words)
+    return [*words, *(word for word in overrides_beside_resume(sys.argv) if resumes and word not in words)]
 
 
 def resumed(cfg: DictConfig) -> DictConfig:
@@ -31,13 +98,14 @@ def resumed(cfg: DictConfig) -> DictConfig:
         old = config_of(folder)
     except ConfigError as error:
         raise ConfigError(f"resume={error}") from error
-    changes = [word for word in own_overrides() or [] if not word.lstrip("+").startswith(("resume=", "trust="))]
+    changes = [word for word in own_overrides() or [] if key_of(word) not in ("resume", "trust")]
     for word in changes:
-        if word.partition("=")[0] in ("name", "output_dir", "folder"):
-            raise ConfigError(f"{word}: a run that is gone on with stays where it is; leave it out")
-    new = compose("train", [*first_words(folder), *changes]) if changes else old
+        if key_of(word) in ("name", "output_dir", "folder"):
+            raise ConfigError(f"{word}: output_dir, name and folder cannot be changed when resuming; leave it out")
+    new = changed(folder, old, changes)
     if found := forbidden(old, new):
         raise ConfigError(report(folder, found))
+    check_hidden(folder, old, new)
     OmegaConf.update(new, "resume", str(folder))
     OmegaConf.update(new, "trust", cfg.trust is not None and cfg.trust)  # false: the folder may be somebody else's
     return new
@@ -83,22 +151,74 @@ def same_place(a: Any, b: Any) -> bool:
     return a == b or (a is not None and b is not None and Path(a).resolve() == Path(b).resolve())
 
 
-def first_words(folder: Path) -> list[str]:
-    """The command line with which a run began.
+def changed(folder: Path, old: DictConfig, changes: list[str]) -> DictConfig:
+    """Return the config of a run with some overrides: composed on the run's own, so that what depends on them follows.
+
+    A run that was made in a program has no overrides; of its config, single values can be changed on which nothing
+    depends. Hydra is initialized with this project's configs.
+
+    Args:
+        folder: the run's.
+        old: the run's config.
+        changes: overrides of the command line.
 
     Raises:
-        ConfigError: it began in a program, or its words read the environment or set up Hydra.
+        ConfigError: the run was made in a program, and an override is a choice or can change the result; or the run's
+            own overrides read the environment or set up Hydra.
+        HydraException: there is no such key or choice.
     """
-    words: list[str] | None = read_record(folder)["overrides"]
-    if words is None:
-        raise ConfigError(f"{folder}: this run was not started by train.py; it has no words to change, so give none")
+    if not changes:
+        return old
+    own = read_record(folder)["overrides"]
+    if own is not None:
+        check_overrides(folder, own)
+        if any(key_of(word) == "logger" for word in changes):  # other loggers have other settings
+            own = [word for word in own if not key_of(word).startswith("logger.")]
+        return compose("train", [*own, *changes])
+    new = old.copy()
+    for override in OverridesParser.create().parse_overrides(changes):
+        key, word = override.key_or_group, str(override.input_line)
+        there = key == "quiet" or OmegaConf.select(old, key, default=new) is not new
+        if override.is_delete() or not there or not without_effect(key) or override.is_sweep_override():
+            raise ConfigError(
+                f"{word}: {folder} was made in a program, not by train.py, so only values of its config.yaml that "
+                "cannot change the result can be changed (data.root=…, data.num_workers=4); leave the override out, "
+                "or change it in the program"
+            )
+        OmegaConf.update(new, key, override.value(), merge=False)
+    return new
+
+
+def check_overrides(folder: Path, words: Sequence[str]) -> None:
+    """Refuse to compose overrides of run.json that mean something else here: the folder may be somebody else's.
+
+    Raises:
+        ConfigError: names the override and the remedy.
+    """
     for word in words:
         if re.search(r"\$\{[^}]*:", word) or word.lstrip("+~").startswith("hydra"):
             raise ConfigError(
                 f"{folder}: {word} in its run.json would be evaluated here, where it may mean something else; leave "
                 "the changes out, its config.yaml has the values"
             )
-    return words
+
+
+def check_hidden(folder: Path, old: DictConfig, new: DictConfig) -> None:
+    """Refuse to start a logger with a secret that config.yaml only has as ***.
+
+    Raises:
+        ConfigError: with the keys that have to be given again.
+    """
+    record = read_record(folder)
+    if record["status"] == "finished":
+        return
+    before, after = flat(plain(old)), flat(plain(new))
+    if missing := [key for key in record.get("hidden", []) if key in after and after[key] == before.get(key)]:
+        again = " ".join(f"{key}=…" for key in missing)
+        raise ConfigError(
+            f"resume={folder}: a secret is hidden in config.yaml, which a logger needs; give it again, {again}, or "
+            "resume without loggers, logger=csv"
+        )
 
 
 def forbidden(old: DictConfig, new: DictConfig) -> list[tuple[str, Any, Any]]:

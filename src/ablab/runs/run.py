@@ -29,16 +29,19 @@ from ablab.runs.folder import (
     new_folder,
     now,
     own_choices,
-    own_overrides,
     read_environment,
     read_record,
     remove_if_empty,
+    whole,
     write_text,
 )
+from ablab.runs.git import Checkout, GitError
 from ablab.runs.identity import identity, plain
 from ablab.runs.metrics import MetricsCSV, read_rows
 from ablab.runs.outcome import CRASHED, FINISHED, STOPPED, Diverged, RunError, Stopped
 from ablab.runs.processes import shared
+from ablab.runs.redaction import redact, redact_loggers, redact_overrides
+from ablab.runs.resume import own_overrides
 
 DESCRIPTION = ("config.yaml", "environment.json", "changes.patch", "run.json")  # what a run writes before it trains
 # What a folder may hold that a new run is given: what an ablation or Slurm has put there, and what a kill has left.
@@ -54,7 +57,7 @@ class Run:
 
     The folder holds `config.yaml` (resolved), `run.json` (command, code, how it ended and with which metrics),
     `environment.json` (versions, devices, threads), `changes.patch` (what the commit lacks), `metrics.csv`,
-    `checkpoints/`, and what callbacks and loggers add. Nothing in it is secret.
+    `checkpoints/`, and what callbacks and loggers add.
 
     Args:
         folder: the run's folder, which exists.
@@ -74,6 +77,7 @@ class Run:
         self.loggers: list[Logger] = []
         self.checkpoint: Path | None = None
         self.rows: list[dict[str, Any]] = []
+        self.checkout = Checkout(folder, None)
         self.lock = Lock(folder)
 
     @classmethod
@@ -205,16 +209,23 @@ class Run:
             ) from error
 
     def write_description(self) -> None:
-        config = provenance.without_secrets(self.config)
+        config, hidden = redact_loggers(self.config)
         write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         write_text(self.folder / "environment.json", json.dumps(provenance.environment(), indent=2) + "\n")
-        if patch := provenance.uncommitted():
-            write_text(self.folder / "changes.patch", provenance.redacted(patch))
+        about_process, patch = self.start_of_process(), b""
+        try:
+            patch = self.checkout.patch()
+        except (GitError, OSError) as error:
+            about_process["git_problem"] = warn_of_git(f"changes.patch is missing: {error}")
+        if patch:
+            with whole(self.folder / "changes.patch") as temporary:
+                temporary.write_bytes(patch)
         alphabet = string.ascii_lowercase + string.digits
         self.record = {
             "id": agents_id() or "".join(secrets.choice(alphabet) for _ in range(8)),
             "status": "running",
-            **self.start_of_process(),
+            **about_process,
+            **({"hidden": hidden} if hidden else {}),
             **({} if (choices := own_choices()) is None else {"choices": choices}),
             "identity": self.identity(),
             "sources": code_of(self.config).sources,
@@ -264,14 +275,18 @@ class Run:
         return identity(self.config, code=code_of(self.config).digest, data=data, processes=processes)
 
     def start_of_process(self) -> dict[str, Any]:
-        """What is recorded of the process that trains."""
+        """Return the facts of the process that trains; print a line if no commit can be recorded."""
+        self.checkout = provenance.checkout()
+        words = own_overrides()
+        problem = self.checkout.problem
         return {
-            "command": shlex.join(provenance.without_secrets(provenance.command())),
-            "overrides": own_overrides(),
+            "command": shlex.join(redact(provenance.command())),
+            "overrides": None if words is None else redact_overrides(words),
             "started": now(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "git_commit": provenance.git_commit(),
+            "git_commit": None if problem else str(self.checkout),
+            **({"git_problem": warn_of_git(f"no commit of the code is recorded: {problem}")} if problem else {}),
             "processes": self.facts["processes"],
         }
 
@@ -316,7 +331,7 @@ class Run:
         for logger in self.loggers:
             if hasattr(logger, "begin"):
                 logger.begin(self.record.get("id", ""), self.rows)
-            logger.log_hyperparams({**self.config, **facts})
+            logger.log_hyperparams(redact({**self.config, **facts}))
         return self.loggers
 
     def __enter__(self) -> Run:
@@ -327,7 +342,7 @@ class Run:
     ) -> None:
         status, exit_code = how_it_ended(error)
         if error is not None:
-            self.record["error"] = f"{type(error).__name__}: {error}"
+            self.record["error"] = redact(f"{type(error).__name__}: {error}")
         # JSON has no NaN and no infinity: what diverged is null
         metrics = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
         self.record |= {"status": status, "ended": now(), "seconds": self.seconds}
@@ -353,7 +368,13 @@ class Run:
     def write(self) -> None:
         """Write run.json, whole or not at all."""
         if self.owner:
-            write_text(self.folder / "run.json", json.dumps(provenance.without_secrets(self.record), indent=2) + "\n")
+            write_text(self.folder / "run.json", json.dumps(self.record, indent=2) + "\n")
+
+
+def warn_of_git(problem: str) -> str:
+    """Print that the code is not fully recorded, and return the reason as run.json has it."""
+    print(f"warning: {problem}; run.json has a hash of the code", file=sys.stderr)
+    return problem
 
 
 def agents_id() -> str | None:

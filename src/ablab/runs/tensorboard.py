@@ -22,7 +22,7 @@ from ablab.runs.folder import short
 from ablab.runs.identity import flat
 from ablab.runs.metrics import as_logged
 from ablab.runs.outcome import FINISHED, STOPPED
-from ablab.runs.provenance import first_line, without_secrets
+from ablab.runs.redaction import first_line, redact
 
 
 class TensorBoard(TensorBoardLogger):
@@ -80,7 +80,7 @@ class TensorBoard(TensorBoardLogger):
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The config as HParams; what is known of the run later is a text, since a run has one set of HParams."""
-        leaves = flat(without_secrets(params))
+        leaves = flat(redact(params))
         # torch takes a truth value for a number
         values = {name: leaf if type(leaf) in (int, float, str) else show(leaf) for name, leaf in leaves.items()}
         if self.has_config:

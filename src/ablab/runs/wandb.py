@@ -22,7 +22,7 @@ from torch import nn
 from ablab.runs.folder import short
 from ablab.runs.metrics import as_logged
 from ablab.runs.outcome import FINISHED, STOPPED
-from ablab.runs.provenance import first_line, redacted, without_secrets
+from ablab.runs.redaction import first_line, redact
 
 DEFAULT_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # `wandb login` has written one, later the other
 
@@ -90,7 +90,9 @@ class WandB(WandbLogger):
         super().__init__(
             save_dir=str(save_dir),
             name=Path(save_dir).name[:LONGEST_NAME],
-            **without_secrets({"project": project, "entity": entity, "group": group, "tags": tags, "notes": notes}),
+            project=project,  # it and the entity say where the copy goes
+            entity=entity,
+            **redact({"group": group, "tags": tags, "notes": notes}),
         )
         self._wandb_init.pop("anonymous")  # W&B warns of the setting, even when it is None
 
@@ -190,7 +192,7 @@ class WandB(WandbLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
-        self.attempt(lambda: WandbLogger.log_hyperparams(self, without_secrets(params)))
+        self.attempt(lambda: WandbLogger.log_hyperparams(self, redact(params)))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -406,7 +408,7 @@ def leave_wandb() -> None:
 def redacted_command() -> Iterator[None]:
     """W&B records the command that it finds."""
     command = sys.argv
-    sys.argv = [redacted(word) for word in command]
+    sys.argv = redact(command)
     try:
         yield
     finally:
