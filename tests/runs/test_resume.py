@@ -14,15 +14,18 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from tests.conftest import ROOT
 
 from ablab.config.errors import ConfigError
 from ablab.runs import signals
 from ablab.runs.checkpoints import in_order, read
 from ablab.runs.folder import go_on_command
 from ablab.runs.outcome import RunError
-from ablab.runs.resume import is_finished, resumed
+from ablab.runs.resume import changed, is_finished, own_overrides, resumed, words_for_hydra
 
 Start = Callable[..., SimpleNamespace]
 Stop = Callable[..., Path | None]
@@ -361,7 +364,122 @@ def test_a_folder_that_has_something_else_in_it_is_left_alone(run: Start, tmp_pa
 def test_a_run_stays_where_it_is(command: Callable[..., Any], run: Start) -> None:
     folder = run().folder
     done = command(f"resume={folder}", "name=other")
-    assert done.stderr == "error: name=other: a run that is gone on with stays where it is; leave it out\n"
+    assert done.stderr == (
+        "error: name=other: output_dir, name and folder cannot be changed when resuming; leave it out\n"
+    )
+
+
+TEXT = ["model=rnn", "data=text", "data.context_length=8", "trainer=smoke", "logger=csv"]
+
+
+@pytest.fixture
+def text_run(run: Start, tmp_path: Path) -> SimpleNamespace:
+    """A finished run of text that has moved since, as if it had been typed: its `folder`, and where the text is now."""
+    old, new = tmp_path / "old.txt", tmp_path / "new place.txt"
+    old.write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    words = [*TEXT, f"data.path={old}"]
+    folder = run(*words).folder
+    old.rename(new)
+    type_words(folder, words)
+    return SimpleNamespace(folder=folder, new=new)
+
+
+def type_words(folder: Path, words: list[str] | None) -> None:
+    """Change a record as if the words of the run had been typed; None is a run that a program made."""
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, "overrides": words}))
+
+
+def test_overrides_beside_resume_are_composed_on_those_of_the_run(
+    command: Callable[..., Any], text_run: SimpleNamespace
+) -> None:
+    resume, moved = f"resume={text_run.folder}", f"data.path='{text_run.new}'"
+    done = command(moved, resume, "trainer.profile=false", "++data.num_workers=0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "this run has finished, nothing is left to do" in done.stdout
+    typo = command(resume, "data.pth=x")
+    assert typo.returncode == 2
+    assert "error: data.pth: there is no such key; did you mean path? data has: " in typo.stderr
+    assert "context_length" in typo.stderr
+    other = command(resume, moved, "model.hidden_size=3", "data.context_length=9")
+    assert "it would become another run:\n  data.context_length: 8 in the run, 9 now\n" in other.stderr
+    sweep = command("-m", resume, moved)
+    assert (sweep.returncode, sweep.stdout) == (2, "")
+    assert sweep.stderr == (
+        f"error: {resume}: each run of a sweep has its own folder, and the same command goes on with those that are "
+        "not done; leave it out\n"
+    )
+    shown = command(resume, moved, "--cfg", "job", "-p", "data")
+    assert f"path: {text_run.new}" in shown.stdout, shown.stderr
+    assert "context_length: 8" in shown.stdout
+
+
+def test_a_run_whose_data_have_moved_goes_on_to_the_same_bits(
+    run: Start, stop: Stop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ablab.train import train
+
+    old, new = tmp_path / "old.txt", tmp_path / "new.txt"
+    old.write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    words = [*TEXT, f"data.path={old}", "trainer.limit_train_batches=2", "trainer.max_steps=2"]
+    expected = result(run(*words).folder)
+    folder = stop("training_step", 1, *words)
+    assert folder is not None
+    old.rename(new)
+    type_words(folder, words)
+    monkeypatch.setattr("sys.argv", ["train.py", f"data.path={new}", f"resume={folder}", "quiet=true"])
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        HydraConfig.instance().set_config(compose("train", [f"resume={folder}"], return_hydra_config=True))
+        assert own_overrides() == [f"resume={folder}", f"data.path={new}", "quiet=true"]
+        cfg = resumed(OmegaConf.create({"resume": str(folder)}))
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    assert cfg.data.path == str(new)
+    train(cfg)
+    assert result(folder) == expected
+
+
+def test_of_a_run_that_a_program_made_single_values_can_be_changed(run: Start) -> None:
+    folder = run().folder
+    type_words(folder, None)
+    old = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(old, DictConfig)
+    new = changed(folder, old, ["data.num_workers=3", "quiet=true", "++trainer.profile=false"])
+    assert (new.data.num_workers, new.quiet, new.trainer.profile) == (3, True, False)
+    assert old.data.num_workers == 0, "it is a copy"
+    for word in ("logger=wandb", "~callbacks.progress", "optimizer.lr=1", "data.roots=x", "data.num_workers=1,2"):
+        with pytest.raises(ConfigError, match="was made in a program, not by train"):
+            changed(folder, old, [word])
+
+
+def test_other_loggers_leave_the_settings_of_the_runs_own_behind(run: Start, config: Callable[..., DictConfig]) -> None:
+    folder = run().folder
+    words = ["trainer=smoke", "logger=wandb", "logger.wandb.mode=offline"]
+    type_words(folder, words)
+    old = config(*words)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert changed(folder, old, ["logger=csv"]).logger.wandb is None
+        assert changed(folder, old, ["data.num_workers=1"]).logger.wandb.mode == "offline"
+
+
+@pytest.mark.parametrize(
+    ("typed", "for_hydra"),
+    [
+        ("resume=r data.path=x", "resume=r"),
+        ("data.path=x +a.b=1 ~c resume=r quiet=true", "resume=r"),
+        ("resume='a,b' norm=x", "resume='a,b'"),
+        ("++resume=r hydra.verbose=true hydra/x=none x=1", "++resume=r hydra.verbose=true hydra/x=none"),
+        ("resume=r data.path", "resume=r data.path"),  # not of the form key=value, as Hydra says
+        ("resume=null data.path=x", "resume=null data.path=x"),
+        ("folder=r data.path=x", "folder=r data.path=x"),
+        ("resume=[ data.path=x", "resume=[ data.path=x"),
+        ("resume=r resume=null data.path=x", "resume=r resume=null data.path=x"),
+        ("resume_x=r data.path=x", "resume_x=r data.path=x"),
+        ("--help", "--help"),
+        ("resume=nowhere --cfg job data.path=x", "resume=nowhere --cfg job data.path=x"),
+    ],
+)
+def test_hydra_is_not_given_the_overrides_beside_resume(typed: str, for_hydra: str) -> None:
+    assert words_for_hydra(["train.py", *typed.split()]) == ["train.py", *for_hydra.split()]
 
 
 def test_the_command_that_goes_on_can_be_typed(tmp_path: Path) -> None:

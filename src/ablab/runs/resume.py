@@ -12,7 +12,7 @@ from typing import Any
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString
+from hydra.core.override_parser.types import OverrideType, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -39,9 +39,10 @@ def words_for_hydra(argv: Sequence[str]) -> list[str]:
             f"resume={folder}: each run of a sweep has its own folder, and the same command goes on with those that "
             "are not done; leave it out"
         )
-    if flags & {"-c", "--cfg", "-i", "--info"} and (folder / "run.json").exists():
+    if flags & {"-c", "--cfg", "-i", "--info"}:
+        own = read_record(folder)["overrides"] if (folder / "run.json").exists() else None
         first = min(i for i, word in enumerate(argv) if is_override(word))
-        return [*argv[:first], *(read_record(folder)["overrides"] or []), *argv[first:]]
+        return [*argv[:first], *(own or []), *argv[first:]]
     changes = overrides_beside_resume(argv)
     return [word for word in argv if word not in changes]
 
@@ -151,6 +152,9 @@ def same_place(a: Any, b: Any) -> bool:
     return a == b or (a is not None and b is not None and Path(a).resolve() == Path(b).resolve())
 
 
+VALUES = (OverrideType.CHANGE, OverrideType.FORCE_ADD)
+
+
 def changed(folder: Path, old: DictConfig, changes: list[str]) -> DictConfig:
     """Return the config of a run with some overrides: composed on the run's own, so that what depends on them follows.
 
@@ -178,8 +182,9 @@ def changed(folder: Path, old: DictConfig, changes: list[str]) -> DictConfig:
     new = old.copy()
     for override in OverridesParser.create().parse_overrides(changes):
         key, word = override.key_or_group, str(override.input_line)
-        there = key == "quiet" or OmegaConf.select(old, key, default=new) is not new
-        if override.is_delete() or not there or not without_effect(key) or override.is_sweep_override():
+        node = OmegaConf.select(old, key, default=old)  # a mapping is a choice, or not there
+        is_value = override.type in VALUES and not override.is_sweep_override()
+        if not is_value or isinstance(node, DictConfig) or not without_effect(key):
             raise ConfigError(
                 f"{word}: {folder} was made in a program, not by train.py, so only values of its config.yaml that "
                 "cannot change the result can be changed (data.root=…, data.num_workers=4); leave the override out, "
