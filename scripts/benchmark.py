@@ -63,7 +63,11 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.split(":")[1].strip()
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    ]
     return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
@@ -74,16 +78,16 @@ def write(suite: str, rows: Rows, heading: str) -> None:
         suite: its name, with `_gpu` behind it where it was measured on one.
     """
     begin, end = f"<!-- {suite} -->", f"<!-- end of {suite} -->"
-    assert begin in PAGE.read_text(), f"{PAGE.name} lacks the mark {begin}"
-    before, _, rest = PAGE.read_text().partition(begin)
+    assert begin in PAGE.read_text(encoding="utf-8"), f"{PAGE.name} lacks the mark {begin}"
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
     _, _, after = rest.partition(end)
-    PAGE.write_text(f"{before}{begin}\n{heading}\n\n{tables(rows)}\n{end}{after}")
+    PAGE.write_text(f"{before}{begin}\n{heading}\n\n{tables(rows)}\n{end}{after}", encoding="utf-8")
     numbers = {
         "heading": heading,
         "ratios": [asdict(row) for row in rows if isinstance(row, Ratio)],
         "times": [asdict(row) for row in rows if isinstance(row, Time)],
     }
-    (PAGE.parent / f"benchmark_{suite}.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    (PAGE.parent / f"benchmark_{suite}.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -164,6 +164,7 @@ class Harness:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            encoding="utf-8",
         )
 
     def finish(self, *words: str) -> None:
@@ -288,7 +289,7 @@ class Harness:
                 raise RuntimeError(f"the ablation had ended before kill {number + 1}; it is too short for so many")
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-            records = [json.loads(path.read_text()) for path in place.glob("*/*/run.json")]
+            records = [json.loads(path.read_text(encoding="utf-8")) for path in place.glob("*/*/run.json")]
             self.tell(f"kill {number + 1}: {sum(r['status'] == 'finished' for r in records)} runs had finished")
         self.finish(*words, f"output_dir={place}")
         expected, found = (
@@ -303,7 +304,7 @@ def wait_until_it_trains(process: subprocess.Popen[str], folder: Path, *, same_s
     """Wait until a process, or one that it has started, has a run's folder, below this one or this one itself."""
     while process.poll() is None:
         for record in (*folder.glob("run.json"), *folder.glob("*/run.json"), *folder.glob("*/*/run.json")):
-            pid = json.loads(record.read_text()).get("pid", 0)
+            pid = json.loads(record.read_text(encoding="utf-8")).get("pid", 0)
             if pid == process.pid or (same_session and session_of(pid) == process.pid):
                 return
         time.sleep(0.02)
@@ -312,7 +313,9 @@ def wait_until_it_trains(process: subprocess.Popen[str], folder: Path, *, same_s
 def is_alive(entry: Path) -> bool:
     """Whether an entry of /proc is a process that has not ended."""
     try:
-        return entry.name.isdigit() and (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return (
+            entry.name.isdigit() and (entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+        )
     except OSError:
         return False
 
@@ -341,8 +344,12 @@ def only_run(place: Path) -> Path | None:
 def outcome(run: Path | None) -> dict[str, Any]:
     """What must be equal to the bit."""
     assert run is not None
-    record = json.loads((run / "run.json").read_text())
-    files = {name: (run / name).read_text() for name in ("metrics.csv", "samples.txt") if (run / name).exists()}
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    files = {
+        name: (run / name).read_text(encoding="utf-8")
+        for name in ("metrics.csv", "samples.txt")
+        if (run / name).exists()
+    }
     left = [path.name for path in (run / "checkpoints").iterdir() if path.suffix in (".tmp", ".broken")]
     return {**{key: record[key] for key in ("status", "metrics", "weights_sha256")}, **files, "left behind": left}
 

@@ -83,7 +83,9 @@ def git(*words: str, root: Path = ROOT) -> str:
     Raises:
         ConfigError: it does not succeed.
     """
-    result = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        ["git", "-C", str(root), *words], capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     if result.returncode != 0:
         raise ConfigError(f"git {' '.join(words)}: {(result.stderr or result.stdout).strip()}")
     return result.stdout.strip()
@@ -99,13 +101,19 @@ def check_ready() -> None:
     if subprocess.run([*RUFF, "--version"], capture_output=True).returncode != 0:
         raise ConfigError(f"{sys.executable} has no ruff, which sorts the imports anew; make env installs it")
     broken = subprocess.run(
-        [*RUFF, "check", "--select=E9", "--output-format=concise", "."], cwd=ROOT, capture_output=True, text=True
+        [*RUFF, "check", "--select=E9", "--output-format=concise", "."],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     if broken.returncode != 0:
         raise ConfigError(
             f"not Python, so that its imports cannot be sorted: {broken.stdout.splitlines()[0]}; mend it first"
         )
-    top = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--show-toplevel"], capture_output=True, text=True)
+    top = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--show-toplevel"], capture_output=True, text=True, encoding="utf-8"
+    )
     if top.returncode != 0 or Path(top.stdout.strip()).resolve() != ROOT.resolve():
         raise ConfigError(
             f"{ROOT}: not a git repository, in which this could be undone; git init && git add -A && git commit first"
@@ -135,7 +143,7 @@ def check_name(name: str) -> None:
 
 def package(root: Path) -> str:
     """The name that a checkout goes by."""
-    return str(tomllib.loads((root / "pyproject.toml").read_text())["project"]["name"])
+    return str(tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"])
 
 
 def tracked(root: Path) -> list[str]:
@@ -160,16 +168,19 @@ def make_own(root: Path, name: str, *, examples: bool, tree: str) -> None:
     for file in sorted({*tracked(root)} - {*gone}):
         rename(root, file, template, name)
 
-    (root / "CHANGELOG.md").write_text(CHANGELOG.format(name=name))
-    (root / "CITATION.cff").write_text(CITATION.format(name=name))
+    (root / "CHANGELOG.md").write_text(CHANGELOG.format(name=name), encoding="utf-8")
+    (root / "CITATION.cff").write_text(CITATION.format(name=name), encoding="utf-8")
     project = root / "pyproject.toml"
-    project.write_text(re.sub(r'^version = ".*"$', 'version = "0.1.0"', project.read_text(), count=1, flags=re.M))
+    project.write_text(
+        re.sub(r'^version = ".*"$', 'version = "0.1.0"', project.read_text(encoding="utf-8"), count=1, flags=re.M),
+        encoding="utf-8",
+    )
     if not examples:
-        (root / "docs" / "claims.md").write_text(CLAIMS)
+        (root / "docs" / "claims.md").write_text(CLAIMS, encoding="utf-8")
         for page in (root / "README.md", *(root / "docs").glob("*.md")):
-            page.write_text(MARKED.sub("", page.read_text()))
+            page.write_text(MARKED.sub("", page.read_text(encoding="utf-8")), encoding="utf-8")
     record = RECORD.format(template=template, tree=tree, examples=str(examples).lower())
-    (root / ORIGIN).write_text(record)
+    (root / ORIGIN).write_text(record, encoding="utf-8")
     in_order(root)
     git("add", "-A", root=root)
 
@@ -226,7 +237,7 @@ def update(place: str, ref: str) -> int:
     check_ready()
     if not (ROOT / ORIGIN).exists():
         raise ConfigError(f"there is no {ORIGIN} here: this is no fork; make fork NAME=myproject makes one")
-    record, name = tomllib.loads((ROOT / ORIGIN).read_text()), package(ROOT)
+    record, name = tomllib.loads((ROOT / ORIGIN).read_text(encoding="utf-8")), package(ROOT)
     git("fetch", "--quiet", "--no-tags", place, ref)
     versions = dict(reversed(line.split()) for line in git("log", "--format=%H %T", "FETCH_HEAD").splitlines())
     before = next((tree for tree in [record["tree"], *git("log", "--format=%T").split()] if tree in versions), None)

@@ -96,6 +96,7 @@ def done(command: str, clone: Path, environment: dict[str, str], started: float)
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
+        encoding="utf-8",
     )
     failed = result.returncode != 0
     for line in result.stdout.splitlines()[-(LAST_OF_FAILED if failed else LAST) :]:

@@ -58,7 +58,7 @@ def upload(folder: Path, patience: float) -> str:
     """What W&B's own command says last; its exit code is 0 whatever happens, and it tries for as long as it may."""
     command = [str(Path(sys.executable).with_name("wandb")), "sync", str(folder)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patience)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patience, encoding="utf-8")
     except subprocess.TimeoutExpired:
         return f"no answer within {patience:g} s"
     return [*(done.stdout + done.stderr).strip().splitlines(), "nothing"][-2:][0]

@@ -99,7 +99,7 @@ def main() -> None:
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     first = True
-    with open(chosen.csv, "w", newline="") as file:
+    with open(chosen.csv, "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["step", "loss", "lr"])
         for epoch in range(max(1, chosen.epochs)):

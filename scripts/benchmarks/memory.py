@@ -66,7 +66,9 @@ def most(loop: str, steps: int, *words: str) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.memory", loop, str(steps), *words]
     path = os.pathsep.join([str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    printed = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env=environment, encoding="utf-8"
+    ).stdout
     found: dict[str, float] = json.loads(printed.splitlines()[-1])
     return found
 

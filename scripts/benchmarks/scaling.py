@@ -56,4 +56,4 @@ def seconds(*words: str) -> float:
         run = Path(folder) / "run"
         command = [sys.executable, str(ROOT / "train.py"), *ordered, *WORDS, f"folder={run}"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        return float(json.loads((run / "run.json").read_text())["seconds"])
+        return float(json.loads((run / "run.json").read_text(encoding="utf-8"))["seconds"])

@@ -83,7 +83,7 @@ class Clock(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.times.append(time.monotonic())
-        (Path(trainer.loggers[0].save_dir or ".") / "clock.json").write_text(json.dumps(self.times))
+        (Path(trainer.loggers[0].save_dir or ".") / "clock.json").write_text(json.dumps(self.times), encoding="utf-8")
 
 
 def launched(num_seeds: int, device: torch.device) -> Times:
@@ -100,7 +100,7 @@ def launched(num_seeds: int, device: torch.device) -> Times:
         began = time.monotonic()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
         whole = time.monotonic() - began
-        clocks = [json.loads(file.read_text()) for file in Path(folder).glob("*/*/clock.json")]
+        clocks = [json.loads(file.read_text(encoding="utf-8")) for file in Path(folder).glob("*/*/clock.json")]
     assert len(clocks) == num_seeds
     return Times(step_of(clocks), max(map(max, clocks)) - min(map(min, clocks)), whole)
 

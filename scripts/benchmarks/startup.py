@@ -68,7 +68,13 @@ def started(*words: str, folder: str, code: int = 0) -> str:
     path = os.pathsep.join([str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     settings = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": path}
     done = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=settings, capture_output=True, text=True, check=False
+        [sys.executable, *words],
+        cwd=folder,
+        env=settings,
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
     )
     assert done.returncode == code, done.stderr
     return done.stdout

@@ -183,7 +183,7 @@ def by_hand(cfg: DictConfig, steps: int, model: nn.Module | None = None) -> floa
         order = torch.empty(0)
         good = torch.ones((), device=device, dtype=torch.bool)
         model.train()
-        file = (Path(folder) / "metrics.csv").open("w", newline="")
+        file = (Path(folder) / "metrics.csv").open("w", newline="", encoding="utf-8")
         rows = csv.writer(file)
         began = 0.0
         for number in range(SKIPPED + steps):

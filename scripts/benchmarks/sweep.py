@@ -48,7 +48,7 @@ def sweep(rounds: int, device: torch.device) -> Iterator[Time]:
                 cfg = compose("train", words)
                 began = time.perf_counter()
                 status = at_work(cfg)
-                assert status == "finished", (Path(folder) / "run" / "log.txt").read_text()
+                assert status == "finished", (Path(folder) / "run" / "log.txt").read_text(encoding="utf-8")
                 return time.perf_counter() - began - Clock.seconds
 
         with read_once():  # as `ablab.ablation.sweep`

@@ -77,6 +77,13 @@ def watched() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
+def print_utf8() -> None:
+    """Print UTF-8 whatever the locale is, and a file's name that is not UTF-8 as the bytes that it has."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+
 def fitted(text: str, stream: TextIO) -> str:
     """A text as a terminal can show it without cutting words; as it is where the stream is none."""
     if not stream.isatty():
@@ -106,5 +113,5 @@ def hush(quiet: bool) -> Iterator[TextIO]:
     if not quiet:
         yield stdout
         return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         yield stdout

@@ -114,7 +114,11 @@ def at_work(cfg: DictConfig) -> str:
     """
     from ablab.train import train
 
-    with (made(Path(cfg.folder)) / LOG).open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+    with (
+        (made(Path(cfg.folder)) / LOG).open("a", buffering=1, encoding="utf-8") as log,
+        redirect_stdout(log),
+        redirect_stderr(log),
+    ):
         try:
             train(resumed(cfg))
         except Taken:

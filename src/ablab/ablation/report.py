@@ -318,7 +318,7 @@ def write(results: Results, folder: Path) -> Report:
             for suffix in ("pdf", "png", "svg"):
                 metadata = {"CreationDate": None} if suffix == "pdf" else {"Date": None} if suffix == "svg" else {}
                 figure.savefig(place / "figures" / f"{name}.{suffix}", metadata=metadata)
-            svg[name] = (place / "figures" / f"{name}.svg").read_text()
+            svg[name] = (place / "figures" / f"{name}.svg").read_text(encoding="utf-8")
             report.figures.append((name, caption))
     factors = list(results.ablation.factors)
     metrics = results.ablation.metrics

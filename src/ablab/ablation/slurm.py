@@ -112,7 +112,7 @@ def submit(runs: list[Prepared], resources: Resources, site: Site, place: Path) 
     hidden: dict[str, str] = {}
     lines = [f"{run.folder}\t{command(run, site, hidden)}\n" for run in runs]
     (place / f"{name}.tsv").write_text("".join(lines), encoding="utf-8")
-    (place / f"{name}.sh").write_text(script(name, len(runs), resources, site, place))
+    (place / f"{name}.sh").write_text(script(name, len(runs), resources, site, place), encoding="utf-8")
     done = subprocess.run(
         ["sbatch", "--parsable", place / f"{name}.sh"],
         env={
@@ -123,6 +123,7 @@ def submit(runs: list[Prepared], resources: Resources, site: Site, place: Path) 
         capture_output=True,
         text=True,
         check=False,
+        encoding="utf-8",
     )
     if done.returncode:
         for suffix in (".tsv", ".sh"):
@@ -215,7 +216,7 @@ def submitted(place: Path) -> dict[Element, str]:
 def queue(names: Iterable[str]) -> dict[Element, str] | None:
     """The state of each element that is in Slurm's queue; None where Slurm does not answer."""
     words = ["squeue", f"--name={','.join(names)}", "--noheader", "--array", "--format=%j\t%K\t%T"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, encoding="utf-8")
     if done.returncode:
         return None
     lines = [line.split("\t") for line in done.stdout.splitlines()]

@@ -258,8 +258,9 @@ def is_alive(record: Mapping[str, Any]) -> bool:
 
 def birth(pid: int) -> float:
     """When a process began, in seconds since 1970, from what Linux tells in /proc."""
-    [boot] = (line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
-    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]  # its name may have spaces
+    [boot] = (line for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines() if line.startswith("btime "))
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    ticks = stat.rpartition(")")[2].split()[19]  # its name may have spaces
     return int(boot.split()[1]) + int(ticks) / os.sysconf("SC_CLK_TCK")
 
 

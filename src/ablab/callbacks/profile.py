@@ -309,7 +309,7 @@ def written(trace: profile, folder: Path) -> dict[str, float]:
     packed = path.with_suffix(".json.gz")
     packed.unlink(missing_ok=True)  # of an earlier process of the run
     trace.export_chrome_trace(str(path))
-    events = json.loads(path.read_text())["traceEvents"]
+    events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     if path.stat().st_size > LARGE:
         with path.open("rb") as plain, gzip.open(packed, "wb") as file:
             file.write(plain.read())

@@ -55,7 +55,7 @@ class TextSamples(L.Callback):
         if not trainer.is_global_zero:
             return
         text = data.tokens.decode(written)
-        with (Path(trainer.loggers[0].save_dir or ".") / "samples.txt").open("a") as file:
+        with (Path(trainer.loggers[0].save_dir or ".") / "samples.txt").open("a", encoding="utf-8") as file:
             file.write(f"--- step {trainer.global_step}\n{text}\n\n")
             self.size = file.tell()
         for logger in trainer.loggers:

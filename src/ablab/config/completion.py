@@ -42,7 +42,10 @@ def query(plugin: CompletionPlugin, config_name: str | None, line: str) -> list[
         line: what has been typed behind `train.py`.
     """
     *words, word = [*line.split(), *([""] if line.endswith(" ") or not line else [])]
-    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # a person who is typing wants no message yet
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        redirect_stderr(nowhere),
+    ):  # a person who is typing wants no message yet
         try:
             return sorted(answers(plugin, config_name, shlex.split(" ".join(words)), word))
         except (Exception, SystemExit):  # of Hydra's parser, a class that cannot be imported, a folder that is closed

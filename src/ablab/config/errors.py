@@ -24,7 +24,7 @@ from omegaconf.errors import GrammarParseError, InterpolationResolutionError, Om
 
 from ablab.runs.outcome import BAD_INPUT, RunError
 from ablab.runs.place import first_here, ignore_left_over
-from ablab.screen import fitted, keep_going_without_streams
+from ablab.screen import fitted, keep_going_without_streams, print_utf8
 
 CONF = Path(__file__).parents[3] / "conf"
 MEANWHILE = 5.0  # seconds in which the first process of a run can say what is wrong
@@ -63,6 +63,7 @@ def readable_errors() -> Iterator[None]:
     loaded.
     """
     keep_going_without_streams()
+    print_utf8()
     ignore_left_over()
     try:
         os.getcwd()

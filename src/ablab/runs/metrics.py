@@ -94,7 +94,7 @@ class MetricsCSV(Logger):
         length = None
         try:
             length = self.path.stat().st_size
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
             with suppress(OSError):  # it may be gone, or read-only by now
@@ -142,7 +142,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     path = folder / FILE
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     complete = [line for line in lines if line.endswith("\n")]
     return [
         {name: number(text) for name, text in row.items() if text}

@@ -20,7 +20,9 @@ def requeue() -> bool:
     job = own_job()
     if job is None or rank() > 0:
         return False
-    shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=False).stdout
+    shown = subprocess.run(
+        ["scontrol", "show", "job", job], capture_output=True, text=True, check=False, encoding="utf-8"
+    ).stdout
     if not all(fact in shown for fact in ("JobState=RUNNING", "BatchFlag=1", "Requeue=1")):
         return False
     return subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0

@@ -304,7 +304,7 @@ class WandB(WandbLogger):
             if exit_code == STOPPED:
                 run.mark_preempting()
             run.finish(exit_code=exit_code)
-            if self.mode == "online" and "fatal error" in log.read_text(errors="replace"):
+            if self.mode == "online" and "fatal error" in log.read_text(errors="replace", encoding="utf-8"):
                 problem = "the server refused it"  # W&B says so nowhere else
         except TimeoutError:
             problem = f"the server did not take it within finish_timeout={self.finish_timeout:g} s"
