@@ -292,14 +292,17 @@ def test_what_is_said_of_a_tracker_that_fails_has_no_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SOME_TOKEN", "xyzzy-0123456789-plugh")
-    file = tmp_path / "xyzzy-0123456789-plugh"
-    file.touch()
-    TensorBoard(save_dir=file / "run").begin("abcd1234")
-    WandB(project="ablab", save_dir=tmp_path, mode="offline").give_up(OSError(f"{file}\nmore"))
+
+    def fail() -> None:
+        raise OSError("refused: xyzzy-0123456789-plugh, http://me:pa55@host\nmore")
+
+    TensorBoard(save_dir=tmp_path / "run").attempt(fail)
+    WandB(project="ablab", save_dir=tmp_path, mode="offline").give_up(OSError("no 'xyzzy-0123456789-plugh'\nmore"))
     said = capsys.readouterr().out
     assert [line.partition(":")[0] for line in said.splitlines()] == ["TensorBoard", "W&B"]
-    assert said.count("***") == 2
+    assert said.count("***") == 3
     assert "xyzzy" not in said
+    assert "pa55" not in said
 
 
 class Asking(Callback):
