@@ -18,9 +18,10 @@ ALLOWED = {
     "ablab.models": {"torch", "ablab.models"},
     "ablab.optim": {"torch", "ablab.optim"},
     "ablab.digest": {"torch"},
+    "ablab.disk": set(),
     "ablab.data": {
-        *("torch", "lightning", "numpy", "scipy", "sklearn", "filelock", "datasets", "pyarrow", "PIL", "tokenizers"),
-        *("mlxtend", "ablab.data", "ablab.digest", "ablab.waiting"),
+        *("torch", "lightning", "numpy", "scipy", "sklearn", "datasets", "pyarrow", "PIL", "tokenizers"),
+        *("mlxtend", "ablab.data", "ablab.digest", "ablab.disk", "ablab.waiting"),
     },
     "ablab.tasks": {"torch", "lightning", "torchmetrics", "ablab.tasks", "ablab.data", "ablab.optim"},
     "ablab.callbacks": {
@@ -38,9 +39,9 @@ ALLOWED = {
     "ablab.runs.signals": {"ablab.runs.outcome", "ablab.runs.place"},
     "ablab.member": {"omegaconf", "ablab"},
     "ablab.runs": {
-        *("torch", "hydra", "omegaconf", "lightning", "wandb", "safetensors", "filelock", "yaml"),
+        *("torch", "hydra", "omegaconf", "lightning", "wandb", "safetensors", "yaml"),
         *("tensorboard", "mlflow", "ablab.runs", "ablab.config.errors", "ablab.config.schema", "ablab.digest"),
-        "ablab.waiting",
+        *("ablab.disk", "ablab.waiting"),
     },
     "ablab.browse": {
         *("yaml", "ablab.browse", "ablab.config.errors", "ablab.runs.folder", "ablab.runs.identity"),
@@ -57,7 +58,6 @@ ALLOWED = {
             "matplotlib",
             "rich",
             "optuna",
-            "filelock",
             "hydra_plugins",
             "ablab",
         ),

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from tests.conftest import ROOT
 
 from ablab.config.errors import ConfigError
+from ablab.disk import Lock
 from ablab.runs import signals
 from ablab.runs.checkpoints import in_order, read
 from ablab.runs.folder import go_on_command
@@ -319,8 +319,11 @@ def test_a_finished_run_has_nothing_left_to_do(run: Start, capsys: pytest.Captur
 def test_a_run_that_is_going_on_is_refused(stop: Stop, go_on: Callable[[Path], None]) -> None:
     folder = stop("training_step", 1, "trainer.max_steps=2", "trainer.limit_train_batches=2")
     assert folder is not None
-    with FileLock(folder / ".lock"), pytest.raises(ConfigError, match=r"this run is going on, in process \d+ on "):
+    lock = Lock(folder / ".lock")
+    assert lock.acquire()
+    with pytest.raises(ConfigError, match=r"this run is going on, in process \d+ on "):
         go_on(folder)
+    lock.release()
 
 
 def test_other_data_are_refused(run: Start, stop: Stop, go_on: Callable[[Path], None], tmp_path: Path) -> None:

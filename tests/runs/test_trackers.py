@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from lightning.pytorch import Callback
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -39,6 +38,7 @@ from tests.polling import LIMIT, accepts_connections, wait_until
 from tests.runs.mlflow_server import Server
 
 from ablab.config.errors import ConfigError
+from ablab.disk import Lock
 from ablab.runs import mlflow
 from ablab.runs.metrics import MetricsCSV, read_rows
 from ablab.runs.mlflow import MLflow, opening
@@ -439,7 +439,7 @@ def test_who_waits_for_another_process_to_open_the_database_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "mlflow.db"
-    lock, said = FileLock(file.with_name(f".{file.name}.lock"), thread_local=False), io.StringIO()
+    lock, said = Lock(file.with_name(f".{file.name}.lock")), io.StringIO()
 
     def unlock() -> None:
         while not said.getvalue():

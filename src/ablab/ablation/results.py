@@ -16,8 +16,9 @@ from ablab.ablation.ablation import Ablation
 from ablab.ablation.metrics import check_logged, final, value
 from ablab.config.build import blame
 from ablab.config.errors import ConfigError
+from ablab.disk import is_locked
 from ablab.runs.code import PACKAGE, sources_of
-from ablab.runs.folder import ABLATION, LOG, failure, is_taken, read_record
+from ablab.runs.folder import ABLATION, LOCK, LOG, failure, read_record
 from ablab.runs.metrics import read_rows
 from ablab.runs.redaction import redact
 
@@ -143,7 +144,7 @@ def status_of(folder: Path) -> str:
         status = read_record(folder)["status"]
     except ConfigError:
         return "failed"
-    if status == "interrupted" or (status == "running" and not is_taken(folder)):
+    if status == "interrupted" or (status == "running" and not is_locked(folder / LOCK)):
         return "stopped"
     return status if status in STATES else "failed"
 
@@ -167,7 +168,7 @@ def reason(folder: Path) -> str:
         return str(error).removeprefix(f"{folder}: ")
     if status not in (*STATES, "interrupted"):
         return f"its run.json has status={status!r}; a run writes one of {', '.join(STATES)}"
-    if status == "running" and is_taken(folder):
+    if status == "running" and is_locked(folder / LOCK):
         return "running"
     found = failure(folder)
     if found.startswith(("Stopped: ", "KeyboardInterrupt")):

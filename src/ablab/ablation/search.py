@@ -9,7 +9,6 @@ from typing import Any
 
 import optuna
 import pandas as pd
-from filelock import FileLock, Timeout
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
@@ -32,9 +31,10 @@ from ablab.ablation.words import check_of_many, effective
 from ablab.config.errors import ConfigError
 from ablab.config.schema import quoted, show
 from ablab.data.reading import read_once
+from ablab.disk import Lock
 from ablab.runs import signals
 from ablab.runs.code import code_of, hashed_once
-from ablab.runs.folder import ABLATION, check_name, config_of, read_record, short
+from ablab.runs.folder import ABLATION, LOCK, check_name, config_of, read_record, short
 from ablab.runs.identity import plain
 from ablab.runs.outcome import RunError, Stopped
 from ablab.screen import hush
@@ -92,14 +92,17 @@ def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, n
     )
     check_same_space(found, space)
     check_same_settings(found, {**effective(common), "seed": str(cfg.seed)})
+    lock = Lock(grid.folder / LOCK)
+    if not lock.acquire():
+        raise ConfigError(f"{short(grid.folder)}: this search is in use by another process; wait, or end that one")
     try:
-        with FileLock(grid.folder / ".lock").acquire(blocking=False), hush(cfg.quiet) as stdout, told_of_a_stop(stdout):
+        with hush(cfg.quiet) as stdout, told_of_a_stop(stdout):
             print(f"{study}: {num_trials} trials over {', '.join(space)}, in {short(grid.folder)}")
             while len(ended(found)) < num_trials:
                 one_more(found, space, seed, grid, cfg)
                 print(f"  {len(ended(found))} of {num_trials} trials", flush=True)
-    except Timeout as error:
-        raise ConfigError(f"{short(grid.folder)}: another process is at this search; wait, or end it") from error
+    finally:
+        lock.release()
     report(found, grid.folder, cfg)
 
 

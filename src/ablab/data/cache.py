@@ -13,6 +13,7 @@ import math
 import mmap
 import os
 import shutil
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from ablab.digest import digest
+from ablab.disk import Lock, sync_file, sync_folder
 from ablab.waiting import awaited
 
 LAYOUT = 1  # of an entry: one of another layout has another key
@@ -92,7 +93,7 @@ class Writer:
         }
         (self.folder / "entry.json").write_text(json.dumps(entry, indent=1), encoding="utf-8")
         for path in [*self.folder.iterdir(), self.folder]:
-            sync(path)
+            sync_file(path)
 
 
 def cached(key: str, make: Callable[[Writer], None], folder: Path | None = None) -> Stored:
@@ -107,14 +108,17 @@ def cached(key: str, make: Callable[[Writer], None], folder: Path | None = None)
         ValueError: the folder cannot be written, or its disk is full. What `make` raises is passed on.
     """
     folder = folder or default_folder()
-    entry, partial = folder / key, folder / f"{key}.part"
+    entry = folder / key
     with writing(folder):
         if (stored := load(entry)) is not None:  # without the lock, as the folder may be read-only
             return stored
         folder.mkdir(parents=True, exist_ok=True)
         with awaited("another process decodes these data, and is waited for"):
-            held = FileLock(folder / f"{key}.lock").acquire()
-    with held:
+            lock = Lock(folder / f"{key}.lock")
+            lock.acquire(math.inf)
+    # without locks several processes make the entry, each in a folder of its own, and the first one is kept
+    partial = folder / (f"{key}.part" if lock.is_kept else f"{key}.part.{socket.gethostname()}.{os.getpid()}")
+    try:
         with writing(folder):
             if (stored := load(entry)) is not None:  # made by another process meanwhile
                 return stored
@@ -128,14 +132,18 @@ def cached(key: str, make: Callable[[Writer], None], folder: Path | None = None)
             make(writer)
             with writing(folder):
                 writer.finish()
-                partial.rename(entry)
-                sync(folder)
+                if not entry.exists():
+                    partial.rename(entry)
+                sync_folder(folder)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+        shutil.rmtree(partial, ignore_errors=True)
         stored = load(entry)
         assert stored is not None, f"{entry}: gone as soon as it was made"
         return stored
+    finally:
+        lock.release()
 
 
 def content_key(*parts: str | bytes | int | Path) -> str:
@@ -186,15 +194,6 @@ def take_space(path: Path, start: int) -> None:
             file.seek(start)
             for position in range(start, size, 2**20):
                 file.write(bytes(min(2**20, size - position)))
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or a folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

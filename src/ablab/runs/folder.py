@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import errno
-import fcntl
 import importlib.util
 import json
 import math
@@ -24,9 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 from ablab.config.errors import ConfigError
 from ablab.config.schema import accepts, quoted, readable
 from ablab.config.yaml_files import read_yaml
+from ablab.disk import sync_folder
 from ablab.runs.identity import flat
 from ablab.runs.outcome import RunError
 
+LOCK = ".lock"  # in a run's folder: kept by the process that runs it
 LOG = "log.txt"  # in a run's folder: what it printed, in an ablation or under Slurm
 ABLATION = "ablation.json"  # in an ablation's: what was asked for, and which folder is which run
 
@@ -240,23 +241,6 @@ def make_parent(path: Path) -> None:
         raise not_written(path, error) from error
 
 
-# Answers of file systems that do not sync folders (SMB, some of FUSE); EIO and ENOSPC are not among them.
-CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, where its file system can do that."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if error.errno not in CANNOT_SYNC:
-            raise
-
-
 def not_written(path: Path, error: Exception) -> RunError:
     """The error for a file that could not be written."""
     if (gone := missing(path.parent)) is not None:
@@ -278,61 +262,6 @@ def not_written(path: Path, error: Exception) -> RunError:
 def missing(folder: Path) -> Path | None:
     """The outermost of a folder and its parents that is not there; None if the folder is."""
     return next((parent for parent in (*reversed(folder.parents), folder) if not parent.exists()), None)
-
-
-class Lock:
-    """A run's `.lock`, which one process has at a time, for as long as it lives.
-
-    Some file systems have no locks: NFS without a lock manager, Lustre without `flock`, some of FUSE. There, every
-    process gets it, and `is_kept` is False.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / ".lock"
-        self.descriptor: int | None = None
-        self.is_kept = True
-
-    def acquire(self) -> bool:
-        """Take the lock; return False if another process has it.
-
-        Raises:
-            OSError: there can be no such file.
-        """
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            os.close(descriptor)
-            return False
-        except OSError:
-            self.is_kept = False
-        self.descriptor = descriptor
-        return True
-
-    def release(self) -> None:
-        """Give the lock up, if this process has it."""
-        if self.descriptor is not None:
-            with suppress(OSError):  # of a file system without locks
-                fcntl.flock(self.descriptor, fcntl.LOCK_UN)  # closing is not enough: workers have been forked
-            os.close(self.descriptor)
-            self.descriptor = None
-
-
-def is_taken(folder: Path) -> bool:
-    """Whether a process has the run; nothing is written, so that this works for results that are read-only."""
-    try:
-        descriptor = os.open(folder / ".lock", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return True
-    except OSError:  # there are no locks
-        return False
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def write_text(path: Path, text: str) -> None:

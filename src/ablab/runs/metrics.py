@@ -15,7 +15,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from ablab.runs.folder import not_written, sync_folder, write_text
+from ablab.disk import sync_folder
+from ablab.runs.folder import not_written, write_text
 
 FILE = "metrics.csv"
 FIRST_COLUMNS = ["step", "epoch"]

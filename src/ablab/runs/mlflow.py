@@ -15,11 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from lightning.pytorch.loggers.logger import DummyExperiment, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ablab.config.schema import show
+from ablab.disk import Lock
 from ablab.runs.folder import short
 from ablab.runs.identity import flat
 from ablab.runs.metrics import as_logged
@@ -332,7 +332,10 @@ def opening(file: Path | None) -> Iterator[None]:
         warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")  # MLflow's own
         if file is not None:
             with awaited(f"MLflow: waiting for another process that opens {short(file)}"):
-                stack.enter_context(FileLock(file.with_name(f".{file.name}.lock"), timeout=60))
+                lock = Lock(file.with_name(f".{file.name}.lock"))
+                if not lock.acquire(seconds=60):
+                    raise TimeoutError(f"{lock.path}: another process has had it for a minute")
+                stack.callback(lock.release)
             await_writable(file)
         yield
 

@@ -20,10 +20,12 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from ablab.config.errors import ConfigError
+from ablab.disk import Lock
 from ablab.runs import checkpoints, provenance, signals
 from ablab.runs.code import code_of
 from ablab.runs.folder import (
-    Lock,
+    LOCK,
+    LOG,
     made,
     missing,
     new_folder,
@@ -45,7 +47,7 @@ from ablab.runs.resume import own_overrides
 
 DESCRIPTION = ("config.yaml", "environment.json", "changes.patch", "run.json")  # what a run writes before it trains
 # What a folder may hold that a new run is given: what an ablation or Slurm has put there, and what a kill has left.
-MAY_BE_THERE = {".lock", "log.txt", *DESCRIPTION, *(f"{name}.tmp" for name in DESCRIPTION)}
+MAY_BE_THERE = {LOCK, LOG, *DESCRIPTION, *(f"{name}.tmp" for name in DESCRIPTION)}
 
 
 class Taken(ConfigError):
@@ -78,7 +80,7 @@ class Run:
         self.checkpoint: Path | None = None
         self.rows: list[dict[str, Any]] = []
         self.checkout = Checkout(folder, None)
-        self.lock = Lock(folder)
+        self.lock = Lock(folder / LOCK)
 
     @classmethod
     def open(
@@ -160,7 +162,7 @@ class Run:
             Taken: another one has it, or has begun it a moment ago.
         """
         try:
-            is_ours = self.lock.acquire()
+            is_ours = self.lock.acquire(seconds=0.2)  # whoever looks at the run has it for a moment
         except OSError as error:
             if new:
                 remove_if_empty(self.folder)
