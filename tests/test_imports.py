@@ -28,7 +28,10 @@ ALLOWED = {
         *("torch", "lightning", "ablab.callbacks", "ablab.data", "ablab.norms", "ablab.runs", "ablab.tasks"),
         *("ablab.screen", "ablab.waiting"),
     },
-    "ablab.config.errors": {"hydra", "omegaconf", "ablab.runs.outcome", "ablab.runs.place", "ablab.screen"},
+    "ablab.config.errors": {
+        *("hydra", "omegaconf", "yaml", "ablab.config.yaml_files", "ablab.runs.outcome", "ablab.runs.place"),
+        "ablab.screen",
+    },
     "ablab.config.schema": {"hydra", "omegaconf", "ablab.config"},
     "ablab.config.help": {"omegaconf"},
     "ablab.config": {"hydra", "omegaconf", "lightning", "yaml", "ablab.config"},
@@ -41,7 +44,7 @@ ALLOWED = {
     "ablab.runs": {
         *("torch", "hydra", "omegaconf", "lightning", "wandb", "safetensors", "yaml"),
         *("tensorboard", "mlflow", "ablab.runs", "ablab.config.errors", "ablab.config.schema", "ablab.digest"),
-        *("ablab.disk", "ablab.waiting"),
+        *("ablab.config.yaml_files", "ablab.disk", "ablab.waiting"),
     },
     "ablab.browse": {
         *("yaml", "ablab.browse", "ablab.config.errors", "ablab.runs.folder", "ablab.runs.identity"),
@@ -64,6 +67,7 @@ ALLOWED = {
     },
     "hydra_plugins": {"hydra", "omegaconf", "ablab.ablation", "ablab.loading"},
     "ablab.dry_run": {"torch", "lightning", "hydra", "omegaconf", "ablab"},
+    "ablab.restorable": {"torch", "lightning", "ablab"},
     "ablab.evaluate": {"torch", "omegaconf", "ablab"},
     "ablab.train": {"lightning", "omegaconf", "ablab"},
     "ablab.loop": {"torch", "lightning", "ablab.tasks"},

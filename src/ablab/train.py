@@ -23,13 +23,13 @@ from ablab.digest import weights_digest
 from ablab.dry_run import check_launcher, check_sharding, check_start, check_trainer, dry_run
 from ablab.models.interface import InitFromData
 from ablab.norms import Norm
+from ablab.restorable import check_state
 from ablab.runs.checkpoints import BEST, VerifiedFiles, read_weights
 from ablab.runs.folder import go_on_command, short
 from ablab.runs.identity import plain
 from ablab.runs.outcome import Stopped
 from ablab.runs.place import ignore_left_over, rank
 from ablab.runs.processes import first_failure, lost_worker, together
-from ablab.runs.restorable import check_state
 from ablab.runs.run import Run
 from ablab.runs.strategies import cluster_environment, load_weights, whole_weights
 from ablab.screen import fitted, hush

@@ -108,7 +108,7 @@ def resumed(cfg: DictConfig) -> DictConfig:
         raise ConfigError(report(folder, found))
     check_hidden(folder, old, new)
     OmegaConf.update(new, "resume", str(folder))
-    OmegaConf.update(new, "trust", cfg.trust is not None and cfg.trust)  # false: the folder may be somebody else's
+    OmegaConf.update(new, "trust", cfg.get("trust") or False)  # false: the folder may be somebody else's
     return new
 
 

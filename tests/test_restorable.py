@@ -18,10 +18,10 @@ from tests.runs.test_resume import result
 
 from ablab.config.errors import ConfigError
 from ablab.evaluate import evaluate
+from ablab.restorable import Unfit, check_state
 from ablab.runs.checkpoints import in_order, newest_sound, read, read_weights, write, write_weights
 from ablab.runs.folder import config_of
 from ablab.runs.outcome import RunError
-from ablab.runs.restorable import Unfit, check_state
 from ablab.runs.resume import resumed
 from ablab.train import Parts, assemble, train
 
