@@ -151,6 +151,9 @@ def file_being_read(error: BaseException) -> Path | None:
     if found := re.match(r"In '([^']+)': \w+ raised while composing config", str(error)):
         file = CONF / f"{found[1]}.yaml"
         return file if file.is_file() else None
+    reads = module(origin(error)).partition(".")[0] in ("yaml", "omegaconf", "codecs")
+    if not (reads or isinstance(error, RecursionError) or "defaults" in str(error)):
+        return None  # of Hydra's own errors, those of a word are described elsewhere
     for frame, _ in reversed(list(walk_tb(error.__traceback__))):
         top = module(frame).partition(".")[0]
         if top not in ("yaml", "omegaconf", "hydra", "codecs", "posixpath", "os", "re", "typing", "abc", "importlib"):
