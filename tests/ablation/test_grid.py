@@ -110,12 +110,14 @@ def test_mixing_code_takes_a_run_of_the_same_cell(grid: Grids, tmp_path: Path) -
     for run in prepared(made):
         old = run.folder.with_name(f"old{run.plan.cell['data.path'][1:]}")
         old.mkdir(parents=True)
-        keys = ("model", "norm", "data", "task", "optimizer", "trainer", "callbacks", "logger", "seed")
-        config = {**dict.fromkeys(keys), "task": {}, "cell": run.plan.cell}
+        keys = ("model", "norm", "data", "task", "optimizer", "trainer", "callbacks", "logger")
+        config = {**{key: {} for key in keys}, "seed": 0, "cell": run.plan.cell}
         (old / "config.yaml").write_text(json.dumps(config))
         identity = {"config": "same", "code": "old", "data": "", "run": ""}
         record = {"id": "x", "status": "finished", "overrides": [], "identity": identity, "processes": 1}
-        (old / "run.json").write_text(json.dumps({**record, "batch_sizes": {}, "data": {}, "git_commit": None}))
+        (old / "run.json").write_text(
+            json.dumps({**record, "batch_sizes": {"norm": 8}, "data": {"fingerprint": "f"}, "git_commit": None})
+        )
     for place in ("/a", "/b"):
         assert made.same_config("same", {"data.path": place}) == made.folder / f"old{place[1:]}"
     assert made.same_config("same", {"data.path": "/c"}) is None
@@ -237,7 +239,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(grid: Grids, tmp_path: Pat
 
 def test_a_level_with_line_breaks_is_one_line_of_an_array_of_jobs(grid: Grids) -> None:
     for run in prepared(grid(*TEXT, "data.path='a\nb\tc\u2028d',x")):
-        line = slurm.command(run, slurm.Site(python="printf '%s\\0'"))
+        line = slurm.command(run, slurm.Site(python="printf '%s\\0'"), {})
         assert line.isprintable()
         done = subprocess.run(
             ["bash", "-c", 'eval "exec $command"'], env={"command": line}, capture_output=True, check=True
