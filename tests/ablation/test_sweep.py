@@ -349,7 +349,7 @@ def test_a_job_of_slurm_is_one_run_of_an_ablation_with_a_file(undisturbed: Path,
         f"folder={tmp_path}/run",
     ]
     run: Any = SimpleNamespace(words=[*words, "optimizer.lr=0.025"])
-    subprocess.run(slurm.command(run, slurm.Site()), shell=True, cwd=tmp_path, check=True, timeout=LIMIT)
+    subprocess.run(slurm.command(run, slurm.Site(), {}), shell=True, cwd=tmp_path, check=True, timeout=LIMIT)
     [record] = records(tmp_path).values()
     name = next(name for name in records(undisturbed) if name.startswith("norm=groupnorm,batch_size=8,seed=1"))
     assert record["metrics"] == records(undisturbed)[name]["metrics"]

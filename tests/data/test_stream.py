@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ from ablab.config.errors import ConfigError
 from ablab.data import stream as module
 from ablab.data.stream import ImageStream, Row, StreamLoader
 from ablab.runs.outcome import RunError
+from ablab.runs.resume import resumed
+from ablab.tasks.task import Task
+from ablab.train import train
 
 
 def stream(decode: Callable[[Row], Tensor], rows: int = 40, there: int = 40) -> ImageStream:
@@ -115,25 +119,28 @@ def words(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("damage", ["broken", "gone"])
-def test_a_run_that_meets_a_broken_image_can_be_resumed_once_it_is_mended(
-    run: Callable[..., SimpleNamespace], words: list[str], tmp_path: Path, damage: str
+def test_an_image_that_breaks_while_a_run_trains_ends_it_and_once_it_is_mended_the_run_goes_on(
+    run: Callable[..., SimpleNamespace], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    from ablab.runs.resume import resumed
-    from ablab.train import train
-
     expected = run(*words)
-    file = tmp_path / "train30.png"
-    content = file.read_bytes()
-    if damage == "broken":
-        file.write_bytes(content[:100])
-    else:
-        file.unlink()
-    with pytest.raises(RunError, match=r"train row 30: it cannot be decoded .*; resume with the original file in its"):
-        run(*words, f"output_dir={tmp_path}/again")
+    file = tmp_path / "train30.png"  # of the fourth batch: those before are decoded already when the first is learned
+    content, original = file.read_bytes(), Task.training_step
+
+    def step(self: Task, *arguments: Any) -> Any:
+        if damage == "broken":
+            file.write_bytes(content[:100])
+        else:
+            file.unlink(missing_ok=True)
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Task, "training_step", step)
+        with pytest.raises(RunError, match=r"train\.parquet, row 30: .*; resume with the original file in its"):
+            run(*words, f"output_dir={tmp_path}/again")
     [folder] = (tmp_path / "again").iterdir()
     assert list((folder / "checkpoints").iterdir())
     file.write_bytes(content)
-    assert train(resumed(OmegaConf.create({"resume": str(folder)}))).metrics == expected.metrics
+    assert train(resumed(OmegaConf.create({"resume": str(folder), "trust": None}))).metrics == expected.metrics
 
 
 def test_an_image_that_is_broken_from_the_beginning_is_bad_input(
@@ -141,7 +148,7 @@ def test_an_image_that_is_broken_from_the_beginning_is_bad_input(
 ) -> None:
     (tmp_path / "train3.png").write_bytes(b"")
     with pytest.raises(
-        ConfigError, match=r"data.root=.*, train row 3: it cannot be decoded .*; replace it, or leave it out"
+        ConfigError, match=r"data.*train\.parquet, row 3: it cannot be decoded .*; replace it, or leave it out"
     ):
         run(*words)
     assert not (tmp_path / "runs").exists()
