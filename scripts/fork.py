@@ -109,7 +109,7 @@ def check_ready() -> None:
     )
     if broken.returncode != 0:
         raise ConfigError(
-            f"not Python, so that its imports cannot be sorted: {broken.stdout.splitlines()[0]}; mend it first"
+            f"not Python, so that its imports cannot be sorted: {broken.stdout.splitlines()[0]}; fix it first"
         )
     top = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "--show-toplevel"], capture_output=True, text=True, encoding="utf-8"
@@ -263,7 +263,7 @@ def update(place: str, ref: str) -> int:
         if not conflicts:
             raise
         print(f"in conflict: {', '.join(conflicts)}", file=sys.stderr)
-        print("mend them, git add them, then git cherry-pick --continue; or git cherry-pick --abort", file=sys.stderr)
+        print("fix them, git add them, then git cherry-pick --continue; or git cherry-pick --abort", file=sys.stderr)
         return 1
     print(message)
     return 0

@@ -53,7 +53,7 @@ def train(cfg: DictConfig) -> Run:
 
     Raises:
         ConfigError: something in the config is wrong; nothing has been written.
-        RunError: training went wrong in a way that a person can mend; the run's folder is in order.
+        RunError: training went wrong in a way that a person can fix; the run's folder is in order.
         Stopped: the run was asked to stop, and can be resumed.
     """
     with hush(cfg.quiet):

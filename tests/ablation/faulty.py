@@ -61,19 +61,18 @@ class Kills(L.Callback):
 class WaitsFor(L.Callback):
     """Waits before the tenth step until a file is there, or a signal comes: a run that does not end too early.
 
-    Meanwhile there is an empty file `FILE.PID`.
-
     Args:
-        file: its path, from the folder in which the command was given.
+        name: the file is `NAME.now`, in the folder in which the command was given; while a process waits, there is an
+            empty file `NAME.PID`. No config names them: what a config names is part of a run's identity.
     """
 
-    def __init__(self, file: str) -> None:
-        self.file = Path(file)
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def on_train_batch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
         if trainer.global_step == 9:
-            Path(f"{self.file}.{os.getpid()}").touch()
-            wait_until(lambda: self.file.exists() or signals.requested)
+            Path(f"{self.name}.{os.getpid()}").touch()
+            wait_until(lambda: Path(f"{self.name}.now").exists() or signals.requested)
 
 
 class LeavesAChild(L.Callback):

@@ -90,7 +90,7 @@ def test_a_search_of_which_nothing_can_be_run_says_so(command: Command) -> None:
     words = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.num_trials=2", "norm=groupnorm", "norm.num_groups=3,5")
     result = command(*words, *SMALL)
     assert result.returncode == 2
-    assert "search: none of its trials could be run, for the reasons above; mend the command" in result.stderr
+    assert "search: none of its trials could be run, for the reasons above; fix the command" in result.stderr
 
 
 def test_a_search_without_validation_says_so(command: Command) -> None:

@@ -73,14 +73,14 @@ def test_srun_by_hand_in_an_allocation_is_one_run(slurm: Slurm, record: Record, 
 def test_a_job_whose_time_is_nearly_over_goes_back_into_the_queue_and_on_to_the_same_bits(
     slurm: Slurm, wait: Wait, undisturbed: Path, record: Record, tmp_path: Path
 ) -> None:
-    hold = "+callbacks.hold={_target_:tests.ablation.faulty.WaitsFor,file:go}"
+    hold = "+callbacks.hold={_target_:tests.ablation.faulty.WaitsFor,name:go}"
     job = submit(slurm, tmp_path, hold, TRAINER="ddp_cpu", RUN="run", PYTHONPATH=with_tests(os.environ))
     rows = tmp_path / "run" / "metrics.csv"
-    wait_until(lambda: len(list(tmp_path.glob("go.*"))) == 2)
+    wait_until(lambda: len(list(tmp_path.glob("go.[0-9]*"))) == 2)
     slurm("scancel", "--signal=USR1", job)
     wait(job, "PENDING")
     assert record(tmp_path / "run")["status"] == "stopped"
-    (tmp_path / "go").touch()
+    (tmp_path / "go.now").touch()
     time.sleep(3)  # Slurm takes no new start time in the first two seconds; later it would wait for two minutes
     slurm("scontrol", "update", f"jobid={job}", "starttime=now")
     log = tmp_path / f"slurm-{job}.txt"

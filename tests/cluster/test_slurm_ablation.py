@@ -24,7 +24,7 @@ SWEEP = (
 )
 HELD = (
     *(*SWEEP, "seed=0", "trainer.max_epochs=2"),
-    *("+callbacks.hold._target_=tests.ablation.faulty.WaitsFor", "+callbacks.hold.file=go"),
+    *("+callbacks.hold._target_=tests.ablation.faulty.WaitsFor", "+callbacks.hold.name=go"),
 )
 Slurm = Callable[..., str]
 Start = Callable[..., subprocess.Popen[str]]
@@ -57,7 +57,7 @@ def start(slurm_environment: dict[str, str], slurm: Slurm, tmp_path: Path) -> It
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the held sweep finds on this machine, without Slurm."""
     place = tmp_path_factory.mktemp("undisturbed")
-    (place / "go").touch()
+    (place / "go.now").touch()
     words = [word for word in HELD if "launcher" not in word]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": with_tests(os.environ)}
     subprocess.run([sys.executable, str(ROOT / "train.py"), *words], cwd=place, env=environment, check=True)
@@ -79,8 +79,8 @@ def arrays(place: Path) -> list[str]:
 
 
 def until_they_train(place: Path, number: int) -> None:
-    """Wait until some runs train; they go on once there is a file `go`, or a signal comes."""
-    wait_until(lambda: len(list(place.glob("go.*"))) >= number)
+    """Wait until some runs train; they go on once there is a file `go.now`, or a signal comes."""
+    wait_until(lambda: len(list(place.glob("go.[0-9]*"))) >= number)
 
 
 def test_a_cell_of_two_processes_that_fails_disturbs_no_other(
@@ -121,7 +121,7 @@ def test_a_cancelled_array_is_completed_by_the_same_command(
     assert sweep.returncode == 1, printed
     assert "of 2 runs failed; the same command tries them again" in printed
     assert "back in the queue" not in "".join(file.read_text() for file in tmp_path.glob("runs/sweep/*/log.txt"))
-    (tmp_path / "go").touch()
+    (tmp_path / "go.now").touch()
     again = start(*HELD)
     printed, _ = again.communicate(timeout=LIMIT)
     assert again.returncode == 0, printed
@@ -149,7 +149,7 @@ def test_a_preempted_cell_goes_on_and_an_ended_watcher_is_replaced(
     assert watcher.stdout is not None
     follows = next(line for line in watcher.stdout if "in Slurm's queue" in line)
     assert f"runs ({array})" in follows
-    (tmp_path / "go").touch()
+    (tmp_path / "go.now").touch()
     slurm("scontrol", "update", f"jobid={jobs[0]}", "starttime=now")  # it would wait there for two minutes
     printed, _ = watcher.communicate(timeout=LIMIT)
     assert watcher.returncode == 0, printed

@@ -94,36 +94,36 @@ def test_shipped_strategies_experiments_and_several_callbacks_are_taken(foreign:
 
 # Foreign configs -----------------------------------------------------------------------------------------------------
 
-SAID = "ablab.runs.provenance.said"  # runs a command
+COMMAND = "subprocess.getoutput"
 
 
 @pytest.mark.parametrize(
     ("place", "node"),
     [
-        ("callbacks.evil", {"_target_": SAID, "_args_": ["touch", "FILE"]}),
-        ("callbacks.evil", {"_target_": SAID, "_args_": ["touch", "FILE"], "_partial_": True}),
-        ("callbacks.evil", {"_target_": "ablab.callbacks.freeze.Freeze", "patterns": [{"_target_": SAID}]}),
-        ("callbacks.evil", {"_target_": "ablab.callbacks.freeze.Freeze", "a": {"b": [{"_target_": SAID}]}}),
-        ("callbacks.evil", {"_target_": "ablab.callbacks.freeze.Freeze", "_args_": [{"_target_": SAID}]}),
+        ("callbacks.evil", {"_target_": COMMAND, "_args_": ["touch FILE"]}),
+        ("callbacks.evil", {"_target_": COMMAND, "_args_": ["touch FILE"], "_partial_": True}),
+        ("callbacks.evil", {"_target_": "ablab.callbacks.freeze.Freeze", "patterns": [{"_target_": COMMAND}]}),
+        ("callbacks.evil", {"_target_": "ablab.callbacks.freeze.Freeze", "a": {"b": [{"_target_": COMMAND}]}}),
+        ("callbacks.evil", {"_target_": "ablab.callbacks.freeze.Freeze", "_args_": [{"_target_": COMMAND}]}),
         ("callbacks.evil", {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}),
         ("callbacks.evil", {"_target_": "builtins.exec", "_args_": ["1"]}),
         ("callbacks.evil", {"_target_": 3}),
         ("callbacks.evil", {"_target_": "torch.nn.Module.load_state_dict"}),
-        ("callbacks.evil", {"a": {"_target_": SAID}}),
+        ("callbacks.evil", {"a": {"_target_": COMMAND}}),
         ("logger.evil", {"_target_": "pandas.read_pickle", "filepath_or_buffer": "FILE"}),
         ("model", {"_target_": "torch.jit.load", "f": "FILE"}),
         ("model", {"_target_": "torch.hub.load", "repo_or_dir": "FILE", "model": "m"}),
-        ("norm", {"_target_": "ablab.norms.GroupNorm", "weight": {"_target_": SAID, "_args_": ["touch", "FILE"]}}),
+        ("norm", {"_target_": "ablab.norms.GroupNorm", "weight": {"_target_": COMMAND, "_args_": ["touch FILE"]}}),
         ("norm", {"_target_": "torch.nn.BatchNorm2d", "num_features": 1}),
         ("data.augment", {"_target_": "joblib.load", "filename": "FILE"}),
         ("data.shift", {"_target_": "ablab.data.augment.Augment"}),
-        ("data.path", {"_target_": SAID}),
-        ("optimizer", {"_target_": SAID, "_partial_": True}),
-        ("scheduler", {"_target_": "functools.partial", "_args_": [{"_target_": SAID}]}),
-        ("trainer.strategy", {"_target_": SAID, "_args_": ["touch", "FILE"]}),
-        ("trainer.plugins", [{"_target_": SAID, "_args_": ["touch", "FILE"]}]),
-        ("trainer.strategy", {"_target_": "ablab.runs.strategies.ddp", "timeout": {"_target_": SAID}}),
-        ("task.more", {"_target_": SAID, "_recursive_": False}),
+        ("data.path", {"_target_": COMMAND}),
+        ("optimizer", {"_target_": COMMAND, "_partial_": True}),
+        ("scheduler", {"_target_": "functools.partial", "_args_": [{"_target_": COMMAND}]}),
+        ("trainer.strategy", {"_target_": COMMAND, "_args_": ["touch FILE"]}),
+        ("trainer.plugins", [{"_target_": COMMAND, "_args_": ["touch FILE"]}]),
+        ("trainer.strategy", {"_target_": "ablab.runs.strategies.ddp", "timeout": {"_target_": COMMAND}}),
+        ("task.more", {"_target_": COMMAND, "_recursive_": False}),
         ("trainer._target_", "lightning.pytorch.Trainer"),
     ],
 )
@@ -136,11 +136,11 @@ def test_a_folders_config_builds_nothing_of_another_kind(foreign: Config, touche
 
 def test_every_refused_place_is_named_at_once(foreign: Config) -> None:
     with pytest.raises(ConfigError) as raised:
-        check_targets(foreign(callbacks__a={"_target_": SAID}, logger__b={"_target_": SAID}))
+        check_targets(foreign(callbacks__a={"_target_": COMMAND}, logger__b={"_target_": COMMAND}))
     assert str(raised.value).splitlines() == [
-        f"callbacks.a._target_={SAID}: a subclass of lightning.pytorch.callbacks.callback.Callback is needed, or a "
+        f"callbacks.a._target_={COMMAND}: a subclass of lightning.pytorch.callbacks.callback.Callback is needed, or a "
         "function annotated to return one",
-        f"logger.b._target_={SAID}: a subclass of lightning.pytorch.loggers.logger.Logger is needed, or a function "
+        f"logger.b._target_={COMMAND}: a subclass of lightning.pytorch.loggers.logger.Logger is needed, or a function "
         "annotated to return one",
         "  a config from a run's folder builds only these kinds; if you trust that folder as you trust code, add "
         "trust=true (scripts: --trust)",
@@ -222,7 +222,7 @@ def evil(run: Start, touched: Path) -> Path:
     """A run's folder whose config names a command."""
     folder = run().folder
     cfg: Any = OmegaConf.load(folder / "config.yaml")
-    cfg.callbacks.evil = {"_target_": SAID, "_args_": ["touch", str(touched)]}
+    cfg.callbacks.evil = {"_target_": COMMAND, "_args_": [f"touch {touched}"]}
     cfg.trust = True  # the folder itself has no say in this
     OmegaConf.save(cfg, folder / "config.yaml")
     record = json.loads((folder / "run.json").read_text())
@@ -244,7 +244,7 @@ def test_a_folder_that_names_a_command_is_refused_wherever_it_is_read(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["reproduce.py", str(evil)])
     before = files_of(evil)
-    with pytest.raises(ConfigError, match=rf"callbacks\.evil\._target_={SAID}: "):
+    with pytest.raises(ConfigError, match=rf"callbacks\.evil\._target_={COMMAND}: "):
         entry(evil)
     assert files_of(evil) == before
 

@@ -290,7 +290,7 @@ def test_a_file_or_folder_without_permission_is_named(
     (root / name).chmod(0)
     with (
         without_privileges(),
-        pytest.raises(ValueError, match=rf"{name}: it cannot be read \(Permission denied\); mend"),
+        pytest.raises(ValueError, match=rf"{name}: it cannot be read \(Permission denied\); fix"),
     ):
         read(root.relative_to(tmp_path))
     (root / name).chmod(0o755)

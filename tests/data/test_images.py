@@ -108,7 +108,7 @@ def test_changed_files_are_other_data(parquet: Parquet) -> None:
         ),
         (
             lambda table: table.update(label=[*table["label"][:7], -1, *table["label"][8:]]),
-            r"test-1.parquet, row 1: its label -1 is not from 0 to 2; mend it, or leave the row out",
+            r"test-1.parquet, row 1: its label -1 is not from 0 to 2; fix it, or leave the row out",
         ),
         (
             lambda table: table.update(label=[*table["label"][:7], None, *table["label"][8:]]),

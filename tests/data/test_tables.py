@@ -273,7 +273,7 @@ def test_tables_of_pandas_are_read_with_any_column_of_images(tmp_path: Path, con
         ([0.0, float("nan")] * 4, "has double there"),
         ([[0], [1]] * 4, r"has list<.*> there; a class is"),
         (["a", ""] * 4, r"train.parquet, row 1: its label '' is not a class"),
-        (["a", None] * 4, r"train.parquet, row 1: its label None is not a class; mend it, or leave the row out"),
+        (["a", None] * 4, r"train.parquet, row 1: its label None is not a class; fix it, or leave the row out"),
         ([3, None] * 4, r"train.parquet, row 1: its label None is not a class"),
     ],
 )

@@ -65,7 +65,7 @@ def test_series_of_any_length_are_padded_and_marked(tmp_path: Path) -> None:
         (HEADER + "1,2:3,4:a\n1,2:a\n", "line 7: it has 1 dimensions, and the first series has 2"),
         (HEADER + "1,2:3,?:a\n", r"line 6: a value is missing \(\?\); fill it in, or leave the series out"),
         (HEADER + "1,2:3,nan:a\n", r"line 6: a value is missing \(NaN\)"),
-        (HEADER + "1,2:3,1e39:a\n", "line 6: 1e39 is too large; mend it, or leave the series out"),
+        (HEADER + "1,2:3,1e39:a\n", "line 6: 1e39 is too large; fix it, or leave the series out"),
         (HEADER + "1,2:3,x:a\n", "line 6: 'x' is no number"),
         (HEADER + "1,2:3,4:c\n", "line 6: its label 'c' is none of a, b"),
         (HEADER + "1,2,3\n", "line 6: a series and a label are needed, with a colon between them; is the file whole"),

@@ -180,7 +180,7 @@ def test_a_run_is_rebuilt_from_the_values_that_it_had(
     done = run("model=rnn", "data=text", f"data.path={text}", "data.context_length=8", "+cell={cls_token:a,api_key:b}")
     before: Any = OmegaConf.to_container(done.cfg, resolve=True)
     after: Any = OmegaConf.to_container(config_of(done.folder))
-    assert after == before
+    assert after == {**before, "trust": False}, "a folder may be somebody else's"
     assert resumed(OmegaConf.create({"resume": str(done.folder)})).data.path == str(text)
     assert scoring(done.folder).trainer.precision == "32-true"
     assert "hidden" not in json.loads((done.folder / "run.json").read_text())

@@ -187,7 +187,7 @@ def test_the_program_refuses_what_is_no_runs_folder(command: Command) -> None:
 def test_words_that_change_nothing_are_refused(run: Start, again: Again) -> None:
     done = run()
     untyped = again(str(done.folder), "optimizer.lr=1").err
-    assert untyped.startswith(f"error: {done.folder}: this run was not started by train.py; it has no words to change")
+    assert untyped.startswith(f"error: optimizer.lr=1: {done.folder} was made in a program, not by train.py, so only ")
     folder = typed(done)
     for word in ("optimizer.lr", "=1"):
         assert again(str(folder), word).err == f"error: {word}: key=value is needed, as on the command line\n"

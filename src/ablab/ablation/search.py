@@ -254,6 +254,6 @@ def no_result(study: optuna.Study, folder: Path, cfg: DictConfig) -> Exception:
     if states:
         return RunError(f"{study.study_name}: no trial ended well; see the log.txt of its runs in {short(folder)}")
     return ConfigError(
-        f"{study.study_name}: none of its trials could be run, for the reasons above; mend the command, and begin "
+        f"{study.study_name}: none of its trials could be run, for the reasons above; fix the command, and begin "
         "another study with it, hydra.sweeper.study=NAME"
     )

@@ -105,7 +105,7 @@ class ImageFolder(EncodedImages):
             key = self.key("image_folder", len(self.class_names), *self.class_names, *names, *files)
         except OSError as error:
             raise ValueError(
-                f"{error.filename}: it cannot be read ({error.strerror}); mend its permissions, or leave it out"
+                f"{error.filename}: it cannot be read ({error.strerror}); fix its permissions, or leave it out"
             ) from error
         samples, _ = self.decoded(key, lambda: (Encoded(files, targets, lambda i: str(files[i])), self.class_names))
         return samples
@@ -263,7 +263,7 @@ def scan(folder: Path, left_out: Counter[str]) -> tuple[list[Path], list[Path]]:
             entries = sorted(opened, key=lambda entry: entry.name)
     except OSError as error:
         raise ValueError(
-            f"{folder}: it cannot be read ({error.strerror}); mend its permissions, or leave it out"
+            f"{folder}: it cannot be read ({error.strerror}); fix its permissions, or leave it out"
         ) from error
     folders: list[Path] = []
     images: list[Path] = []

@@ -114,7 +114,7 @@ class LabelledData(DataModule):
             row = int(wrong[0])
             raise ValueError(
                 f"the {part} part has labels that are not from 0 to {len(self.class_names) - 1}: {int(targets[row])} "
-                f"at row {row}" + (f", and {len(wrong) - 1} more" if len(wrong) > 1 else "") + "; mend or leave out"
+                f"at row {row}" + (f", and {len(wrong) - 1} more" if len(wrong) > 1 else "") + "; fix or leave out"
             )
         if part == "train" and (missing := self.missing_classes(targets)):
             raise ValueError(f"no training sample has the class {missing}; give some, or leave the class out")

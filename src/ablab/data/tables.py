@@ -376,7 +376,7 @@ class Labels:
         """
         if label not in self.numbers:
             known = f"from 0 to {len(self.names) - 1}" if self.are_named else "a class"
-            raise ValueError(f"{where()}: its label {label!r} is not {known}; mend it, or leave the row out")
+            raise ValueError(f"{where()}: its label {label!r} is not {known}; fix it, or leave the row out")
         return self.numbers[label]
 
     def of(self, table: Table) -> list[int]:

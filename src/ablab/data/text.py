@@ -102,7 +102,7 @@ def read_file(path: str, file: Path) -> str:
         content = file.read_bytes()
     except OSError as error:
         reason = "a link to a file that is not there" if file.is_symlink() and not file.exists() else error.strerror
-        raise ValueError(f"path={path}: {file} cannot be read ({reason}); mend it, or leave it out") from error
+        raise ValueError(f"path={path}: {file} cannot be read ({reason}); fix it, or leave it out") from error
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(f"path={path}: {file} is UTF-16; convert it to UTF-8, or leave it out")
     try:

@@ -167,5 +167,5 @@ def read_values(place: str, text: str) -> Iterator[float]:
             raise ValueError(f"{place}: {missing}; fill it in, or leave the series out") from error
         if not abs(value) < LARGEST:
             what = "a value is missing (NaN)" if value != value else f"{word.strip()} is too large"
-            raise ValueError(f"{place}: {what}; mend it, or leave the series out")
+            raise ValueError(f"{place}: {what}; fix it, or leave the series out")
         yield value

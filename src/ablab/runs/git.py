@@ -202,7 +202,7 @@ def git(root: Path, *words: str, stdin: bytes = b"", environment: Mapping[str, s
 
 
 def reason(said: str, root: Path) -> str:
-    """Return what git says of a failure, in a line, with what mends it."""
+    """Return what git says of a failure, in a line, with the remedy."""
     lines = [line for line in said.strip().splitlines() if line.startswith(("fatal: ", "error: "))]
     text = (lines or said.strip().splitlines() or ["git fails"])[0].partition(": ")[2] or "git fails"
     if "dubious ownership" in text:

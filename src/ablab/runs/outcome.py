@@ -11,7 +11,7 @@ LEFT_AT_ONCE = 130  # a second Ctrl-C
 
 
 class RunError(RuntimeError):
-    """What a run met that a person can mend: printed without a traceback."""
+    """What a run met that a person can fix: printed without a traceback."""
 
     exit_code = CRASHED
 
