@@ -14,9 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ablab.ablation.results import is_taken
 from ablab.config.errors import ConfigError, readable_errors
-from ablab.runs.folder import short
+from ablab.disk import is_locked
+from ablab.runs.folder import LOCK, short
 
 
 def main() -> int:
@@ -33,7 +33,7 @@ def main() -> int:
         raise ConfigError(f"{', '.join(map(str, folders))}: no run is there that Weights & Biases kept offline")
     sent, there, failed = 0, 0, 0
     for run in runs:
-        if (run / ".lock").exists() and is_taken(run):
+        if is_locked(run / LOCK):
             print(f"{short(run)}: still going on, left for later")
         elif is_sent(run):
             there += 1
