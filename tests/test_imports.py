@@ -21,7 +21,7 @@ ALLOWED = {
     "ablab.disk": set(),
     "ablab.data": {
         *("torch", "lightning", "numpy", "scipy", "sklearn", "datasets", "pyarrow", "PIL", "tokenizers"),
-        *("mlxtend", "ablab.data", "ablab.digest", "ablab.disk", "ablab.waiting"),
+        *("mlxtend", "ablab.data", "ablab.digest", "ablab.disk", "ablab.runs.outcome", "ablab.waiting"),
     },
     "ablab.tasks": {"torch", "lightning", "torchmetrics", "ablab.tasks", "ablab.data", "ablab.optim"},
     "ablab.callbacks": {
@@ -48,6 +48,7 @@ ALLOWED = {
     },
     "ablab.browse": {
         *("yaml", "ablab.browse", "ablab.config.errors", "ablab.runs.folder", "ablab.runs.identity"),
+        "ablab.runs.redaction",
     },
     "ablab.terminal": {"torch", "ablab.data", "ablab.norms", "ablab.runs"},
     "ablab.ablation": {
