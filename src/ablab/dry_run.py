@@ -399,8 +399,10 @@ def batches_in_epoch(cfg: DictConfig, num_batches: int) -> int:
 def warn_of_short_training(cfg: DictConfig, num_batches: int) -> None:
     """Say what a training is too short for: a warm-up that does not end, a callback that never begins.
 
-    A training of one step is a trial, and nobody expects either of it.
+    A training that `trainer.limit_train_batches` cuts short, or that has one step, is a trial: no line about it.
     """
+    if cfg.trainer.limit_train_batches not in (None, 1.0):
+        return
     in_epoch, epochs, steps = batches_in_epoch(cfg, num_batches), cfg.trainer.max_epochs, cfg.trainer.max_steps
     of_epochs = math.inf if epochs == -1 else epochs * in_epoch
     total = of_epochs if steps == -1 else min(steps, of_epochs)

@@ -196,6 +196,7 @@ def test_every_optimizer_lowers_the_loss_and_goes_on_from_its_state_to_the_same_
             ["callbacks.late.start_epoch=2: the training has 2 epochs, counted from 0, so that it never acts"],
         ),
         (["trainer.max_steps=1", "scheduler.warmup_steps=100"], []),  # a trial
+        (["trainer.limit_train_batches=1", "scheduler.warmup_steps=100"], []),
     ],
 )
 def test_what_a_training_is_too_short_for_is_said_once(
@@ -203,7 +204,7 @@ def test_what_a_training_is_too_short_for_is_said_once(
 ) -> None:
     from ablab.train import tried
 
-    tried(config("trainer=cpu", "logger=csv", "trainer.max_epochs=2", "trainer.limit_train_batches=2", *words))
+    tried(config("trainer=cpu", "logger=csv", "trainer.max_epochs=2", "data.batch_size=574", *words))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(lines) == len(said)
     assert all(text in line for text, line in zip(said, lines, strict=True))
