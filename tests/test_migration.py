@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from tests.test_fork import committed
 from torch import nn
 
 from ablab.data.digits import load_digits
@@ -50,6 +51,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, part in (("train", slice(0, 600)), ("test", slice(600, 900))):
         arrays = {"images": images[part].unsqueeze(1).numpy(), "labels": labels[part].numpy()}
         np.savez(project / "scans" / f"{name}.npz", **arrays)
+    committed(project)  # a run warns where no commit can be recorded
     return project
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from tests import forked
+from tests.test_fork import committed
 from torch import nn
 
 from ablab.config.errors import ConfigError
@@ -236,6 +237,7 @@ def fork(tmp_path_factory: pytest.TempPathFactory) -> Path:
             _, script, *words = shlex.split(line)
             if script == "scripts/new.py":
                 assert start(script, *words).returncode == 0
+    committed(copy)  # a run warns where no commit can be recorded
     return copy
 
 

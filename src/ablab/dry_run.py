@@ -401,7 +401,8 @@ def warn_of_short_training(cfg: DictConfig, num_batches: int) -> None:
 
     A training that `trainer.limit_train_batches` cuts short, or that has one step, is a trial: no line about it.
     """
-    if cfg.trainer.limit_train_batches not in (None, 1.0):
+    limit = cfg.trainer.limit_train_batches
+    if limit is not None and not (isinstance(limit, float) and limit == 1):  # 1 is one batch, 1.0 is all of them
         return
     in_epoch, epochs, steps = batches_in_epoch(cfg, num_batches), cfg.trainer.max_epochs, cfg.trainer.max_steps
     of_epochs = math.inf if epochs == -1 else epochs * in_epoch
