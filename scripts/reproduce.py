@@ -37,7 +37,7 @@ def say(text: str) -> None:
         print(text)
 
 
-def config_again(folder: Path, changes: list[str]) -> DictConfig:
+def config_again(folder: Path, changes: list[str], *, trust: bool = False) -> DictConfig:
     """The config of the run, to be run elsewhere, without loggers, and with what is changed on purpose.
 
     Raises:
@@ -54,7 +54,7 @@ def config_again(folder: Path, changes: list[str]) -> DictConfig:
     cfg, places = config_of(folder), [change for change in changes if change.startswith("output_dir=")]
     if len(places) < len(changes):
         with initialize_config_dir(str(CONF), version_base="1.3"):  # what depends on a changed value changes with it
-            cfg = changed(folder, cfg, changes)
+            cfg = changed(folder, cfg, changes, trust=trust)
     cfg.logger = {}
     beside = f"output_dir={folder.absolute().parent / 'reproductions'}"
     cfg.output_dir = [beside, *places][-1].partition("=")[2]
@@ -93,7 +93,7 @@ def main() -> int:
         from ablab.train import data_of
 
     check_comparable(options.run)
-    cfg = config_again(options.run, options.changes)
+    cfg = config_again(options.run, options.changes, trust=options.trust)
     cfg.trust = options.trust
     check(cfg, root=CONF / "train.yaml")
     check_targets(cfg)

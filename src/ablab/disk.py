@@ -72,6 +72,9 @@ class Lock:
             os.close(self.descriptor)
             self.descriptor = None
 
+    def __del__(self) -> None:
+        self.release()
+
 
 def is_locked(path: Path) -> bool:
     """Return whether a process has a lock; nothing is written, so that this works on a read-only disk."""

@@ -56,6 +56,8 @@ def check_state(path: Path, state: Any, *, task: Task, trainer: L.Trainer, data:
     check_like(state, expected, "", counted=True)
     loops, own = state["loops"]["fit_loop"], state["callbacks"]["Checkpoints"]
     steps = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
+    if not task.automatic_optimization:
+        steps = loops["epoch_loop.manual_optimization.optim_step_progress"]["total"]["completed"]
     if (state["global_step"], own["phase"]) != (step, PHASES[phase]) or steps != step:
         raise Unfit(f"it is of step {state['global_step']} ({own['phase']}, {steps} completed), unlike its name")
     best = own.get("best_score", "missing")
@@ -83,12 +85,17 @@ def check_state(path: Path, state: Any, *, task: Task, trainer: L.Trainer, data:
 
 
 def check_callback(callback: L.Callback, saved: Any) -> None:
-    """Refuse what a callback could not load."""
+    """Refuse what one of this project's callbacks could not load.
+
+    A user's callback is left to Lightning: it may make what it keeps in `setup`, which has not been called yet.
+    """
+    if not type(callback).__module__.startswith(f"{__package__}."):
+        return
     name = f"callbacks.{callback.state_key}"
     check_like(saved, callback.state_dict(), name)
     try:
         with warnings.catch_warnings(action="ignore"):
-            copy.copy(callback).load_state_dict(copy.copy(saved))
+            copy.deepcopy(callback).load_state_dict(copy.deepcopy(saved))
     except Exception as error:
         raise Unfit(f"{name} cannot be loaded ({type(error).__name__}: {error})") from error
 
@@ -114,8 +121,17 @@ def check_optimizer(task: Task, state: Mapping[str, Any]) -> None:
     if len(found) != 1 or len(state["lr_schedulers"]) != 1:
         raise Unfit(f"it has {len(found)} optimizers and {len(state['lr_schedulers'])} schedules, and 1 each is needed")
     check_like(found[0], {"state": {}, "param_groups": []}, "optimizer_states[0]")
-    check_like(found[0]["param_groups"], expected["param_groups"], "optimizer_states[0].param_groups", lengths=True)
-    check_like(state["lr_schedulers"][0], schedule.state_dict(), "lr_schedulers[0]", lengths=True)
+    groups = found[0]["param_groups"]
+    if len(groups) != len(expected["param_groups"]) or not all(isinstance(group, Mapping) for group in groups):
+        raise Unfit(f"optimizer_states[0].param_groups are not {len(expected['param_groups'])} mappings")
+    wanted = [  # another version of torch may add a key, and fills it in itself
+        {key: value for key, value in new.items() if key in old or key in ("params", "lr")}
+        for new, old in zip(expected["param_groups"], groups, strict=True)
+    ]
+    check_like(groups, wanted, "optimizer_states[0].param_groups", lengths=True)
+    # what is below a mapping may depend on the number of steps, which is not known here: MultiStepLR's milestones
+    plan = {key: {} if isinstance(value, Mapping) else value for key, value in schedule.state_dict().items()}
+    check_like(state["lr_schedulers"][0], plan, "lr_schedulers[0]")
     for index, values in found[0]["state"].items():
         where = f"optimizer_states[0].state[{index}]"
         if index not in expected["state"]:
@@ -165,8 +181,9 @@ def check_like(
             is_count = isinstance(found, int) and not isinstance(found, bool) and 0 <= found < 2**63
             problem = None if is_count else "a whole number, 0 or more"
         case int() | float():
-            is_number = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
-            problem = None if is_number or isinstance(found, Tensor) else "a finite number"
+            is_number = isinstance(found, int | float) and not isinstance(found, bool)
+            is_sound = is_number and (math.isfinite(found) or not math.isfinite(expected))
+            problem = None if is_sound or isinstance(found, Tensor) else "a finite number"
         case Tensor() if shapes:
             fits = isinstance(found, Tensor) and found.shape == expected.shape
             problem = None if fits or found is None else f"a tensor of shape {tuple(expected.shape)}"

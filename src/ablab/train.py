@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from ablab import terminal
 from ablab.callbacks.checkpoints import Checkpoints, Unsaved
 from ablab.config.build import blame, build
+from ablab.config.errors import ConfigError
 from ablab.config.trust import check_targets
 from ablab.data.datamodule import DataModule
 from ablab.data.reading import set_up
@@ -99,11 +100,23 @@ def train(cfg: DictConfig) -> Run:
                 run.weights["best"] = weights_digest(whole_weights(task.model))
             [tested] = trainer.test(task, datamodule=data, verbose=False)
         except Stopped as stopped:
-            say(f"stopped by {stopped}; go on with: {go_on_command(run.folder)}", file=stdout)
+            command = go_on_command(run.folder) + ("" if is_built_without_trust(cfg) else " trust=true")
+            say(f"stopped by {stopped}; go on with: {command}", file=stdout)
             raise
         run.metrics = {**chosen, **tested}
         say(terminal.results(chosen, tested, run.folder), file=stdout)
     return run
+
+
+def is_built_without_trust(cfg: DictConfig) -> bool:
+    """Return whether a config would be built from a run's folder as it is, see `ablab.config.trust`."""
+    foreign = cfg.copy()
+    foreign.trust = False
+    try:
+        check_targets(foreign)
+    except ConfigError:
+        return False
+    return True
 
 
 @dataclass

@@ -139,9 +139,31 @@ def test_other_folders_beside_the_parts_are_named(tree: Tree) -> None:
     assert read(tree("train", "test", "extra")).unusual() == ["left out: entries of folder extra (3)"]
 
 
-def test_test_fraction_beside_a_test_part_is_refused(tree: Tree) -> None:
-    with pytest.raises(ValueError, match=r"test_fraction=0.2: the test part is given, .*root/Test; leave data.test_fr"):
-        read(tree("Train", "Test"), test_fraction=0.2)
+def test_test_fraction_beside_a_test_part_is_said_not_to_be_used(tree: Tree) -> None:
+    assert "tested on Test, test_fraction is not used" in read(tree("Train", "Test"), test_fraction=0.2).unusual()
+
+
+def test_a_class_or_an_image_may_be_called_like_an_ordinary_file(tmp_path: Path) -> None:
+    for name in ("license", "passport.txt"):
+        for number in range(4):
+            file = tmp_path / name / f"{number}.png"
+            file.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (4, 4), (number, len(name), 0)).save(file)
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "license" / "readme.png")
+    (tmp_path / "license" / "README").write_text("of whom the images are")
+    data = read(tmp_path, val_fraction=0.0, test_fraction=0.5)
+    assert data.class_names == ["license", "passport.txt"]
+    assert data.splits is not None
+    assert len(data.splits.train) + len(data.splits.test) == 9
+
+
+def test_one_folder_of_the_same_name_in_each_class_tells_nothing_apart(tmp_path: Path) -> None:
+    for name in ("n01", "n02"):  # as Tiny ImageNet has it
+        for number in range(4):
+            file = tmp_path / name / "images" / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4), (number, int(name[1:]), 0)).save(file)
+    assert read(tmp_path, val_fraction=0.0, test_fraction=0.5).class_names == ["n01", "n02"]
 
 
 def test_a_class_without_test_or_validation_images_is_named(tree: Tree) -> None:

@@ -192,7 +192,7 @@ def test_copies_of_a_file_are_read_once_and_said(tmp_path: Path) -> None:
     for name, text in (("a.txt", "one"), ("b.txt", "two"), ("copy of a.txt", "one"), ("empty", ""), ("none", "")):
         (tmp_path / name).write_text(text)
     (tmp_path / "z.txt").symlink_to(tmp_path / "b.txt")
-    assert read_text(str(tmp_path)) == ("one\ntwo", ["2 copies of other files left out (copy of a.txt, z.txt)"])
+    assert read_text(str(tmp_path)) == ("one\ntwo\n\n", ["2 copies of other files left out (copy of a.txt, z.txt)"])
 
 
 def test_linked_folders_are_read_once_and_dangling_links_are_refused(tmp_path: Path) -> None:

@@ -326,6 +326,18 @@ def test_a_run_that_is_going_on_is_refused(stop: Stop, go_on: Callable[[Path], N
     lock.release()
 
 
+def test_a_refused_resume_can_be_tried_again_in_the_same_process(stop: Stop, go_on: Callable[[Path], None]) -> None:
+    folder = stop("training_step", 1, "trainer.max_steps=2", "trainer.limit_train_batches=2")
+    assert folder is not None
+    record = json.loads((folder / "run.json").read_text())
+    other = {**record, "identity": {**record["identity"], "data": "0123456789abcdef"}}
+    (folder / "run.json").write_text(json.dumps(other))
+    with pytest.raises(ConfigError, match="the data are not those of the run"):
+        go_on(folder)
+    (folder / "run.json").write_text(json.dumps(record))
+    go_on(folder)
+
+
 def test_other_data_are_refused(run: Start, stop: Stop, go_on: Callable[[Path], None], tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 200)

@@ -227,6 +227,34 @@ def test_manual_optimization_trains_as_automatic_one_does(run: Start, last_weigh
     assert [row["train/loss"] for row in read_rows(done.folder) if "train/loss" in row] == Own.seen
 
 
+class ManualAccumulation(Manual):
+    """Steps after every second batch, with the gradients of both."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        loss = self.loss(self(batch), batch)
+        before = sum(float(p.grad.abs().sum()) for p in self.parameters() if p.grad is not None)
+        self.seen.append(before)
+        self.manual_backward(loss)
+        if batch_idx % 2:
+            self.optimizers().step()  # type: ignore[union-attr]
+            self.optimizers().zero_grad()  # type: ignore[union-attr]
+
+
+def test_gradients_that_a_task_accumulates_by_hand_are_left_alone(run: Start) -> None:
+    run(*WORDS, in_tests(ManualAccumulation))
+    assert all((gradients > 0) == bool(number % 2) for number, gradients in enumerate(Own.seen))
+
+
+def test_manual_optimization_resumes_to_the_same_bits(
+    run: Start, stop: Callable[..., Path | None], last_weights: Weights
+) -> None:
+    whole = run(*WORDS, in_tests(ManualSteps)).folder
+    folder = stop("derive_random_numbers", 6, *WORDS, in_tests(ManualSteps))
+    assert folder is not None
+    run(f"resume={folder}", in_tests(ManualSteps), *WORDS, f"output_dir={folder.parent}")
+    assert same(last_weights(whole), last_weights(folder))
+
+
 @pytest.mark.parametrize(
     ("kind", "words", "message"),
     [

@@ -217,7 +217,7 @@ class Grid:
         if key not in self.fingerprints:
             try:
                 self.fingerprints[key] = data_of(run.cfg).fingerprint
-            except ConfigError as error:
+            except Exception as error:
                 if not self.elsewhere:
                     raise
                 print(f"warning: these data are not compared with those of finished runs: {error}", flush=True)
@@ -229,7 +229,8 @@ class Grid:
         """All that makes this ablation another one than those with the same factor: more levels and seeds do not."""
         return {
             "factors": sorted(self.ablation.factors),
-            "baseline": self.ablation.baseline,
+            # of a sweep without a file it is the first level, which nobody chose
+            "baseline": None if self.ablation.from_words else self.ablation.baseline,
             "tuned key": self.ablation.tune.key if self.ablation.tune else None,
             "settings": effective(self.common),
         }

@@ -108,7 +108,11 @@ def short_hash(value: Any) -> str:
 def effective(common: Words) -> dict[str, str]:
     """The overrides that can change a result, by their keys; not the seed, which each run has its own of."""
     pairs = [word.lstrip("+").partition("=")[::2] for word in common]
-    return {k: v for k, v in pairs if k != "seed" and not k.startswith("hydra") and not without_effect(k)}
+    return {
+        key: value
+        for key, value in pairs
+        if key != "seed" and not key.startswith("hydra") and not without_effect(key.lstrip("~"))
+    }
 
 
 def check_free(name: str, word: str, ablation: Ablation) -> None:

@@ -24,7 +24,7 @@ UNCLEAR = {"eval", "evaluation"}  # a test part for some, a validation part for 
 LAYOUTS = "the layouts are root/train/CLASS/… with root/test/CLASS/…, and root/CLASS/…"
 NOT_IMAGES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}  # though Pillow knows their suffixes
 # Files and folders that come with any folder, in lower case: nobody takes them for images.
-ORDINARY_NAMES = {"__macosx", "desktop.ini", "licence", "license", "readme", "thumbs.db"}
+ORDINARY_NAMES = {"desktop.ini", "licence", "license", "readme", "thumbs.db"}
 ORDINARY_SUFFIXES = {".md", ".txt"}
 
 
@@ -41,8 +41,7 @@ class ImageFolder(EncodedImages):
 
     Raises:
         ValueError: no such folder, folders that are neither parts nor classes, a class without training images, test
-            images of a class that training lacks, a link to nothing, test_fraction beside a test folder, or an image
-            that cannot be decoded.
+            images of a class that training lacks, a link to nothing, or an image that cannot be decoded.
     """
 
     def __init__(self, *, root: str, test_fraction: float | None = None, **settings: Any) -> None:
@@ -57,10 +56,7 @@ class ImageFolder(EncodedImages):
         left_out: Counter[str] = Counter()
         folders = find_parts(self.root, left_out)
         if "test" in folders and self.test_fraction is not None:
-            raise ValueError(
-                f"test_fraction={self.test_fraction}: the test part is given, {folders['test']}; leave "
-                "data.test_fraction at null, or move that folder elsewhere"
-            )
+            self.remarks += (f"tested on {folders['test'].name}, test_fraction is not used",)
         listings = {part: Listing(folder, left_out) for part, folder in folders.items()}
         self.class_names = list(listings["train"].classes)
         for part, listing in listings.items():
@@ -171,7 +167,7 @@ class Listing:
                 f"root={self.folder}: its only folder is {names[0]}, which has folders of its own ({inside}); move "
                 f"these up, or give root={self.folder / names[0]}; {LAYOUTS}"
             )
-        if len(set().union(*map(part_words, names))) > 1:
+        if len(set().union(*map(part_words, names))) > 1 and all(map(part_words, names)):
             named = enumerated([name for name in names if part_words(name)])
             raise ValueError(f"root={self.folder}: {named} are parts by their names, and not classes; {LAYOUTS}")
         owners: dict[str, list[str]] = {}
@@ -179,7 +175,8 @@ class Listing:
             for subfolder in sorted({PARTS.get(each.lower(), each.lower()) for each in subfolders}):
                 owners.setdefault(subfolder, []).append(name)
         for subfolder, several in owners.items():
-            if len(several) > 1:
+            # one name below each class tells nothing apart: class/images/…, as Tiny ImageNet has it
+            if len(several) > 1 and (len(owners) > 1 or subfolder in PARTS.values()):
                 raise ValueError(
                     f"root={self.folder}: {' and '.join(several[:2])} both have a folder {subfolder}, and no images "
                     f"beside it, so it is not clear which are the classes; {LAYOUTS}"
@@ -274,7 +271,7 @@ def scan(folder: Path, left_out: Counter[str]) -> tuple[list[Path], list[Path]]:
         if entry.name.startswith("."):
             if hidden := count_hidden(path):
                 left_out["hidden images"] += hidden
-        elif {entry.name.lower(), path.stem.lower()} & ORDINARY_NAMES or suffix in ORDINARY_SUFFIXES:
+        elif entry.name == "__MACOSX":
             continue
         elif os.path.isdir(path) if is_link else entry.is_dir():
             folders.append(path)
@@ -282,7 +279,7 @@ def scan(folder: Path, left_out: Counter[str]) -> tuple[list[Path], list[Path]]:
             broken.append(entry.name)
         elif suffix in image_suffixes() and (os.path.isfile(path) if is_link else entry.is_file()):
             images.append(path)
-        else:
+        elif not {entry.name.lower(), path.stem.lower()} & ORDINARY_NAMES and suffix not in ORDINARY_SUFFIXES:
             left_out[f"{suffix or 'other'} files"] += 1
     if broken:
         more = f", and so do {len(broken) - 1} more links in this folder" if len(broken) > 1 else ""

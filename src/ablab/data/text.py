@@ -72,13 +72,17 @@ def read_text(path: str | None) -> TextRead:
         what = "this is neither a file nor a folder" if place.exists() else "there is no such file or folder"
         raise ValueError(f"path={path}: {what}; give a UTF-8 text, or null for the default")
     files, left_out = list_files(place)
-    first: dict[str, Path] = {}
+    texts: list[str] = []
+    seen: set[str] = set()
     copies: list[Path] = []
     for file in files:
         text = read_file(path, file)
-        if text and first.setdefault(text, file) is not file:
+        if text and text in seen:
             copies.append(file)
-    if not first:
+        else:
+            texts.append(text)
+            seen.add(text)
+    if not any(texts):
         raise ValueError(f"path={path}: the folder is empty; give one that has UTF-8 text files")
     notes = [
         f"{len(some)} {what if len(some) > 1 else one} left out ({first_names(some, place)})"
@@ -88,7 +92,7 @@ def read_text(path: str | None) -> TextRead:
         )
         if some
     ]
-    return TextRead("\n".join(first), notes)
+    return TextRead("\n".join(texts), notes)
 
 
 def read_file(path: str, file: Path) -> str:

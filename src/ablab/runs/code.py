@@ -108,7 +108,7 @@ def changed_sources(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]
 def sources_of(record: Mapping[str, Any]) -> dict[str, str]:
     """The hash of each part of a run's code, from its run.json; a run from before parts were recorded has one."""
     sources = record.get("sources")
-    if not isinstance(sources, list):
+    if not isinstance(sources, list) or not all({"path", "sha256"} <= part.keys() for part in sources):
         return {PACKAGE.name: str(record["identity"]["code"])}
     return {str(part["path"]): str(part["sha256"])[:16] for part in sources}
 
@@ -132,7 +132,9 @@ def once(key: tuple[Any, ...], compute: Any) -> Any:
 
 def named_by(value: str) -> Files:
     """The modules, or the file or folder, that a value of the config names."""
-    files = file_or_folder(value)
+    # a word alone (train, label, test) is hardly ever meant as a path, and a folder of that name may be there
+    is_path = os.sep in value or "." in value or value.startswith("~")
+    files = file_or_folder(value) if is_path else {}
     if not files and DOTTED.fullmatch(value):
         for name, file in modules_from(value).items():
             files[name] = file_hash(file)

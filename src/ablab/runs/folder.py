@@ -78,8 +78,12 @@ OPTIONAL = {
     "metrics.*": "float | None",
     "weights_sha256": "dict",
     "weights_sha256.*": "str",
+    "hidden": "list[str]",
+    "sources": "list[dict]",
+    "git_problem": "str",
+    "profile": "dict | None",
 }
-INTERPOLATION = re.compile(r"(?<!\\)\$\{")
+INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
 RANGES = {"threads.torch": (1, 4096), "processes": (1, 1_000_000)}  # a larger number of threads ends the process
 
 
@@ -429,6 +433,11 @@ def config_of(folder: Path) -> DictConfig:
             raise ConfigError(
                 f"{folder}: its config.yaml has {key}={value}, which is not resolved and could read this machine's "
                 "environment; write the value itself there"
+            )
+        if isinstance(value, str) and "***" in value and not key.startswith("logger."):
+            raise ConfigError(
+                f"{folder}: its config.yaml has {key}={value}, a value that an earlier version has hidden; write the "
+                "value itself there, or begin a new run"
             )
     assert isinstance(cfg, DictConfig)
     maker, here = str(OmegaConf.select(cfg, "task._target_")).partition(".")[0], __name__.partition(".")[0]

@@ -41,7 +41,8 @@ def words_for_hydra(argv: Sequence[str]) -> list[str]:
         )
     if flags & {"-c", "--cfg", "-i", "--info"}:
         own = read_record(folder)["overrides"] if (folder / "run.json").exists() else None
-        first = min(i for i, word in enumerate(argv) if is_override(word))
+        check_overrides(folder, own or [])
+        first = min(i for i, word in enumerate(argv) if i and is_override(word))
         return [*argv[:first], *(own or []), *argv[first:]]
     changes = overrides_beside_resume(argv)
     return [word for word in argv if word not in changes]
@@ -103,7 +104,7 @@ def resumed(cfg: DictConfig) -> DictConfig:
     for word in changes:
         if key_of(word) in ("name", "output_dir", "folder"):
             raise ConfigError(f"{word}: output_dir, name and folder cannot be changed when resuming; leave it out")
-    new = changed(folder, old, changes)
+    new = changed(folder, old, changes, trust=bool(cfg.get("trust")))
     if found := forbidden(old, new):
         raise ConfigError(report(folder, found))
     check_hidden(folder, old, new)
@@ -155,7 +156,7 @@ def same_place(a: Any, b: Any) -> bool:
 VALUES = (OverrideType.CHANGE, OverrideType.FORCE_ADD)
 
 
-def changed(folder: Path, old: DictConfig, changes: list[str]) -> DictConfig:
+def changed(folder: Path, old: DictConfig, changes: list[str], *, trust: bool = False) -> DictConfig:
     """Return the config of a run with some overrides: composed on the run's own, so that what depends on them follows.
 
     A run that was made in a program has no overrides; of its config, single values can be changed on which nothing
@@ -165,6 +166,7 @@ def changed(folder: Path, old: DictConfig, changes: list[str]) -> DictConfig:
         folder: the run's.
         old: the run's config.
         changes: overrides of the command line.
+        trust: compose overrides of the run that read the environment or set up Hydra, too.
 
     Raises:
         ConfigError: the run was made in a program, and an override is a choice or can change the result; or the run's
@@ -175,7 +177,8 @@ def changed(folder: Path, old: DictConfig, changes: list[str]) -> DictConfig:
         return old
     own = read_record(folder)["overrides"]
     if own is not None:
-        check_overrides(folder, own)
+        if not trust:
+            check_overrides(folder, own)
         if any(key_of(word) == "logger" for word in changes):  # other loggers have other settings
             own = [word for word in own if not key_of(word).startswith("logger.")]
         return compose("train", [*own, *changes])
@@ -204,7 +207,7 @@ def check_overrides(folder: Path, words: Sequence[str]) -> None:
         if re.search(r"\$\{[^}]*:", word) or word.lstrip("+~").startswith("hydra"):
             raise ConfigError(
                 f"{folder}: {word} in its run.json would be evaluated here, where it may mean something else; leave "
-                "the changes out, its config.yaml has the values"
+                "the changes out, since its config.yaml has the values, or add trust=true (scripts: --trust)"
             )
 
 

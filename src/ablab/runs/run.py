@@ -110,7 +110,7 @@ class Run:
         signals.begin()  # from the first file on there is something to save
         try:
             return cls.opened(cfg, {"processes": world_size, "data": data, **facts}, rank=rank, check_state=check_state)
-        except ConfigError:
+        except BaseException:
             signals.end()
             raise
 
@@ -146,10 +146,14 @@ class Run:
         run = cls(folder, plain(cfg), owner=True)
         run.facts = facts
         run.take(new=cfg.resume is None)
-        if cfg.resume is None:
-            run.describe()
-        else:
-            run.go_on(check_state)
+        try:
+            if cfg.resume is None:
+                run.describe()
+            else:
+                run.go_on(check_state)
+        except BaseException:
+            run.lock.release()  # a notebook tries again in this process
+            raise
         return run
 
     def take(self, *, new: bool) -> None:

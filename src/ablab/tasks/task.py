@@ -255,14 +255,16 @@ class TaskHooks(Callback):
         pl_module.derive_random_numbers()
         pl_module.switch("train")
         pl_module.observed = {"train/lr": trainer.optimizers[0].param_groups[0]["lr"]}
-        if pl_module.overrides("training_step") and not pl_module.overrides("optimizer_zero_grad"):
+        takes_own_step = pl_module.automatic_optimization and pl_module.overrides("training_step")
+        if takes_own_step and not pl_module.overrides("optimizer_zero_grad"):
             trainer.optimizers[0].zero_grad()  # a step that returns None must not repeat the one before
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         assert isinstance(pl_module, Task)
         loss = loss.detach()
         if scaled(trainer):
-            loss = loss / trainer.precision_plugin.scaler.get_scale()  # type: ignore[attr-defined]
+            # what the scaler makes of one is its factor, which the CPU does not wait for
+            loss = loss / trainer.precision_plugin.scaler.scale(torch.ones_like(loss))  # type: ignore[attr-defined]
         pl_module.step_loss = pl_module.step_loss + loss if pl_module.has_earlier_parts else loss
         if pl_module.is_last_part:  # the all-reduce overlaps with the backward pass
             pl_module.exchange.begin(pl_module.step_loss)
