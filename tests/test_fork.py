@@ -11,24 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.repository import committed, git
 
 ROOT = Path(__file__).parents[1]
 OLD = "ablab"
 Result = subprocess.CompletedProcess[str]
-
-
-def git(folder: Path, *words: str) -> str:
-    identity = ["-c", "user.name=Someone", "-c", "user.email=someone@example.org"]
-    return subprocess.run(["git", *identity, *words], cwd=folder, capture_output=True, text=True, check=True).stdout
-
-
-def committed(folder: Path, message: str = "A change") -> str:
-    """Commit whatever is in a folder; the commit."""
-    if not (folder / ".git").exists():
-        git(folder, "init", "--quiet")
-    git(folder, "add", "-A")
-    git(folder, "commit", "--quiet", "-m", message)
-    return git(folder, "rev-parse", "HEAD").strip()
 
 
 def python(folder: Path, *words: str) -> Result:

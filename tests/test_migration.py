@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tests.test_fork import committed
+from tests.repository import committed
 from torch import nn
 
 from ablab.data.digits import load_digits

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from tests import forked
-from tests.test_fork import committed
+from tests.repository import committed
 from torch import nn
 
 from ablab.config.errors import ConfigError

@@ -122,8 +122,9 @@ def check_optimizer(task: Task, state: Mapping[str, Any]) -> None:
         raise Unfit(f"it has {len(found)} optimizers and {len(state['lr_schedulers'])} schedules, and 1 each is needed")
     check_like(found[0], {"state": {}, "param_groups": []}, "optimizer_states[0]")
     groups = found[0]["param_groups"]
-    if len(groups) != len(expected["param_groups"]) or not all(isinstance(group, Mapping) for group in groups):
-        raise Unfit(f"optimizer_states[0].param_groups are not {len(expected['param_groups'])} mappings")
+    number = len(expected["param_groups"])
+    if len(groups) != number or not all(isinstance(group, Mapping) for group in groups):
+        raise Unfit(f"optimizer_states[0].param_groups is {groups!r:.60}, and a list of {number} is needed")
     wanted = [  # another version of torch may add a key, and fills it in itself
         {key: value for key, value in new.items() if key in old or key in ("params", "lr")}
         for new, old in zip(expected["param_groups"], groups, strict=True)
@@ -131,7 +132,7 @@ def check_optimizer(task: Task, state: Mapping[str, Any]) -> None:
     check_like(groups, wanted, "optimizer_states[0].param_groups", lengths=True)
     # what is below a mapping may depend on the number of steps, which is not known here: MultiStepLR's milestones
     plan = {key: {} if isinstance(value, Mapping) else value for key, value in schedule.state_dict().items()}
-    check_like(state["lr_schedulers"][0], plan, "lr_schedulers[0]")
+    check_like(state["lr_schedulers"][0], plan, "lr_schedulers[0]", lengths=True)
     for index, values in found[0]["state"].items():
         where = f"optimizer_states[0].state[{index}]"
         if index not in expected["state"]:

@@ -175,7 +175,6 @@ NORMS = ("norm=batchnorm,groupnorm", "seed=0,1", "name=mine")
         (("model=rnn", *NORMS), "settings: none there, model=rnn now"),
         (("optimizer.lr=0.3", *NORMS), "settings: none there, optimizer.lr=0.3 now"),
         ((*NORMS, "model.depth=8,14"), "factors: norm there, model.depth, norm now"),
-        (("norm=groupnorm,batchnorm", "name=mine"), "baseline: norm=batchnorm there, norm=groupnorm now"),
         (("model.depth=8,14", "name=mine"), "factors: norm there, model.depth now"),
     ],
 )

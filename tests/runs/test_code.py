@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in MODULES.items():
         (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "own" / name).write_text(text)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("mylab", "mylab_tools", "single")]:
+        monkeypatch.delitem(sys.modules, name)  # of another test, from another folder
     monkeypatch.syspath_prepend(tmp_path / "own")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "own"
@@ -152,7 +155,7 @@ def test_of_a_very_large_folder_sizes_and_times_count(project: Path, monkeypatch
     folder.mkdir()
     for name in ("a", "b"):
         (folder / name).write_text("old")
-    config = {"model": {"folder": "many"}}
+    config = {"model": {"folder": "./many"}}
     before = code_of(config).digest
     assert code_of(config).digest == before
     (folder / "b").write_text("longer")
