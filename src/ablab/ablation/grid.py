@@ -229,7 +229,7 @@ class Grid:
         """All that makes this ablation another one than those with the same factor: more levels and seeds do not."""
         return {
             "factors": sorted(self.ablation.factors),
-            # of a sweep without a file it is the first level, which nobody chose
+            # in a sweep without a file this is the first level, which nobody chose
             "baseline": None if self.ablation.from_words else self.ablation.baseline,
             "tuned key": self.ablation.tune.key if self.ablation.tune else None,
             "settings": effective(self.common),
@@ -257,7 +257,7 @@ class Grid:
             old, hashes = there.get("asked", {}), there.get("asked_sha256", {})
         except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise ConfigError(
-                f"{short_path(self.folder / ABLATION)}: it cannot be read ({error}), so what is there is not known; "
+                f"{short_path(self.folder / ABLATION)}: it cannot be read ({error}), so its contents are unknown; "
                 f"bring it back, or {remedy}"
             ) from error
         differ = [part for part, found in self.asked_hashes.items() if hashes.get(part, found) != found]
@@ -345,7 +345,7 @@ def check_folders(runs: list[Prepared]) -> None:
 
 
 def differing(cell: Cell, other: Cell) -> list[str]:
-    """The factors of which two cells have different levels."""
+    """Return the factors whose levels differ between two cells."""
     return [factor for factor, level in cell.items() if str(other.get(factor, level)) != level]
 
 

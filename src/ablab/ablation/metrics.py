@@ -54,7 +54,7 @@ def value(metric: str, record: Mapping[str, Any], curve: pd.DataFrame) -> float:
 
 
 def final(metric: str, record: Mapping[str, Any]) -> float:
-    """A final metric of a run; NaN where it has none, or none that is finite.
+    """Return a final metric of a run, or NaN if it is missing or not finite.
 
     Raises:
         ConfigError: the record is damaged.

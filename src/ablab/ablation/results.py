@@ -150,7 +150,7 @@ def status_of(folder: Path) -> str:
 
 
 def has_printed(folder: Path) -> bool:
-    """Whether a run has a log with more than Slurm's own lines."""
+    """Return whether a run's log has lines other than Slurm's own."""
     try:
         lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -17,6 +17,7 @@ from ablab.config.errors import ConfigError, menu
 from ablab.config.schema import show
 from ablab.runs.folder import LONGEST_NAME, check_name
 from ablab.runs.identity import without_effect
+from ablab.runs.resume import key_of, names_one_run
 
 Levels = dict[str, list[str]]  # the words of each level
 
@@ -82,10 +83,7 @@ def check_of_many(name: str, override: Override) -> None:
     if name in ("name", "output_dir") and override.is_sweep_override():
         raise ConfigError(f"{override.input_line}: all runs of a sweep are in one folder; give one value")
     if name in ("resume", "folder"):
-        raise ConfigError(
-            f"{override.input_line}: each run of a sweep has its own folder, and the same command goes on with those "
-            "that are not done; leave it out"
-        )
+        raise names_one_run(str(override.input_line))
 
 
 def default_name(factors: Iterable[str], common: Words) -> str:
@@ -128,11 +126,6 @@ def check_free(name: str, word: str, ablation: Ablation) -> None:
         setting = [level for level, words in of.items() if name != factor and name in map(key_of, words)]
         if setting:
             raise ConfigError(f"{word}: {factor}={','.join(setting)} set {name}, too; {remedy}")
-
-
-def key_of(word: str) -> str:
-    """What a word sets."""
-    return word.partition("=")[0].lstrip("+~")
 
 
 def whole(level: str, override: Override) -> int:

@@ -103,7 +103,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's, as far as it can be looked into; one that cannot be may well be, and says so."""
+    """Return whether a folder is a run's; a folder that cannot be read counts as one, and is shown as damaged."""
     return any(os.path.lexists(folder / name) for name in MARKS) or not os.access(folder, os.R_OK | os.X_OK)
 
 

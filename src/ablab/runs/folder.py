@@ -325,7 +325,7 @@ def new_folder(parent: Path, name: str) -> Path:
 def remove_if_empty(folder: Path) -> None:
     """Remove a run's folder in which a run could not be begun, unless something else is in it."""
     with suppress(OSError):
-        (folder / ".lock").unlink(missing_ok=True)
+        (folder / LOCK).unlink(missing_ok=True)
         folder.rmdir()
 
 

@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 
+from ablab.config.errors import first_line as first_line_of
 from ablab.config.schema import quoted
 from ablab.runs.identity import flat
 
@@ -62,7 +63,7 @@ def redact(value: Any, key: str = "") -> Any:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error without secrets: libraries write addresses and keys into their messages."""
-    line: str = redact((str(error).strip().splitlines() or [type(error).__name__])[0])
+    line: str = redact(first_line_of(error))
     return line
 
 

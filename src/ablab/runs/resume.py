@@ -35,10 +35,7 @@ def words_for_hydra(argv: Sequence[str]) -> list[str]:
         return list(argv)
     flags = {word.partition("=")[0] for word in argv if word.startswith("-")}
     if flags & {"-m", "--multirun"}:
-        raise ConfigError(
-            f"resume={folder}: each run of a sweep has its own folder, and the same command goes on with those that "
-            "are not done; leave it out"
-        )
+        raise names_one_run(f"resume={folder}")
     if flags & {"-c", "--cfg", "-i", "--info"}:
         own = read_record(folder)["overrides"] if (folder / "run.json").exists() else None
         check_overrides(folder, own or [])
@@ -46,6 +43,14 @@ def words_for_hydra(argv: Sequence[str]) -> list[str]:
         return [*argv[:first], *(own or []), *argv[first:]]
     changes = overrides_beside_resume(argv)
     return [word for word in argv if word not in changes]
+
+
+def names_one_run(word: str) -> ConfigError:
+    """Return the error for an override of a sweep that names the folder of one run."""
+    return ConfigError(
+        f"{word}: each run of a sweep has its own folder, and the same command goes on with those that are not done; "
+        "leave it out"
+    )
 
 
 def run_to_resume(argv: Sequence[str]) -> Path | None:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from ablab.config.errors import ConfigError
 from ablab.disk import Lock
 from ablab.runs import checkpoints, provenance, signals
-from ablab.runs.code import code_of
+from ablab.runs.code import code_of, hashed_once
 from ablab.runs.folder import (
     LOCK,
     LOG,
@@ -147,10 +147,11 @@ class Run:
         run.facts = facts
         run.take(new=cfg.resume is None)
         try:
-            if cfg.resume is None:
-                run.describe()
-            else:
-                run.go_on(check_state)
+            with hashed_once():  # the identity, the sources and the changes are of the same code
+                if cfg.resume is None:
+                    run.describe()
+                else:
+                    run.go_on(check_state)
         except BaseException:
             run.lock.release()  # a notebook tries again in this process
             raise
