@@ -47,3 +47,8 @@ def wait_until_caught(process: subprocess.Popen[str], number: signal.Signals) ->
         return bool(int(caught, 16) >> (number - 1) & 1)
 
     wait_until(is_caught, process)
+
+
+def take_signals() -> None:
+    """Undo nohup in a process that is about to start (`preexec_fn`): whoever started pytest may have ignored SIGHUP."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from tests.polling import LIMIT, wait_until, wait_until_caught
+from tests.polling import LIMIT, take_signals, wait_until, wait_until_caught
 
 from ablab.runs.outcome import LEFT_AT_ONCE, STOPPED
 
@@ -56,6 +56,7 @@ def start(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=take_signals,
     )
 
 
