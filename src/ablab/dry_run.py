@@ -116,13 +116,14 @@ def check_trainer(cfg: DictConfig) -> None:
         if name not in trainer:
             raise ConfigError(f"trainer.{name}: it is missing; a run needs one, so leave the ~trainer.{name} out")
     check_length(trainer)
-    if cfg.optimizer.get("fused") and trainer.precision in ("16-mixed", "16", 16):
+    guest = cfg.model is None  # a module from outside
+    if cfg.optimizer is not None and cfg.optimizer.get("fused") and trainer.precision in ("16-mixed", "16", 16):
         raise ConfigError(
             f"optimizer.fused=true: with trainer.precision={trainer.precision} gradients are scaled until its step, so "
             "that nobody sees or clips them as they are; set optimizer.fused=false, or choose bf16-mixed"
         )
     check_intervals(trainer)
-    if trainer.get("accumulate_grad_batches", 1) != 1:
+    if trainer.get("accumulate_grad_batches", 1) != 1 and not guest:
         raise ConfigError(
             f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: data.batch_size is the batch of a "
             "step; where it does not fit, data.micro_batch_size takes it in parts"
@@ -131,14 +132,14 @@ def check_trainer(cfg: DictConfig) -> None:
         raise ConfigError(
             f"trainer.gradient_clip_val={trainer.gradient_clip_val}: a norm above 0 is needed, or null for no limit"
         )
-    if trainer.get("sync_batchnorm"):
+    if trainer.get("sync_batchnorm") and not guest:
         raise ConfigError(
             "trainer.sync_batchnorm=true: it converts torch's own layers and would leave this project's as they are; "
             "choose norm=syncbatchnorm, or norm.sync=true"
         )
     if trainer.get("fast_dev_run"):
         raise ConfigError(f"trainer.fast_dev_run={show(trainer.fast_dev_run)}: nothing is recorded; use trainer=smoke")
-    if trainer.get("overfit_batches"):
+    if trainer.get("overfit_batches") and not guest:
         raise ConfigError(
             f"trainer.overfit_batches={trainer.overfit_batches}: it would validate on training batches; "
             "use trainer.limit_train_batches"

@@ -62,8 +62,8 @@ def evaluate(
             f"{folder}: the data are not those of the run (fingerprint {parts.data.fingerprint[:12]}, "
             f"{record['data']['fingerprint'][:12]} then); give the same files"
         )
-    file, chosen = weights_of(folder, weights, parts.task.model.state_dict())
-    parts.task.model.load_state_dict(chosen)
+    file, chosen = weights_of(folder, weights, parts.model.state_dict())
+    parts.model.load_state_dict(chosen)
     say(f"{weights} weights: {short(file)}")
     with lost_worker():
         [found] = parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)

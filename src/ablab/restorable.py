@@ -84,6 +84,40 @@ def check_state(path: Path, state: Any, *, task: Task, trainer: L.Trainer, data:
         check_optimizer(task, state)
 
 
+def check_guest_state(path: Path, state: Any, *, module: L.LightningModule, trainer: L.Trainer) -> None:
+    """Refuse a state that does not fit a LightningModule from outside; module and trainer stay as they are.
+
+    Its optimizers are left to Lightning: only the module itself can make them.
+
+    Raises:
+        Unfit: what in the state does not fit, and why.
+    """
+    step, phase = place(path)
+    fit_loop: Any = trainer.fit_loop.state_dict()
+    expected = {
+        "epoch": 0,
+        "global_step": 0,
+        "num_rows": 0,
+        "state_dict": {},
+        "callbacks": {"Checkpoints": {"phase": ""}},
+        "loops": {"fit_loop": fit_loop},
+        "exact": {"processes": []},
+        "optimizer_states": [],
+        "lr_schedulers": [],
+    }
+    check_like(state, expected, "", counted=True)
+    own = state["callbacks"]["Checkpoints"]
+    if (state["global_step"], own["phase"]) != (step, PHASES[phase]):
+        raise Unfit(f"it is of step {state['global_step']} ({own['phase']}), unlike its name")
+    if not state["exact"]["processes"]:
+        raise Unfit("exact.processes is empty, and an entry for each process is needed")
+    if (problem := weights_problem(state["state_dict"], module.state_dict())) is not None:
+        raise Unfit(f"state_dict: {problem}")
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if callback.state_key in state["callbacks"]:
+            check_callback(callback, state["callbacks"][callback.state_key])
+
+
 def check_callback(callback: L.Callback, saved: Any) -> None:
     """Refuse what one of this project's callbacks could not load.
 

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sized
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -14,6 +15,9 @@ from ablab.data.datamodule import DataModule
 from ablab.norms import Norm, NormLayer, own_norms, places
 from ablab.norms.plain import Identity
 from ablab.runs.folder import short
+
+if TYPE_CHECKING:
+    from ablab.train import Parts
 
 # Hints of libraries that ask for nothing this project wants changed; every other warning is shown.
 NAGS = (
@@ -34,21 +38,36 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def describe(data: DataModule, model: nn.Module, norm: Norm, batch_sizes: Mapping[str, int]) -> str:
+def describe(parts: Parts, facts: Mapping[str, Any]) -> str:
     """The data's parts, the model's parts with their parameters, and the norm with its places."""
+    model, norm = parts.model, parts.norm
+    model_line = (
+        f"model: {type(model).__name__}, {count(model):,} parameters ("
+        + ", ".join(f"{name} {count(child):,}" for name, child in model.named_children() if count(child))
+        + ")"
+    )
+    if norm is None or not isinstance(parts.data, DataModule):
+        data_line = f"data: {type(parts.data or parts.task).__name__}"
+        return "\n".join([data_line, model_line, *norms_found(model, None)])
+    lines = [*about_data(parts.data, facts["batch_sizes"]), model_line, f"norm: {norm!r}"]
+    return "\n".join([*lines, *norms_found(model, norm)])
+
+
+def about_data(data: DataModule, batch_sizes: Mapping[str, int]) -> list[str]:
+    """The sizes of the splits and of the batches."""
     sizes = {name: len(part) for name, part in vars(data.splits).items() if isinstance(part, Sized)}
     num_batches = len(data.train_dataloader())
-    lines = [
+    return [
         f"data: {type(data).__name__}, "
         + "; ".join([", ".join(f"{size:,} {name}" for name, size in sizes.items()), *data.unusual()]),
         f"batch: {batch_sizes['optimizer']} for the optimizer, {batch_sizes['forward']} forward, "
         f"{batch_sizes['norm']} for the norm; {num_batches} batches an epoch"
         + (f", {rest} samples left out of each" if (rest := sizes["train"] - num_batches * data.batch_size) else ""),
-        f"model: {type(model).__name__}, {count(model):,} parameters ("
-        + ", ".join(f"{name} {count(child):,}" for name, child in model.named_children() if count(child))
-        + ")",
-        f"norm: {norm!r}",
     ]
+
+
+def norms_found(model: nn.Module, norm: Norm | None) -> list[str]:
+    """Where a model has norms, by kind: those of this project, reparametrized weights, and the model's own."""
     found: dict[str, list[str]] = {}
     layers = {name: layer for name, layer in places(model).items() if not isinstance(layer, Identity)}
     for name, layer in layers.items():
@@ -56,11 +75,10 @@ def describe(data: DataModule, model: nn.Module, norm: Norm, batch_sizes: Mappin
         found.setdefault(statistics or "each value on its own", []).append(name)
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
-            found.setdefault(norm.weight.title, []).append(name)
+            found.setdefault("a reparametrized weight" if norm is None else norm.weight.title, []).append(name)
     for name, module in own_norms(model).items():
         found.setdefault(f"the model's own {type(module).__name__}", []).append(name)
-    lines += [f"  {what}, at {len(names)} places: {', '.join(first_and_last(names))}" for what, names in found.items()]
-    return "\n".join(lines)
+    return [f"  {what}, at {len(names)} places: {', '.join(first_and_last(names))}" for what, names in found.items()]
 
 
 def results(chosen: Mapping[str, float], tested: Mapping[str, float], folder: Path) -> str:

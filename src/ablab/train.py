@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
+from torch import nn
 
-from ablab import terminal
+from ablab import guests, terminal
 from ablab.callbacks.checkpoints import Checkpoints, Unsaved
 from ablab.config.build import blame, build
 from ablab.config.errors import ConfigError
@@ -21,16 +23,18 @@ from ablab.config.trust import check_targets
 from ablab.data.datamodule import DataModule
 from ablab.data.reading import set_up
 from ablab.digest import weights_digest
-from ablab.dry_run import check_launcher, check_sharding, check_start, check_trainer, dry_run
+from ablab.dry_run import check_launcher, check_loggers, check_sharding, check_start, check_trainer, dry_run
+from ablab.exact.exact import seed_before_fit
 from ablab.models.interface import InitFromData
 from ablab.norms import Norm
-from ablab.restorable import check_state
+from ablab.restorable import check_guest_state, check_state
 from ablab.runs.checkpoints import BEST, VerifiedFiles, read_weights
 from ablab.runs.folder import go_on_command, short
 from ablab.runs.identity import plain
 from ablab.runs.outcome import Stopped
 from ablab.runs.place import ignore_left_over, rank
 from ablab.runs.processes import first_failure, lost_worker, together
+from ablab.runs.resume import key_of, own_overrides
 from ablab.runs.run import Run
 from ablab.runs.strategies import cluster_environment, load_weights, whole_weights
 from ablab.screen import fitted, hush
@@ -60,19 +64,17 @@ def train(cfg: DictConfig) -> Run:
     with hush(cfg.quiet):
         parts = assemble(cfg)
     data, trainer, task = parts.data, parts.trainer, parts.task
-    batch_sizes = seen_by(data, parts.norm, trainer)
+    facts: dict[str, Any] = {"data": guests.record_of(cfg)}
+    check: Callable[..., None] = partial(check_guest_state, module=task, trainer=trainer)
+    if isinstance(data, DataModule) and isinstance(task, Task):
+        assert parts.norm is not None
+        facts = {"data": data.record(), "batch_sizes": seen_by(data, parts.norm, trainer)}
+        check = partial(check_state, task=task, trainer=trainer, data=data)
 
     with (
         hush(cfg.quiet) as stdout,
         together(trainer, cfg) as members,
-        Run.open(
-            cfg,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            batch_sizes=batch_sizes,
-            data=data.record(),
-            check_state=partial(check_state, task=task, trainer=trainer, data=data),
-        ) as run,
+        Run.open(cfg, rank=trainer.global_rank, world_size=trainer.world_size, check_state=check, **facts) as run,
         first_failure(members),
         lost_worker(),
     ):
@@ -84,21 +86,23 @@ def train(cfg: DictConfig) -> Run:
         trainer.loggers = run.start(
             build(node, save_dir=run.folder) for node in cfg.logger.values() if node is not None
         )
-        say(fitted(terminal.describe(data, task.model, parts.norm, batch_sizes), sys.stdout))
+        say(fitted(terminal.describe(parts, facts), sys.stdout))
         try:
             began = time.perf_counter()
+            if guests.is_guest(cfg):
+                seed_before_fit(cfg.seed)  # its data may be drawn while they are set up
             trainer.fit(task, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
             run.seconds = time.perf_counter() - began
             if trainer.profile is not None:
                 run.record["profile"] = trainer.profile.found
-            run.weights = {"last": weights_digest(whole_weights(task.model))}
+            run.weights = {"last": weights_digest(whole_weights(parts.model))}
             chosen: dict[str, float] = {}
             if parts.checkpoints is not None and parts.checkpoints.best_score is not None:
                 chosen = {cfg.monitor.metric: parts.checkpoints.best_score}
-                best = read_weights(run.folder / "checkpoints" / BEST, like=task.model.state_dict())
-                load_weights(task.model, best)
-                run.weights["best"] = weights_digest(whole_weights(task.model))
-            [tested] = trainer.test(task, datamodule=data, verbose=False)
+                best = read_weights(run.folder / "checkpoints" / BEST, like=parts.model.state_dict())
+                load_weights(parts.model, best)
+                run.weights["best"] = weights_digest(whole_weights(parts.model))
+            tested = test(parts)
         except Stopped as stopped:
             command = go_on_command(run.folder) + ("" if is_built_without_trust(cfg) else " trust=true")
             say(f"stopped by {stopped}; go on with: {command}", file=stdout)
@@ -106,6 +110,18 @@ def train(cfg: DictConfig) -> Run:
         run.metrics = {**chosen, **tested}
         say(terminal.results(chosen, tested, run.folder), file=stdout)
     return run
+
+
+def test(parts: Parts) -> dict[str, float]:
+    """Test the model; of a module without a test, return what its training has logged last."""
+    owner: Any = parts.task if parts.data is None else parts.data
+    base = L.LightningModule if parts.data is None else L.LightningDataModule
+    if guests.overrides(parts.task, "test_step", L.LightningModule) and guests.overrides(
+        owner, "test_dataloader", base
+    ):
+        [tested] = parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
+        return dict(tested)
+    return {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
 
 
 def is_built_without_trust(cfg: DictConfig) -> bool:
@@ -121,13 +137,19 @@ def is_built_without_trust(cfg: DictConfig) -> bool:
 
 @dataclass
 class Parts:
-    """What a config describes, built and checked."""
+    """What a config describes, built and checked; a module from outside has no norm of this project's."""
 
-    data: DataModule
-    norm: Norm
+    data: DataModule | L.LightningDataModule | None
+    norm: Norm | None
     trainer: Trainer
-    task: Task
+    task: L.LightningModule
     checkpoints: Checkpoints | None
+
+    @property
+    def model(self) -> nn.Module:
+        """The network whose weights a run keeps; a module from outside as a whole."""
+        model: Any = self.task.model if isinstance(self.task, Task) else self.task
+        return model
 
 
 def assemble(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") -> Parts:
@@ -140,6 +162,8 @@ def assemble(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test
     Raises:
         ConfigError: something in the config is wrong.
     """
+    if guests.is_guest(cfg):
+        return assemble_guest(cfg)
     data, norm, trainer = tried(cfg, scored=scored)
     model = build(cfg.model, norm=norm, **data.model_sizes)
     if isinstance(model, InitFromData):
@@ -158,13 +182,53 @@ def assemble(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test
         task.check_overrides()
     trainer.precision_plugin.convert_module(task)  # Lightning does after it has read a checkpoint, into float32
     trainer.prepare(task.model)
+    return Parts(data, norm, trainer, task, checkpoints_of(trainer))
+
+
+def assemble_guest(cfg: DictConfig) -> Parts:
+    """Build a LightningModule and a data module from outside, and attach to the trainer what makes their run exact.
+
+    Raises:
+        ConfigError: something in the config is wrong.
+    """
+    begin(cfg)
+    chosen = {key_of(word) for word in own_overrides() or ()}
+    with blame("task"):
+        module, data = guests.build_guest(cfg, chosen)
+    if isinstance(data, DataModule):
+        with blame("data"):
+            set_up(data, plain(cfg.data))
+    trainer = trainer_of(cfg, prefix="")
+    guests.check_trainer(cfg, trainer)
+    check_loggers(cfg)
+    trainer.precision_plugin.convert_module(module)
+    guests.attach(trainer, cfg.seed)
+    return Parts(data, None, trainer, module, checkpoints_of(trainer))
+
+
+def checkpoints_of(trainer: Trainer) -> Checkpoints | None:
+    """Return the callback that saves checkpoints, if there is one."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    checkpoints = next((callback for callback in callbacks if isinstance(callback, Checkpoints)), None)
-    return Parts(data, norm, trainer, task, checkpoints)
+    return next((callback for callback in callbacks if isinstance(callback, Checkpoints)), None)
 
 
 def tried(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") -> tuple[DataModule, Norm, Trainer]:
     """Data, norm and trainer of a config, once everything has been tried on the meta device.
+
+    Raises:
+        ConfigError: something in the config is wrong.
+    """
+    begin(cfg)
+    data = data_of(cfg, scored=scored)
+    norm = build(cfg.norm)
+    trainer = trainer_of(cfg, prefix="model.")
+    check_sharding(cfg, trainer)
+    dry_run(cfg, data, norm, trainer.world_size)
+    return data, norm, trainer
+
+
+def begin(cfg: DictConfig) -> None:
+    """Seed, and check what can be checked before anything is built.
 
     Raises:
         ConfigError: something in the config is wrong.
@@ -175,11 +239,20 @@ def tried(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") 
     rank_zero_only.rank = rank()  # type: ignore[attr-defined]  # Lightning has taken any RANK when it was imported
     with blame("seed"):
         L.seed_everything(cfg.seed, workers=True, verbose=False)
-
     check_targets(cfg)
     check_trainer(cfg)
-    data = data_of(cfg, scored=scored)
-    norm = build(cfg.norm)
+
+
+def trainer_of(cfg: DictConfig, *, prefix: str) -> Trainer:
+    """Build the trainer with its callbacks.
+
+    Args:
+        cfg: the composed config.
+        prefix: of the model's weights among those of the LightningModule.
+
+    Raises:
+        ConfigError: something in the config is wrong.
+    """
     callbacks = [build(callback) for callback in cfg.callbacks.values() if callback is not None]
     callbacks.sort(key=lambda callback: not isinstance(callback, Checkpoints))  # the state before others' hooks
     if not any(isinstance(callback, Checkpoints) for callback in callbacks):
@@ -188,14 +261,12 @@ def tried(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") 
         cfg.trainer,
         callbacks=callbacks,
         logger=False,
-        use_distributed_sampler=False,  # the data's own order knows the processes, see ablab.data.order
-        plugins=[VerifiedFiles(), cluster_environment()],
+        use_distributed_sampler=False,  # the loaders know the processes themselves
+        plugins=[VerifiedFiles(prefix), cluster_environment()],
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
     )
     check_launcher(trainer)
-    check_sharding(cfg, trainer)
-    dry_run(cfg, data, norm, trainer.world_size)
-    return data, norm, trainer
+    return trainer
 
 
 def data_of(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") -> DataModule:

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from torch import nn
 
 from ablab.runs import checkpoints, signals
 from ablab.runs.checkpoints import BEST
 from ablab.runs.folder import read_record
 from ablab.runs.outcome import RunError, Stopped
-from ablab.tasks.exchange import in_any
+from ablab.tasks.exchange import Exchange, in_any
 from ablab.tasks.task import Task
 
 
@@ -29,7 +30,7 @@ class Checkpoints(L.Callback):
     It is the first of a run's callbacks: what others do at the start of a step is done after a resume too.
 
     Args:
-        monitor: the validation metric that chooses the best model.
+        monitor: the validation metric that chooses the best model; None chooses none.
         mode: whether more of it is better.
         keep: how many of the newest states stay.
         every_n_minutes: time between two states, where validations are further apart.
@@ -42,7 +43,7 @@ class Checkpoints(L.Callback):
     def __init__(
         self,
         *,
-        monitor: str,
+        monitor: str | None,
         mode: Literal["min", "max"],
         keep: int = 2,
         every_n_minutes: float = 10.0,
@@ -65,6 +66,8 @@ class Checkpoints(L.Callback):
         self.phase = ""
         self.common_batches = math.inf
         self.folder = Path()
+        self.exchange = Exchange()
+        self.num_logged_steps: int | None = None  # of a resumed run, until its first step
 
     # When ---------------------------------------------------------------------------------------------------------
 
@@ -73,8 +76,8 @@ class Checkpoints(L.Callback):
         self.saved_at = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Task)
-        pl_module.exchange.wishes = {"stop": is_asked, "save": self.is_time}
+        self.exchange = pl_module.exchange if isinstance(pl_module, Task) else Exchange()
+        self.exchange.wishes = {"stop": is_asked, "save": self.is_time}
         signals.restore()  # after Lightning's own
         if trainer.is_global_zero:
             self.clear()
@@ -84,14 +87,18 @@ class Checkpoints(L.Callback):
                 f"({self.monitor} {self.best_score:.4f}); bring it back, or begin a new run"
             )
         if self.best_score is not None:  # of a resumed run: what is wrong with it must not come out at the end
-            checkpoints.read_weights(self.folder / BEST, like=pl_module.model.state_dict())
+            checkpoints.read_weights(self.folder / BEST, like=network(pl_module).state_dict())
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
-        assert isinstance(pl_module, Task)
         total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
         total.ready = total.started + 1  # Lightning counts the batch at which a run resumes twice
+        if self.num_logged_steps is not None:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = self.num_logged_steps
+            self.num_logged_steps = None
+        if is_accumulating(trainer):
+            return  # gradients of earlier batches are in no checkpoint
         step = trainer.global_step
-        granted = pl_module.exchange.granted()
+        granted = granted_in(self.exchange, pl_module)
         due = granted["save"]
         due |= self.every_n_steps is not None and step % self.every_n_steps == 0
         # Lightning does not validate after the last of max_steps when it resumes there
@@ -106,7 +113,7 @@ class Checkpoints(L.Callback):
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
             progress.ready = progress.started = progress.processed = progress.completed  # type: ignore[attr-defined]
-            if trainer.global_step != trainer.max_steps:
+            if trainer.global_step != trainer.max_steps and not is_accumulating(trainer):
                 self.save(trainer, "validation")
 
     def on_validation_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
@@ -115,10 +122,13 @@ class Checkpoints(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
+        if self.monitor is None:
+            return
         if self.monitor not in trainer.callback_metrics:
+            logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
             raise RunError(
-                f"monitor.metric={self.monitor}: the validation did not log it; where a task overrides "
-                f"validation_step, have it call super().validation_step() or self.log({self.monitor!r}, …)"
+                f"monitor.metric={self.monitor}: the validation did not log it, but {logged}; set monitor.metric to a "
+                f"metric that is logged, or have validation_step call self.log({self.monitor!r}, …)"
             )
         score = float(trainer.callback_metrics[self.monitor])
         if math.isnan(score):
@@ -210,8 +220,8 @@ class Checkpoints(L.Callback):
             total = loops["epoch_loop.val_loop.batch_progress"]["total"]
             total["ready"] += 1
             total["started"] += 1
-        if phase == "training":  # it would count the last step for the loggers once more
-            loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+        if phase == "training":  # it may count the last step for the loggers once more
+            self.num_logged_steps = loops["epoch_loop.state_dict"]["_batches_that_stepped"]
         if phase == "end":  # whatever ended it
             trainer.should_stop = True
 
@@ -219,15 +229,41 @@ class Checkpoints(L.Callback):
 class Unsaved(L.Callback):
     """What a run without checkpoints has instead: asked to stop, it stops between two steps, and nothing is kept."""
 
+    def __init__(self) -> None:
+        self.exchange = Exchange()
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Task)
-        pl_module.exchange.wishes = {"stop": is_asked}
+        self.exchange = pl_module.exchange if isinstance(pl_module, Task) else Exchange()
+        self.exchange.wishes = {"stop": is_asked}
         signals.restore()  # after Lightning's own
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
-        assert isinstance(pl_module, Task)
-        if pl_module.exchange.granted()["stop"]:
+        if granted_in(self.exchange, pl_module)["stop"]:
             stop(trainer)
+
+
+def network(module: L.LightningModule) -> nn.Module:
+    """Return the network whose weights a run keeps: a task's model, and any other LightningModule as a whole."""
+    model: Any = module.model if isinstance(module, Task) else module
+    return model
+
+
+def granted_in(exchange: Exchange, module: L.LightningModule) -> dict[str, bool]:
+    """Return what any process wished in the last step; of a module that does not send its loss, of the last batch."""
+    if isinstance(module, Task):
+        return exchange.granted()
+    nothing = torch.zeros((), device=module.device)
+    exchange.end(nothing)
+    granted = exchange.granted()
+    exchange.begin(nothing)
+    return granted
+
+
+def is_accumulating(trainer: L.Trainer) -> bool:
+    """Return whether the batch that is about to begin adds to gradients of earlier batches."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    is_between = progress.current.completed % trainer.accumulate_grad_batches != 0
+    return is_between and not progress.is_last_batch  # whose step is taken however few came before
 
 
 def is_asked() -> bool:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
-from ablab.data.batch import Batch
 from ablab.data.draws import seed_step
 from ablab.runs.outcome import Diverged
 from ablab.tasks.arriving import Arriving
@@ -27,7 +26,7 @@ class Found:
 
     step: int
     epoch: int
-    batch: Batch
+    batch: Any
     lr: float
     values: Arriving
 
@@ -57,23 +56,25 @@ class NonFinite(L.Callback):
         self.lr_factor = lr_factor
         self.skipped: list[int] = []
         self.last: dict[str, float] = {}
-        self.batch: Batch | None = None
+        self.batch: Any = None
+        self.loss: Tensor | None = None  # of a module that is no task of this project
         self.buffers: list[Tensor] = []
         self.pending: Found | None = None
-        self.task: Task | None = None
+        self.task: L.LightningModule | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Task)
         self.task = pl_module
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        if not isinstance(pl_module, Task):
+            self.loss = loss.detach()
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *rest: Any) -> None:
         self.batch = batch
         if self.skip:  # a norm's averages take part in a step that may have to be left out
-            self.buffers = [buffer.clone() for buffer in pl_module.model.buffers()]  # type: ignore[union-attr]
+            self.buffers = [buffer.clone() for buffer in pl_module.buffers()]
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        assert isinstance(pl_module, Task)
-        assert self.batch is not None
         self.settle()  # the step before this one
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not gradients:  # `training_step` has returned None, which leaves the step out
@@ -82,8 +83,11 @@ class NonFinite(L.Callback):
         sharded = isinstance(norm, DTensor)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        pl_module.observed["train/gradient_norm"] = norm
-        values = torch.stack([pl_module.step_loss.to(norm.dtype), norm])
+        observed = pl_module.observed if isinstance(pl_module, Task) else {}
+        observed["train/gradient_norm"] = norm
+        loss = pl_module.step_loss if isinstance(pl_module, Task) else self.loss
+        # a loss whose backward pass was not Lightning's is not known here
+        values = torch.stack([torch.zeros_like(norm) if loss is None else loss.to(norm.dtype), norm])
         lr = optimizer.param_groups[0]["lr"]
         self.pending = Found(trainer.global_step, trainer.current_epoch, self.batch, lr, Arriving(values))
         if norm.is_cuda and not sharded and self.can_wait(optimizer):
@@ -93,8 +97,8 @@ class NonFinite(L.Callback):
             self.lower_rate(optimizer)
             self.last["learning rate"] = optimizer.param_groups[0]["lr"]
         if self.skip:
-            pl_module.observed["train/skipped_steps"] = len(self.skipped)
-            pl_module.observed["train/lr"] = optimizer.param_groups[0]["lr"]  # which may be lower than the schedule's
+            observed["train/skipped_steps"] = len(self.skipped)
+            observed["train/lr"] = optimizer.param_groups[0]["lr"]  # which may be lower than the schedule's
 
     def can_wait(self, optimizer: Any) -> bool:
         """Whether the look at a step can wait until the next one: a bad one changes no weights."""
@@ -128,12 +132,12 @@ class NonFinite(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.settle()
 
-    def leave_out(self, task: Task) -> None:
+    def leave_out(self, task: L.LightningModule) -> None:
         """Take no step: parameters without gradients stay as they are, and the norms' averages get their old values."""
         self.skipped.append(task.trainer.global_step)
         for parameter in task.parameters():
             parameter.grad = None
-        for buffer, old in zip(task.model.buffers(), self.buffers, strict=True):
+        for buffer, old in zip(task.buffers(), self.buffers, strict=True):
             buffer.copy_(old)
 
     def lower_rate(self, optimizer: Any) -> None:
@@ -151,14 +155,15 @@ class NonFinite(L.Callback):
 
         handle = optimizer.register_step_post_hook(restore)
 
-    def report(self, task: Task, found: Found, loss: float, norm: float) -> str:
+    def report(self, task: L.LightningModule, found: Found, loss: float, norm: float) -> str:
         """What is not finite, where it begins, what the last good step was, and what may help."""
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the loss is {loss:.4g}, its gradient {norm}"
         last = ", ".join(f"{name} {value:.4g}" for name, value in self.last.items()) or "none: it was the first"
         group = task.trainer.optimizers[0].param_groups[0]
         rate = group.get("initial_lr", group["lr"])
+        where = self.where(task, found) if isinstance(task, Task) else bad_gradients(task)
         return (
-            f"step {found.step} (epoch {found.epoch}): {what}; {self.where(task, found)}.\n"
+            f"step {found.step} (epoch {found.epoch}): {what}; {where}.\n"
             f"  The last finite step had {last}.\n"
             f"  What often helps: a lower rate (optimizer.lr={0.3 * rate:.1g}), trainer.gradient_clip_val=1.0, "
             "scheduler.warmup_steps=100; or leaving such steps out, callbacks.nonfinite.skip=3"
@@ -184,10 +189,7 @@ class NonFinite(L.Callback):
                     loss.backward()
         if places:
             return f"the first output that is not finite is that of {places[0]}"
-        names = [n for n, p in task.named_parameters() if p.grad is not None and not finite(p.grad)]
-        if not names:
-            return "all outputs and gradients of this process are finite"
-        return f"all outputs are finite, and the first gradient that is not is that of {names[-1]}"
+        return f"all outputs are finite, and {bad_gradients(task)}"
 
     def state_dict(self) -> dict[str, Any]:
         self.settle()  # nothing is saved that is not known to be finite
@@ -195,6 +197,12 @@ class NonFinite(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped, self.last = list(state_dict["skipped"]), dict(state_dict["last"])
+
+
+def bad_gradients(module: nn.Module) -> str:
+    """Return which gradient was not finite first: that of the last parameter, from where the backward pass came."""
+    names = [n for n, p in module.named_parameters() if p.grad is not None and not finite(p.grad)]
+    return f"the first gradient that is not finite is that of {names[-1]}" if names else "all gradients are finite"
 
 
 def finite(tensor: Tensor) -> bool:

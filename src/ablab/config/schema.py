@@ -19,12 +19,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+import ablab.config.monitor  # noqa: F401 (a resolver that conf/task/lightning.yaml uses)
 from ablab.config.errors import ConfigError, group_named, menu
 
 PLAIN_WORD = re.compile(r"[\w./%*@?|+-]+")  # what Hydra takes without quotes
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 # packages that an extra of pyproject.toml brings
 OPTIONAL = {"lion_pytorch": "optim", "schedulefree": "optim", "tensorboard": "trackers", "mlflow": "trackers"}
+BROUGHT = ("model", "norm", "data", "optimizer", "scheduler")  # null where the task brings its own
 SEVERAL = ("callbacks", "logger")  # the groups whose choices are several things, each with a name
 
 
@@ -85,6 +87,8 @@ def choice_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
     """The problems of places that should hold a choice of a group, and hold something else."""
     for group in top_level(root)[1]:
         node = content[group]
+        if node is None and content["model"] is None and group in BROUGHT:
+            continue
         if not isinstance(node, dict) or (group not in SEVERAL and "_target_" not in node):
             yield f"{group}: it names no class to build; choose another, {choices_of(root.parent / group)}"
         elif group in SEVERAL:
@@ -127,7 +131,7 @@ def node_problems(node: Any, place: str) -> Iterator[str]:
             yield from node_problems(child, f"{place}[{i}]")
     if not isinstance(node, dict):
         return
-    if "_target_" in node:
+    if "_target_" in node and not (place == "data" and node["_target_"] is None):  # data=lightning
         yield from call_problems(node, place)
     for key, child in node.items():
         where = f"{place}.{key}" if place else str(key)
@@ -139,6 +143,8 @@ def node_problems(node: Any, place: str) -> Iterator[str]:
 def call_problems(node: dict[Any, Any], place: str) -> Iterator[str]:
     """The problems of a node that names a class or a function."""
     target = node["_target_"]
+    if target == "???":
+        return  # said with the other values that have no default
     if not isinstance(target, str):
         yield f"{place}._target_={show(target)}: a class or function is needed, package.module.Name"
         return

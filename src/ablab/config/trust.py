@@ -35,6 +35,8 @@ KINDS = {
     "logger": "lightning.pytorch.loggers.Logger",
     "trainer": "ablab.trainer.Trainer",
 }
+# Instead, where the task brings its own network.
+GUESTS = {"task": "lightning.LightningModule", "data": "lightning.LightningDataModule"}
 # Places below a group whose parameter is annotated with a protocol, which any class might fulfil.
 NESTED = {"model.qk_norm": "ablab.norms.Norm"}
 
@@ -58,8 +60,11 @@ def check_targets(cfg: DictConfig) -> None:
     content: Any = OmegaConf.to_container(cfg, resolve=True)
     strict = cfg.trust is False
     lines: list[str] = []
-    for group, kind in KINDS.items():
+    kinds = {**KINDS, **GUESTS} if content["model"] is None else KINDS
+    for group, kind in kinds.items():
         nodes = content[group] or {}
+        if group == "data" and nodes.get("_target_") is None:  # data=lightning, without a data module
+            continue
         places = {f"{group}.{name}": node for name, node in nodes.items()} if group in SEVERAL else {group: nodes}
         for place, node in places.items():
             lines += problems(node, (get_object(kind),), place, strict=strict)

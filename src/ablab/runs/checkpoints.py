@@ -211,12 +211,19 @@ def newest_sound(
 
 
 class VerifiedFiles(CheckpointIO):
-    """Lightning's way to these files: `.safetensors` gets the model's weights alone, others the whole state."""
+    """Lightning's way to these files: `.safetensors` gets the model's weights alone, others the whole state.
+
+    Args:
+        prefix: of the model's weights among those of the LightningModule.
+    """
+
+    def __init__(self, prefix: str = "model.") -> None:
+        self.prefix = prefix
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         if path.suffix == ".safetensors":
-            write_weights(model_weights(checkpoint), path, step=checkpoint["global_step"], epoch=checkpoint["epoch"])
+            write_weights(model_weights(checkpoint, self.prefix), path, step=checkpoint["global_step"], epoch=checkpoint["epoch"])
         else:
             write(checkpoint, path)
 
@@ -227,12 +234,12 @@ class VerifiedFiles(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def model_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+def model_weights(checkpoint: dict[str, Any], prefix: str = "model.") -> dict[str, Tensor]:
     """The weights of a task's model, by the model's own names; none if the checkpoint has none."""
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     named = weights if isinstance(weights, dict) else {}
     return {
-        name.removeprefix("model."): tensor
+        name.removeprefix(prefix): tensor
         for name, tensor in named.items()
-        if isinstance(name, str) and name.startswith("model.")
+        if isinstance(name, str) and name.startswith(prefix)
     }

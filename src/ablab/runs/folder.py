@@ -41,8 +41,6 @@ RECORD = {
     "identity.code": "str",
     "identity.data": "str",
     "processes": "int",
-    "batch_sizes": "dict",
-    "batch_sizes.norm": "int",
     "data": "dict",
     "data.fingerprint": "str",
     "git_commit": "str | None",
@@ -60,7 +58,8 @@ ENVIRONMENT = {
     "packages.*": "str",
 }
 CONFIG = {
-    **dict.fromkeys(("model", "norm", "data", "task", "optimizer", "trainer", "callbacks", "logger"), "dict"),
+    **dict.fromkeys(("task", "trainer", "callbacks", "logger"), "dict"),
+    **dict.fromkeys(("model", "norm", "data", "optimizer"), "dict | None"),  # None: the task brings its own
     "seed": "int",
 }
 # What a record may have, too.
@@ -72,6 +71,8 @@ OPTIONAL = {
     "ended": "str",
     "error": "str",
     "resumed": "list",
+    "batch_sizes": "dict",
+    "batch_sizes.*": "int",
     "choices": "dict",
     "seconds": "float | None",
     "metrics": "dict",

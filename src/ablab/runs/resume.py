@@ -31,6 +31,7 @@ def words_for_hydra(argv: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: `resume=` in a sweep.
     """
+    argv = with_open_keys(argv)
     if (folder := run_to_resume(argv)) is None:
         return list(argv)
     flags = {word.partition("=")[0] for word in argv if word.startswith("-")}
@@ -43,6 +44,18 @@ def words_for_hydra(argv: Sequence[str]) -> list[str]:
         return [*argv[:first], *(own or []), *argv[first:]]
     changes = overrides_beside_resume(argv)
     return [word for word in argv if word not in changes]
+
+
+def with_open_keys(words: Sequence[str]) -> list[str]:
+    """Let overrides of `task.` and `data.` add keys, where these name somebody else's class: `task=lightning`.
+
+    Hydra refuses a key that no YAML has; which keys a class takes is checked against its signature all the same.
+    """
+    is_open = {word.partition("=")[0] for word in words if word in ("task=lightning", "data=lightning")}
+    return [
+        f"++{word}" if word.partition(".")[0] in is_open and "=" in word and "." in word.partition("=")[0] else word
+        for word in words
+    ]
 
 
 def names_one_run(word: str) -> ConfigError:

@@ -1,0 +1,1 @@
+"""Exact resume for any LightningModule with any data."""

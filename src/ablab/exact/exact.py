@@ -1,0 +1,222 @@
+"""What makes any LightningModule with any loaders resume to the same bits, attached from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ablab import internals
+from ablab.data.loader import Resumable
+from ablab.exact import state
+from ablab.exact.loaders import Place, ResumableLoader, is_seekable, rebuilt, warn
+from ablab.exact.randomness import seed_all
+
+HOOKS = ("train_dataloader", "val_dataloader", "test_dataloader")
+
+
+class Exact(L.Callback):
+    """Seeds every step, wraps the loaders, and saves what Lightning's checkpoints leave out.
+
+    - Before each batch the global generators are seeded from (seed, number of the batch, rank), and before each batch
+      of an evaluation from (seed, stage, number of the batch, rank).
+    - The loaders of the data module, or of the module, become `ResumableLoader`s.
+    - A checkpoint also has the states of all torchmetrics in the module, the epoch means of `self.log`, the module's
+      plain attributes that training changes, and with manual optimization the gradients.
+
+    It has to be among the first callbacks, so that other callbacks' hooks at the start of a step draw derived numbers.
+
+    Args:
+        seed: of everything that is drawn.
+    """
+
+    def __init__(self, *, seed: int) -> None:
+        self.seed = seed
+        self.loaders: list[ResumableLoader] = []
+        self.trainer: L.Trainer | None = None
+        self.marks: dict[tuple[str, str], Any] = {}
+        self.saved: dict[str, Any] | None = None
+        self.unwrapped: list[tuple[Any, str]] = []
+
+    # Loaders ------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.trainer = trainer
+        for owner in filter(None, (trainer.datamodule, pl_module)):  # type: ignore[attr-defined]
+            for hook in HOOKS:
+                if hook not in vars(owner):
+                    setattr(owner, hook, self.wrapped(getattr(owner, hook), hook.removesuffix("_dataloader")))
+                    self.unwrapped.append((owner, hook))
+        self.marks = state.marks_of(pl_module)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for owner, hook in self.unwrapped:
+            delattr(owner, hook)
+        self.unwrapped = []
+
+    def wrapped(self, original: Callable[[], Any], stage: str) -> Callable[[], Any]:
+        """Return a loader hook that gives resumable loaders."""
+
+        @wraps(original)
+        def hook() -> Any:
+            assert self.trainer is not None
+            # the hook may draw, to split or to shuffle; it is called again where loaders are reloaded
+            every = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+            seed_all(self.seed, stage, self.trainer.current_epoch // every if every else 0)
+            return self.resumable(original(), stage)
+
+        return hook
+
+    def resumable(self, given: Any, stage: str) -> Any:
+        """Return what a hook has given, with every loader in it wrapped."""
+        if given is None or isinstance(given, Resumable):
+            return given
+        number = 0
+
+        def wrap(loader: Any, mode: Any = "max_size_cycle") -> Any:
+            nonlocal number
+            if isinstance(loader, Resumable | ResumableLoader):
+                return loader
+            if self.is_overfitting and is_seekable(loader) and loader.batch_size is not None:
+                loader = rebuilt(loader)  # in order, as Lightning has it
+            name = stage if number == 0 else f"{stage} {number}"
+            number += 1
+            made = ResumableLoader(loader, seed=self.seed, name=name, place=self.place(stage, loader, mode))
+            if stage == "train":
+                self.loaders.append(made)
+            return made
+
+        if stage == "train":
+            self.loaders = []
+        if isinstance(given, CombinedLoader):
+            given.flattened = [wrap(loader, given._mode) for loader in given.flattened]
+            return given
+        if isinstance(given, list | tuple | dict):
+            return apply_to_collection(given, DataLoader, wrap)
+        return wrap(given)
+
+    @property
+    def is_overfitting(self) -> bool:
+        return bool(self.trainer and self.trainer.overfit_batches and self.trainer.state.fn == "fit")  # type: ignore[attr-defined]
+
+    def place(self, stage: str, loader: Any, mode: Any) -> Place:
+        """Return where a loader is used."""
+        trainer = self.trainer
+        assert trainer is not None
+        wants = trainer._accelerator_connector.use_distributed_sampler  # type: ignore[attr-defined]
+        has_own = type(getattr(loader, "sampler", None)).__name__.startswith("Distributed")
+        return Place(
+            position=self.position if stage == "train" else lambda: (0, 0),
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            shards=wants and trainer.world_size > 1 and not has_own,
+            mode=mode,
+        )
+
+    def position(self) -> tuple[int, int]:
+        """Return the epoch of training and how many of its batches are done."""
+        assert self.trainer is not None
+        fit = self.trainer.fit_loop
+        epoch: Any = fit.epoch_progress.current
+        return epoch.processed, fit.epoch_loop.batch_progress.current.completed
+
+    # Random numbers -----------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        seed_all(self.seed, "epoch", trainer.current_epoch, trainer.global_rank)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        seed_all(self.seed, "step", trainer.current_epoch, batch_idx, trainer.global_rank)
+        trainer.fit_loop.restarting = False  # else Lightning passes over schedules that wait for the epoch's end
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        seed_all(self.seed, "epoch end", trainer.current_epoch, trainer.global_rank)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        seed_all(self.seed, "validation", trainer.global_rank)
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        seed_all(self.seed, "validation", dataloader_idx, batch_idx, trainer.global_rank)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            trainer.fit_loop.restarting = False
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        seed_all(self.seed, "test", dataloader_idx, batch_idx, trainer.global_rank)
+
+    # Checkpoints --------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for problem in filter(None, (loader.check_reproducible() for loader in self.loaders)):
+            warn(f"a resumed run will differ: {problem}")
+        if self.saved is None:
+            return
+        saved, self.saved = self.saved, None
+        if len(saved["processes"]) != trainer.world_size:
+            warn(f"the run had {len(saved['processes'])} processes and has {trainer.world_size}: it ends with other bits")
+        own = saved["processes"][trainer.global_rank % len(saved["processes"])]
+        state.restore_metrics(pl_module, own["metrics"])
+        state.restore_attributes(pl_module, own["attributes"], pl_module.device)
+        for name, gradient in own["gradients"].items():
+            pl_module.get_parameter(name).grad = gradient.to(pl_module.device)
+        for name, value in own["callback_metrics"].items():
+            trainer.callback_metrics[name] = value.to(pl_module.device)
+        if own["logged"]:
+            internals.restore_logged_means(trainer, pl_module, own["logged"])
+        for loader, digest in zip(self.loaders, own["batches"], strict=False):
+            loader.expected = digest
+            loader.entered, loader.cycle = None, 0
+        if any(loader.length() is None for loader in self.loaders):
+            internals.restart_fetching(trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        position = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        manual = not pl_module.automatic_optimization
+        gradients = {n: p.grad for n, p in pl_module.named_parameters() if manual and p.grad is not None}
+        own = {
+            "metrics": state.states_of_metrics(pl_module),
+            "attributes": state.changed_attributes(pl_module, self.marks),
+            "gradients": state.detached(gradients),
+            "logged": internals.logged_means(trainer),
+            "callback_metrics": {
+                name: value.detach().cpu() for name, value in trainer.callback_metrics.items() if isinstance(value, Tensor)
+            },
+            "batches": [loader.digest_before(position) for loader in self.loaders],
+        }
+        checkpoint["exact"] = {"processes": gathered(own)}
+        for key in ("hyper_parameters", "datamodule_hyper_parameters"):  # objects among them could not be read back
+            if key in checkpoint and not state.is_plain(dict(checkpoint[key])):
+                checkpoint[key] = {k: v for k, v in checkpoint[key].items() if state.is_plain(v)}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.saved = checkpoint.get("exact")
+
+
+def gathered(own: Any) -> list[Any]:
+    """Return what each process has, in their order."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [own]
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, own)
+    return everywhere
+
+
+def seed_before_fit(seed: int) -> None:
+    """Seed the global generators as a training does before data modules and modules are set up."""
+    torch.manual_seed(seed)
+    seed_all(seed, "setup")

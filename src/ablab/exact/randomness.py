@@ -1,0 +1,39 @@
+"""Random numbers that are derived from the seed and the place in a training, never carried over from what was drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def seed_of(*key: Any) -> int:
+    """Return a seed of 64 bits from a key."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8]) & (1 << 63) - 1
+
+
+def seed_all(*key: Any) -> None:
+    """Seed the global generators of torch, NumPy and Python from a key."""
+    seed = seed_of(*key)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of accelerator, even missing ones
+    if torch.cuda.is_initialized():
+        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
+    elif torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (others' code draws from it)
+    random.seed(seed)
+
+
+def states_of_generators() -> tuple[Any, ...]:
+    """Return the states of the CPU's global generators."""
+    return torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+
+
+def restore_generators(states: tuple[Any, ...]) -> None:
+    """Restore what `states_of_generators` has returned."""
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    random.setstate(states[2])

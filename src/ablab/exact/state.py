@@ -1,0 +1,180 @@
+"""What a training keeps outside of parameters and buffers: metrics, logged means, attributes of modules, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+# Metrics --------------------------------------------------------------------------------------------------------------
+
+
+def metrics_of(module: nn.Module) -> Iterator[tuple[str, Metric]]:
+    """Yield every metric in a module, those in collections included, with its name."""
+    for child in module.modules():
+        if isinstance(child, MetricCollection):
+            child.items()  # metrics that share their states get states of their own
+    for name, child in module.named_modules():
+        if isinstance(child, Metric):
+            yield name, child
+
+
+def states_of_metrics(module: nn.Module) -> dict[str, Any]:
+    """Return the states of all metrics in this process, on the CPU."""
+    return {
+        name: {
+            "updates": metric.update_count,
+            "state": {key: detached(value) for key, value in metric.metric_state.items()},
+        }
+        for name, metric in metrics_of(module)
+    }
+
+
+def restore_metrics(module: nn.Module, saved: Mapping[str, Any]) -> None:
+    """Set the metrics of a module to saved states; a metric that is not among them stays as it is."""
+    for name, metric in metrics_of(module):
+        if name not in saved:
+            continue
+        metric.reset()
+        metric._update_count = saved[name]["updates"]
+        for key, value in saved[name]["state"].items():
+            here = [v.to(metric.device) for v in value] if isinstance(value, list) else value.to(metric.device)
+            setattr(metric, key, here)
+
+
+# Attributes -----------------------------------------------------------------------------------------------------------
+
+# What every module has, and Lightning sets by itself.
+OWN_ATTRIBUTES = {*vars(nn.Module()), *vars(L.LightningModule())}
+
+
+def attributes_of(module: nn.Module) -> Iterator[tuple[str, str, Any]]:
+    """Yield the attributes of a module and its children that are tensors or plain data: module, name, value.
+
+    Parameters, buffers and metrics are saved otherwise. An attribute may hold what a training carries from step to
+    step: the hidden state of a recurrent network, a counter, a running mean.
+    """
+    for name, child in module.named_modules():
+        if not isinstance(child, Metric | MetricCollection):
+            for key, value in vars(child).items():
+                if key not in OWN_ATTRIBUTES and is_plain(value):
+                    yield name, key, value
+
+
+def marks_of(module: nn.Module) -> dict[tuple[str, str], Any]:
+    """Return by what each plain attribute is known to be as it was; nothing is copied."""
+    return {(name, key): mark(value) for name, key, value in attributes_of(module)}
+
+
+def changed_attributes(module: nn.Module, before: Mapping[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:
+    """Return the plain attributes that are not what they were, by the modules' names, on the CPU."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, key, value in attributes_of(module):
+        if (name, key) not in before or not same(mark(value), before[name, key]):
+            found.setdefault(name, {})[key] = detached(value)
+    return found
+
+
+def restore_attributes(module: nn.Module, saved: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
+    """Set attributes to saved values, their tensors on a device."""
+    modules = dict(module.named_modules())
+    for name, own in saved.items():
+        for key, value in own.items():
+            if name in modules:
+                setattr(modules[name], key, on(value, device))
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a value is a tensor, plain data, or made of such."""
+    if isinstance(value, Tensor):
+        return not isinstance(value, nn.Parameter)
+    if isinstance(value, Mapping):
+        return type(value) is dict and all(isinstance(key, str | int) for key in value) and all(map(is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return type(value) in (list, tuple) and all(map(is_plain, value))
+    return value is None or type(value) in (bool, int, float, str, bytes)
+
+
+def mark(value: Any) -> Any:
+    """Return a value with the versions of its tensors, which change when they are written to."""
+    if isinstance(value, Tensor):
+        return (value, value._version)
+    if isinstance(value, Mapping):
+        return {key: mark(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [type(value), *map(mark, value)]
+    return value
+
+
+def same(a: Any, b: Any) -> bool:
+    """Return whether two marks are of the same value."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def detached(value: Any) -> Any:
+    """Return a copy of plain data with its tensors on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, Mapping):
+        return {key: detached(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(detached, value))
+    return value
+
+
+def on(value: Any, device: torch.device) -> Any:
+    """Return plain data with its tensors on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: on(part, device) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on(part, device) for part in value)
+    return value
+
+
+# Checkpoints ----------------------------------------------------------------------------------------------------------
+
+
+def readable(value: Any, place: str) -> Any:
+    """Return a checkpoint's content as tensors and plain data, which is all that is read back.
+
+    Raises:
+        TypeError: names a value of another kind.
+    """
+    if isinstance(value, Tensor) or value is None or type(value) in (bool, int, float, str, bytes, torch.Size):
+        return value
+    if isinstance(value, Mapping):
+        items = {key: readable(part, f"{place}.{key}" if place else str(key)) for key, part in value.items()}
+        return items if type(value) is dict else as_known(value, items)
+    if isinstance(value, list | tuple):
+        parts = [readable(part, f"{place}[{i}]") for i, part in enumerate(value)]
+        return parts if isinstance(value, list) else tuple(parts)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, torch.dtype | torch.device):
+        return value
+    raise TypeError(f"{place} is a {type(value).__name__}")
+
+
+def as_known(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """Keep the kinds of mappings that torch reads, and give others as dicts."""
+    from collections import Counter, OrderedDict
+
+    kind = type(value)
+    return kind(items) if kind in (OrderedDict, Counter) else items
