@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from tests.polling import take_signals
 
 from ablab.runs.outcome import STOPPED
 
@@ -37,6 +38,6 @@ print(signals.requested and signals.requested.name)
 )
 def test_sighup_stops_unless_it_is_ignored(shell: str, phase: str, returncode: int, printed: str) -> None:
     words = [sys.executable, "-c", PROGRAM, shell, phase]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, preexec_fn=take_signals)
     assert (done.returncode, done.stderr) == (returncode, "")
     assert done.stdout.strip() == printed
