@@ -198,7 +198,7 @@ def assemble_guest(cfg: DictConfig) -> Parts:
     if isinstance(data, DataModule):
         with blame("data"):
             set_up(data, plain(cfg.data))
-    trainer = trainer_of(cfg, prefix="")
+    trainer = trainer_of(cfg, prefix="", shards=not isinstance(data, DataModule))
     guests.check_trainer(cfg, trainer)
     check_loggers(cfg)
     trainer.precision_plugin.convert_module(module)
@@ -243,12 +243,13 @@ def begin(cfg: DictConfig) -> None:
     check_trainer(cfg)
 
 
-def trainer_of(cfg: DictConfig, *, prefix: str) -> Trainer:
+def trainer_of(cfg: DictConfig, *, prefix: str, shards: bool = False) -> Trainer:
     """Build the trainer with its callbacks.
 
     Args:
         cfg: the composed config.
         prefix: of the model's weights among those of the LightningModule.
+        shards: the loaders do not know of other processes, each of which is to take its share.
 
     Raises:
         ConfigError: something in the config is wrong.
@@ -261,7 +262,7 @@ def trainer_of(cfg: DictConfig, *, prefix: str) -> Trainer:
         cfg.trainer,
         callbacks=callbacks,
         logger=False,
-        use_distributed_sampler=False,  # the loaders know the processes themselves
+        use_distributed_sampler=shards,  # see `ablab.exact.loaders`; this project's loaders shard by themselves
         plugins=[VerifiedFiles(prefix), cluster_environment()],
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
     )

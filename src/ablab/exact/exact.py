@@ -140,6 +140,9 @@ class Exact(L.Callback):
         trainer.fit_loop.restarting = False  # else Lightning passes over schedules that wait for the epoch's end
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for loader in self.loaders:
+            if (problem := loader.check_unchanged()) is not None:
+                warn(f"a resumed run will differ: {loader.name}: {problem}")
         seed_all(self.seed, "epoch end", trainer.current_epoch, trainer.global_rank)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -162,8 +165,9 @@ class Exact(L.Callback):
     # Checkpoints --------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for problem in filter(None, (loader.check_reproducible() for loader in self.loaders)):
-            warn(f"a resumed run will differ: {problem}")
+        for loader in self.loaders:
+            if (problem := loader.check_reproducible()) is not None:
+                warn(f"a resumed run will differ: {loader.name}: {problem}")
         if self.saved is None:
             return
         saved, self.saved = self.saved, None
@@ -200,7 +204,7 @@ class Exact(L.Callback):
         }
         checkpoint["exact"] = {"processes": gathered(own)}
         for key in ("hyper_parameters", "datamodule_hyper_parameters"):  # objects among them could not be read back
-            if key in checkpoint and not state.is_plain(dict(checkpoint[key])):
+            if key in checkpoint:
                 checkpoint[key] = {k: v for k, v in checkpoint[key].items() if state.is_plain(v)}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

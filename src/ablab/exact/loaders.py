@@ -67,6 +67,7 @@ class ResumableLoader:
         self.entered: int | None = None  # the epoch of the last pass
         self.cycle = 0  # passes over a short loader that is repeated within an epoch
         self.drawn: int | None = None  # the epoch whose order was drawn last
+        self.first: tuple[Any, str] | None = None  # the first batch's item and digest, until an epoch is over
         self.recent: deque[tuple[int, Any, list[int]]] = deque(maxlen=2)  # number, batch and its tensors' versions
         self.expected: str | None = None  # digest of the last batch before a resume
         self.seeks = is_seekable(loader)
@@ -189,7 +190,7 @@ class ResumableLoader:
 
     def order(self, epoch: int) -> Iterator[Any]:
         """Return the indices of each batch of an epoch, as this process takes them."""
-        if self.drawn is None and type(self.sampler) not in PLAIN_SAMPLERS:
+        if self.drawn is None and not self.is_plain:
             for earlier in range(epoch):  # a sampler may go on from what it drew in the epochs before a resume
                 self.draw(earlier)
         self.drawn = epoch
@@ -203,10 +204,20 @@ class ResumableLoader:
             return iter(share)
         return iter(BatchSampler(share, self.loader.batch_size, self.loader.drop_last))
 
+    @property
+    def innermost(self) -> Any:
+        """The sampler of single samples, which may be inside of a batch sampler."""
+        return getattr(self.loader.batch_sampler, "sampler", self.sampler)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether an epoch's order depends on nothing but generators that are seeded for it."""
+        return type(self.loader.batch_sampler) in (BatchSampler, type(None)) and type(self.innermost) in PLAIN_SAMPLERS
+
     def draw(self, epoch: int) -> list[Any]:
         """Draw what the loader's sampler gives in an epoch, the same in every process."""
         batch_sampler, sampler = self.loader.batch_sampler, self.sampler
-        for holder in (sampler, batch_sampler):
+        for holder in (self.innermost, batch_sampler):
             if hasattr(holder, "set_epoch"):
                 holder.set_epoch(epoch)
             if isinstance(getattr(holder, "generator", None), torch.Generator):
@@ -269,10 +280,25 @@ class ResumableLoader:
         """Fetch the first batch twice; return why a resumed run would get other batches, None if they are equal."""
         if not self.seeks or not self.length():
             return None
-        item = (seed_of(*self.key(0, 0)), 0, self.draw(0)[0])
-        if digest_of(self.engine.dataset[item]) == digest_of(self.engine.dataset[item]):
+        item = (seed_of(*self.key(0, 0)), 0, next(self.order(0)))
+        self.drawn = None
+        digest = digest_of(self.engine.dataset[item])
+        if digest_of(self.engine.dataset[item]) != digest:
+            return f"{type(self.loader.dataset).__name__} gives other values each time it is read; {REMEDY}"
+        self.first = (item, digest)
+        return None
+
+    def check_unchanged(self) -> str | None:
+        """Fetch the first batch once more, after an epoch; return why it is another one, None if it is not."""
+        if self.first is None:
             return None
-        return f"{self.name}: {type(self.loader.dataset).__name__} gives other values each time it is read; {REMEDY}"
+        (item, digest), self.first = self.first, None
+        if digest_of(self.engine.dataset[item]) == digest:
+            return None
+        return (
+            f"{type(self.loader.dataset).__name__} has changed in the first epoch; save what changes in the data "
+            "module's state_dict, and restore it in load_state_dict"
+        )
 
 
 REMEDY = "draw from the global generators of torch, numpy or random, which are seeded for each batch"

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ablab.config.errors import ConfigError
 from ablab.digest import weights_digest
+from ablab.exact.state import readable
 from ablab.runs.folder import make_parent, whole
 from ablab.runs.outcome import RunError
 
@@ -225,7 +226,14 @@ class VerifiedFiles(CheckpointIO):
         if path.suffix == ".safetensors":
             write_weights(model_weights(checkpoint, self.prefix), path, step=checkpoint["global_step"], epoch=checkpoint["epoch"])
         else:
-            write(checkpoint, path)
+            try:
+                state = readable(checkpoint, "")
+            except TypeError as error:
+                raise RunError(
+                    f"{path}: {error}, and a checkpoint holds tensors and plain data only; have on_save_checkpoint or "
+                    "state_dict give those"
+                ) from error
+            write(state, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read(Path(path))

@@ -38,6 +38,23 @@ def restore() -> None:
             signal.signal(number, note)
 
 
+@contextmanager
+def noted() -> Iterator[None]:
+    """Note them in a part of a program, which keeps its own handlers for the rest."""
+    global installed, requested
+    before, was_installed = {number: signal.getsignal(number) for number in heeded()}, installed
+    installed = True
+    try:
+        begin()
+        restore()
+        yield
+    finally:
+        installed, requested = was_installed, None
+        end()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def heeded() -> list[signal.Signals]:
     """The signals that stop this process: SIGHUP is none of them where nohup has it ignored."""
     return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]

@@ -1,0 +1,86 @@
+"""A training that can be killed and resumed to the same bits, without a config: for notebooks and other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from ablab.callbacks.checkpoints import Checkpoints
+from ablab.config.errors import ConfigError
+from ablab.disk import Lock
+from ablab.exact.exact import Exact, seed_before_fit
+from ablab.exact.loaders import warn
+from ablab.restorable import check_guest_state
+from ablab.runs import signals
+from ablab.runs.checkpoints import VerifiedFiles, newest_sound
+from ablab.runs.folder import LOCK
+from ablab.runs.metrics import MetricsCSV, read_rows
+
+
+def fit(
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    data: Any = None,
+    *,
+    folder: str | Path,
+    seed: int = 0,
+    every_n_steps: int | None = None,
+    every_n_minutes: float = 10.0,
+    keep: int = 2,
+) -> None:
+    """Train a module; begin, or resume from the newest sound checkpoint of the folder, to the same bits.
+
+    Args:
+        trainer: as the training wants it; callbacks and a logger are added to it.
+        module: any LightningModule, built in the same way each time.
+        data: a LightningDataModule, or one or more training loaders; None takes the module's own loaders.
+        folder: of `checkpoints/` and `metrics.csv`; made if there is none.
+        seed: of the order of the batches, of augmentation and of what a step draws.
+        every_n_steps, every_n_minutes, keep: see `Checkpoints`.
+
+    Raises:
+        ConfigError: another process trains in this folder, or no checkpoint in it fits the module.
+        Stopped: a signal has asked the process to stop; everything is saved.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    saving = Checkpoints(
+        monitor=None, mode="min", keep=keep, every_n_steps=every_n_steps, every_n_minutes=every_n_minutes
+    )
+    trainer.callbacks = [saving, Exact(seed=seed), *trainer.callbacks]  # type: ignore[attr-defined]
+    trainer.strategy.checkpoint_io = VerifiedFiles(prefix="")
+    lock = Lock(folder / LOCK)
+    if trainer.is_global_zero and not lock.acquire(seconds=0.2):
+        raise ConfigError(f"folder={folder}: another process trains there; wait for it, or choose another folder")
+    try:
+        found = newest_sound(
+            folder / "checkpoints",
+            warn,
+            check=lambda path, state: check_guest_state(path, state, module=module, trainer=trainer),
+        )
+        path, rows = None, []
+        if found is not None:
+            path, rows = found[0], read_rows(folder)[: found[1]["num_rows"]]
+        trainer.loggers = [MetricsCSV(folder, rows=rows), *trainer.loggers]
+        if data is not None and not isinstance(data, L.LightningDataModule):
+            data = TrainingLoaders(data)
+        trainer.precision_plugin.convert_module(module)  # Lightning does after it has read a checkpoint, into float32
+        seed_before_fit(seed)
+        with signals.noted():
+            trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+        trainer.loggers[0].save()
+    finally:
+        lock.release()
+
+
+class TrainingLoaders(L.LightningDataModule):
+    """A data module of loaders that are there already."""
+
+    def __init__(self, loaders: Any) -> None:
+        super().__init__()
+        self.loaders = loaders
+
+    def train_dataloader(self) -> Any:
+        return self.loaders

@@ -1,0 +1,200 @@
+"""Trainings of modules that were not written for this project, resumed from each of their checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.demos.boring_classes import (
+    BoringDataModule,
+    BoringDataModuleNoLen,
+    BoringModel,
+    DemoModel,
+    IterableBoringDataModule,
+    ManualOptimBoringModel,
+)
+from lightning.pytorch.demos.lstm import LightningLSTM
+from lightning.pytorch.demos.transformer import LightningTransformer
+from tests.exact import guests
+from tests.exact.resuming import resume_everywhere, train
+from torch.utils.data import DataLoader
+
+from ablab.config.errors import ConfigError
+from ablab.disk import Lock
+from ablab.exact.fit import fit
+from ablab.runs.outcome import RunError
+
+FEW: dict[str, Any] = {"limit_train_batches": 6, "limit_val_batches": 2}
+
+# Lightning's own demonstrations, as they are.
+DEMOS: dict[str, Callable[[], Any]] = {
+    "BoringModel": lambda: (BoringModel(), None),
+    "DemoModel": lambda: (DemoModel(), BoringDataModule()),
+    "ManualOptimBoringModel": lambda: (ManualOptimBoringModel(), BoringDataModule()),
+    "IterableBoringDataModule": lambda: (guests.SumOfInputs(), IterableBoringDataModule()),
+    "BoringDataModuleNoLen": lambda: (BoringModel(), BoringDataModuleNoLen()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
+@pytest.mark.parametrize("name", DEMOS)
+def test_lightnings_demos_resume_at_any_step_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    assert resume_everywhere(DEMOS[name], tmp_path, **FEW) >= 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [LightningLSTM, LightningTransformer])
+def test_lightnings_language_models_resume_at_any_step_to_the_same_bits(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first keeps its hidden state in a plain attribute."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    text = "\n".join(topics[name] for name in sorted(topics))[:60_000]  # in place of the text that it would download
+    (tmp_path / "data" / "wikitext-2.txt").write_text(text)
+    size = len(set(text.split())) + 10
+    assert resume_everywhere(lambda: (kind(vocab_size=size), None), tmp_path, **FEW) >= 12
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_metrics_means_attributes_and_schedules_go_on(num_workers: int, tmp_path: Path) -> None:
+    def make() -> Any:
+        return guests.Regression(), guests.NoiseData(num_workers=num_workers)
+
+    assert resume_everywhere(make, tmp_path, at_most=100 if num_workers == 0 else 5, max_epochs=3) >= 5
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
+    def make(num_workers: int) -> Any:
+        return lambda: (guests.Regression(), guests.NoiseData(num_workers=num_workers))
+
+    resume_everywhere(make(0), tmp_path, at_most=3, again=make(2))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"accumulate_grad_batches": 4},
+        {"accumulate_grad_batches": 4, "val_check_interval": 2},
+        {"overfit_batches": 3},
+        {"val_check_interval": 2, "gradient_clip_val": 0.5},
+        {"reload_dataloaders_every_n_epochs": 1},
+        {"max_steps": 9, "max_epochs": -1},
+        {"precision": "64-true"},
+    ],
+    ids=str,
+)
+def test_lightnings_options_work(settings: dict[str, Any], tmp_path: Path) -> None:
+    assert resume_everywhere(lambda: (guests.Regression(), guests.NoiseData()), tmp_path, **settings) >= 6
+
+
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
+def test_several_optimizers_and_gradients_kept_by_hand_go_on(tmp_path: Path) -> None:
+    assert resume_everywhere(lambda: (guests.GAN(), guests.NoiseData()), tmp_path) >= 12
+
+
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("kind", ["two", "combined", "own_order", "own_batches", "stream", "unbatched", "batches"])
+def test_any_loaders_are_entered_in_the_middle(kind: str, num_workers: int, tmp_path: Path) -> None:
+    if kind == "batches" and num_workers:
+        pytest.skip("no loader")
+
+    def make() -> Any:
+        return guests.SumOfInputs(), guests.Loaders(kind, num_workers)
+
+    resume_everywhere(make, tmp_path, at_most=100 if num_workers == 0 else 3)
+
+
+def test_a_module_may_return_none(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="`training_step` returned `None`"):
+        assert resume_everywhere(lambda: (guests.SometimesNone(), guests.NoiseData()), tmp_path) >= 6
+
+
+def test_loaders_are_given_as_they_are(tmp_path: Path) -> None:
+    resume_everywhere(lambda: (guests.SumOfInputs(), DataLoader(guests.Rows(12), 3, shuffle=True)), tmp_path)
+
+
+def test_the_batches_are_those_of_plain_lightning_where_nothing_is_drawn(tmp_path: Path) -> None:
+    """A training that draws nothing ends with the weights that it has without this project."""
+    initial = guests.SumOfInputs().state_dict()
+    module = guests.SumOfInputs()
+    module.load_state_dict(initial)
+
+    def make() -> Any:
+        made = guests.SumOfInputs()
+        made.load_state_dict(initial)
+        return made, DataLoader(guests.Rows(12), 3)
+
+    weights, _ = train(make, tmp_path / "exact")
+    plain = L.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    plain.fit(module, DataLoader(guests.Rows(12), 3))
+    assert all(torch.equal(weights[name], value) for name, value in module.state_dict().items())
+
+
+# What cannot be exact is said -----------------------------------------------------------------------------------------
+
+
+def test_samples_from_a_generator_of_their_own_are_said_at_the_start(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(lambda: (guests.SumOfInputs(), guests.OwnNoiseData()), tmp_path)
+    said = capfd.readouterr().err
+    assert said == (
+        "warning: a resumed run will differ: train: OwnNoise gives other values each time it is read; draw from the "
+        "global generators of torch, numpy or random, which are seeded for each batch\n"
+    )
+
+
+def test_data_that_change_are_said_after_the_first_epoch_and_at_the_resume(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def make() -> Any:
+        return guests.SumOfInputs(), guests.GrowingData()
+
+    train(make, tmp_path)
+    assert "train: Growing has changed in the first epoch; save what changes in the data" in capfd.readouterr().err
+    for name in ("00000007-training.ckpt", "00000008-end.ckpt"):
+        (tmp_path / "checkpoints" / name).unlink()
+    train(make, tmp_path)
+    assert "warning: train: after the resume the data give other batches than before" in capfd.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
+    from ablab.callbacks.nonfinite import NonFinite
+    from ablab.runs.outcome import Diverged
+
+    trainer = L.Trainer(accelerator="cpu", max_epochs=1, callbacks=[NonFinite()], logger=False, enable_model_summary=False, log_every_n_steps=1)
+    with pytest.raises(Diverged, match="step 2 .epoch 0.: the loss is nan"):
+        fit(trainer, guests.Diverges(), DataLoader(guests.Rows(12), 3), folder=tmp_path)
+
+
+def test_a_checkpoint_of_objects_is_refused_when_it_is_written(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="own.order is a OwnOrder, and a checkpoint holds tensors and plain data only"):
+        train(lambda: (guests.Holds(), DataLoader(guests.Rows(12), 3)), tmp_path)
+
+
+def test_a_folder_in_use_or_of_another_module_is_refused(tmp_path: Path) -> None:
+    def make() -> Any:
+        return guests.SumOfInputs(), DataLoader(guests.Rows(12), 3)
+
+    train(make, tmp_path)
+    with pytest.raises(ConfigError, match="fits what the code now makes .state_dict: layer.weight has shape"):
+        train(lambda: (guests.SumOfInputs(8), None), tmp_path)
+    lock = Lock(tmp_path / ".lock")
+    assert lock.acquire()
+    with pytest.raises(ConfigError, match="another process trains there"):
+        train(make, tmp_path)
+    lock.release()
