@@ -6,12 +6,18 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import datasets
+from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from ablab.data.batch import Kind, Samples
-from ablab.data.labelled import LabelledData, Official, copies
+from ablab.data.digits import load_digits
+from ablab.data.labelled import LabelledData, Official, copies, stratified_holdout
 
 
 def images(*values: int) -> Tensor:
@@ -114,3 +120,26 @@ def test_a_run_on_the_shipped_data_reports_nothing(run: Callable[..., SimpleName
     lines = run(f"data={choice}", *model).printed.splitlines()
     [line] = [line for line in lines if line.startswith("data: ")]
     assert ";" not in line
+
+
+@given(
+    counts=st.lists(st.integers(2, 40), min_size=2, max_size=6),
+    fraction=st.floats(0.05, 0.95),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_held_out_samples_are_those_that_scikit_learn_draws(counts: list[int], fraction: float, seed: int) -> None:
+    targets = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
+    targets = targets[torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed % 1000))]
+    try:
+        kept, held_out = stratified_holdout(targets, fraction, seed)
+    except ValueError:
+        return
+    expected = train_test_split(np.arange(len(targets)), test_size=fraction, stratify=targets, random_state=seed)
+    assert [kept.tolist(), held_out.tolist()] == [sorted(part.tolist()) for part in expected]
+
+
+def test_the_digits_are_those_of_scikit_learn() -> None:
+    images, targets = load_digits()
+    bunch = datasets.load_digits()
+    assert torch.equal(images, torch.as_tensor(bunch.images, dtype=torch.uint8))
+    assert torch.equal(targets, torch.as_tensor(bunch.target, dtype=torch.long))

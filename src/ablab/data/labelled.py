@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.random import RandomState
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ablab.data.augment import Augment
@@ -293,23 +297,46 @@ def stratified_holdout(
             f"{remedy}"
         )
 
-    import numpy as np
-    from sklearn.model_selection import train_test_split
-
     classes, fewest = len(targets.unique()), int(targets.bincount().min())
     if not (0 < fraction < 1 and classes <= fraction * len(targets) <= len(targets) - classes) or fewest < 2:
         raise refuse()
-    kept, held_out = train_test_split(
-        np.arange(len(targets)), test_size=fraction, stratify=targets.numpy(), random_state=seed
-    )
+    # as scikit-learn's train_test_split draws, which takes longer to import than a short run trains
+    rng = np.random.RandomState(seed)  # noqa: NPY002
+    counts, num_held_out = targets.bincount().numpy(), math.ceil(fraction * len(targets))
+    counts = counts[counts > 0]
+    num_kept = shares(counts, len(targets) - num_held_out, rng)
+    shares(counts - num_kept, num_held_out, rng)  # draws, too
+    of_class = np.split(np.argsort(targets.numpy(), kind="stable"), np.cumsum(counts)[:-1])
+    parts = [np.split(rng.permutation(members), [number]) for members, number in zip(of_class, num_kept, strict=True)]
+    kept, held_out = (torch.as_tensor(np.sort(np.concatenate(side))) for side in zip(*parts, strict=True))
     if any(len(targets[part].unique()) < classes for part in (kept, held_out)):
         raise refuse()  # a rare class fell to one side whole
-    return torch.as_tensor(np.sort(kept)), torch.as_tensor(np.sort(held_out))
+    return kept, held_out
+
+
+def shares(counts: NDArray[Any], number: int, rng: RandomState) -> NDArray[Any]:
+    """Divide a number of draws among classes in proportion to their sizes.
+
+    What the rounding leaves goes to the largest remainders, drawn at random where these are equal.
+
+    Shape:
+        counts `(num_classes)` -> `(num_classes)`
+    """
+    exact = counts / counts.sum() * number
+    found = np.floor(exact)
+    remainders, missing = exact - found, int(number - found.sum())
+    for remainder in np.unique(remainders)[::-1]:
+        if missing == 0:
+            break
+        tied = np.flatnonzero(remainders == remainder)
+        drawn = rng.choice(tied, size=min(len(tied), missing), replace=False)
+        found[drawn] += 1
+        missing -= len(drawn)
+    return found.astype(int)
 
 
 def stratified_fold(targets: Tensor, folds: int, fold: int, seed: int) -> Tensor:
     """The indices of one of the disjoint folds that cover everything, the classes in equal shares in each."""
-    import numpy as np
     from sklearn.model_selection import StratifiedKFold
 
     counts = targets.bincount()
