@@ -301,7 +301,7 @@ def stratified_holdout(
     if not (0 < fraction < 1 and classes <= fraction * len(targets) <= len(targets) - classes) or fewest < 2:
         raise refuse()
     # as scikit-learn's train_test_split draws, which takes longer to import than a short run trains
-    rng = np.random.RandomState(seed)  # noqa: NPY002
+    rng = np.random.RandomState(seed)
     counts, num_held_out = targets.bincount().numpy(), math.ceil(fraction * len(targets))
     counts = counts[counts > 0]
     num_kept = shares(counts, len(targets) - num_held_out, rng)
