@@ -24,6 +24,13 @@ ALLOWED = {
         *("mlxtend", "ablab.data", "ablab.digest", "ablab.disk", "ablab.runs.outcome", "ablab.waiting"),
     },
     "ablab.tasks": {"torch", "lightning", "torchmetrics", "ablab.tasks", "ablab.data", "ablab.optim"},
+    "ablab.exact.randomness": {"torch", "numpy"},
+    "ablab.exact.state": {"torch", "lightning", "torchmetrics", "numpy"},
+    "ablab.exact.loaders": {"torch", "lightning", "numpy", "ablab.exact"},
+    "ablab.exact.exact": {"torch", "lightning", "lightning_utilities", "ablab.exact", "ablab.data", "ablab.internals"},
+    "ablab.exact": {"lightning", "ablab"},
+    "ablab.internals": {"torch", "lightning", "torchmetrics", "ablab.exact.state"},
+    "ablab.guests": {"lightning", "omegaconf", "ablab"},
     "ablab.callbacks": {
         *("torch", "lightning", "ablab.callbacks", "ablab.data", "ablab.norms", "ablab.runs", "ablab.tasks"),
         *("ablab.screen", "ablab.waiting"),
@@ -44,7 +51,7 @@ ALLOWED = {
     "ablab.runs": {
         *("torch", "hydra", "omegaconf", "lightning", "wandb", "safetensors", "yaml"),
         *("tensorboard", "mlflow", "ablab.runs", "ablab.config.errors", "ablab.config.schema", "ablab.digest"),
-        *("ablab.config.yaml_files", "ablab.disk", "ablab.waiting"),
+        *("ablab.config.yaml_files", "ablab.disk", "ablab.waiting", "ablab.exact.state"),
     },
     "ablab.browse": {
         *("yaml", "ablab.browse", "ablab.config.errors", "ablab.runs.folder", "ablab.runs.identity"),
@@ -70,7 +77,7 @@ ALLOWED = {
     "ablab.dry_run": {"torch", "lightning", "hydra", "omegaconf", "ablab"},
     "ablab.restorable": {"torch", "lightning", "ablab"},
     "ablab.evaluate": {"torch", "omegaconf", "ablab"},
-    "ablab.train": {"lightning", "omegaconf", "ablab"},
+    "ablab.train": {"torch", "lightning", "omegaconf", "ablab"},
     "ablab.loop": {"torch", "lightning", "ablab.tasks"},
     "ablab.trainer": {"torch", "lightning", "ablab.callbacks", "ablab.loop", "ablab.tasks"},
     "ablab": set(),

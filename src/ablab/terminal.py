@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -15,9 +15,6 @@ from ablab.data.datamodule import DataModule
 from ablab.norms import Norm, NormLayer, own_norms, places
 from ablab.norms.plain import Identity
 from ablab.runs.folder import short
-
-if TYPE_CHECKING:
-    from ablab.train import Parts
 
 # Hints of libraries that ask for nothing this project wants changed; every other warning is shown.
 NAGS = (
@@ -38,19 +35,23 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def describe(parts: Parts, facts: Mapping[str, Any]) -> str:
-    """The data's parts, the model's parts with their parameters, and the norm with its places."""
-    model, norm = parts.model, parts.norm
+def describe(data: Any, model: nn.Module, norm: Norm | None, batch_sizes: Mapping[str, int]) -> str:
+    """The data's parts, the model's parts with their parameters, and the norm with its places.
+
+    Args:
+        data: the data module; a module from outside may bring its own loaders, and is given itself.
+        model: the network.
+        norm: of the network; None where it brings its own.
+        batch_sizes: see `ablab.train.seen_by`; of data that this project knows.
+    """
     model_line = (
         f"model: {type(model).__name__}, {count(model):,} parameters ("
         + ", ".join(f"{name} {count(child):,}" for name, child in model.named_children() if count(child))
         + ")"
     )
-    if norm is None or not isinstance(parts.data, DataModule):
-        data_line = f"data: {type(parts.data or parts.task).__name__}"
-        return "\n".join([data_line, model_line, *norms_found(model, None)])
-    lines = [*about_data(parts.data, facts["batch_sizes"]), model_line, f"norm: {norm!r}"]
-    return "\n".join([*lines, *norms_found(model, norm)])
+    about = about_data(data, batch_sizes) if batch_sizes else [f"data: {type(data).__name__}"]
+    named = [] if norm is None else [f"norm: {norm!r}"]
+    return "\n".join([*about, model_line, *named, *norms_found(model, norm)])
 
 
 def about_data(data: DataModule, batch_sizes: Mapping[str, int]) -> list[str]:

@@ -86,7 +86,8 @@ def train(cfg: DictConfig) -> Run:
         trainer.loggers = run.start(
             build(node, save_dir=run.folder) for node in cfg.logger.values() if node is not None
         )
-        say(fitted(terminal.describe(parts, facts), sys.stdout))
+        described = terminal.describe(data or task, parts.model, parts.norm, facts.get("batch_sizes", {}))
+        say(fitted(described, sys.stdout))
         try:
             began = time.perf_counter()
             if guests.is_guest(cfg):
@@ -225,6 +226,22 @@ def tried(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") 
     check_sharding(cfg, trainer)
     dry_run(cfg, data, norm, trainer.world_size)
     return data, norm, trainer
+
+
+def try_out(cfg: DictConfig) -> str | None:
+    """Try everything that can be wrong with a run, and return the fingerprint of its data.
+
+    Returns:
+        None for data from outside, which are read when a run trains.
+
+    Raises:
+        ConfigError: something in the config is wrong.
+    """
+    if guests.is_guest(cfg):
+        assemble_guest(cfg.copy())
+        return None
+    data, _, _ = tried(cfg)
+    return data.fingerprint
 
 
 def begin(cfg: DictConfig) -> None:

@@ -22,7 +22,7 @@ CONF = ROOT / "conf"
 def targets(node: Any) -> set[str]:
     found = set()
     if isinstance(node, dict):
-        found |= {node["_target_"]} if "_target_" in node else set()
+        found |= {node["_target_"]} - {None, "???"} if "_target_" in node else set()
         node = list(node.values())
     if isinstance(node, list):
         for child in node:

@@ -57,6 +57,8 @@ def touched(tmp_path: Path) -> Iterator[Path]:
 def test_every_shipped_choice_is_of_the_kind_that_its_group_takes(group: str) -> None:
     top = group.partition("/")[0]
     for choice in choices(group):
+        if choice == "lightning":  # names no class, a command does
+            continue
         content: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{choice}.yaml"))
         content.pop("defaults", None)
         nodes = content.values() if top in SEVERAL else [content]

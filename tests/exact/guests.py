@@ -131,8 +131,8 @@ class GAN(L.LightningModule):
         ]
 
 
-class SumOfInputs(L.LightningModule):
-    """Trains on whatever tensors a batch has, of any number of loaders; logs nothing."""
+class WithoutOptimizer(L.LightningModule):
+    """Trains on whatever tensors a batch has, of any number of loaders; logs nothing, and leaves the optimizer open."""
 
     def __init__(self, features: int = 4) -> None:
         super().__init__()
@@ -142,15 +142,20 @@ class SumOfInputs(L.LightningModule):
         parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else [batch]
         return torch.stack([self.layer(part).square().mean() for part in parts]).sum()
 
+
+class SumOfInputs(WithoutOptimizer):
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
-class WithoutOptimizer(SumOfInputs):
-    """Leaves the optimizer to whoever trains it."""
+class OnDigits(SumOfInputs):
+    """Takes the batches of this project's images."""
 
-    def configure_optimizers(self) -> Any:
-        return L.LightningModule.configure_optimizers(self)
+    def __init__(self) -> None:
+        super().__init__(features=8)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch.inputs, batch_idx)
 
 
 class Rows(Dataset[Tensor]):

@@ -199,7 +199,7 @@ def test_a_validation_step_that_logs_by_itself_chooses_the_weights(run: Start) -
 
 def test_a_validation_step_that_does_not_log_the_monitored_metric_is_one_message(run: Start) -> None:
     with pytest.raises(
-        RunError, match=r"monitor.metric=val/accuracy: the validation did not log it; .*validation_step"
+        RunError, match=r"monitor.metric=val/accuracy: the validation did not log it, but .*validation_step"
     ):
         run(*WORDS, in_tests(LogsNothing))
 

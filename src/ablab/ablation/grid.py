@@ -28,6 +28,7 @@ from ablab.digest import digest
 from ablab.runs.code import code_of
 from ablab.runs.folder import ABLATION, config_of, read_record
 from ablab.runs.folder import short as short_path
+from ablab.runs.resume import with_open_keys
 from ablab.runs.identity import identity, plain
 from ablab.runs.redaction import redact
 from ablab.waiting import counted
@@ -125,13 +126,14 @@ class Grid:
         cfg.folder = str(folder)
         with read_write(hydra), open_dict(hydra):
             hydra.hydra.mode = RunMode.MULTIRUN
-            hydra.hydra.overrides.task = [*self.common, *plan.words, *added, f"folder={quoted(str(folder))}"]
+            words = with_open_keys([*self.common, *plan.words])
+            hydra.hydra.overrides.task = [*words, *added, f"folder={quoted(str(folder))}"]
         return Prepared(plan, cfg, hydra, folder, self.ablation.metrics)
 
     def config(self, plan: Planned) -> DictConfig:
         """The config of a run but for its seed, composed once for all seeds: the longest part of preparing one."""
         if plan.words not in self.composed:
-            self.composed[plan.words] = self.compose([*self.common, *plan.words])
+            self.composed[plan.words] = self.compose(with_open_keys([*self.common, *plan.words]))
         return self.composed[plan.words]
 
     def same_config(self, config: str, cell: Cell) -> Path | None:
@@ -166,7 +168,7 @@ class Grid:
         Raises:
             ConfigError: with a line or more for each cell.
         """
-        from ablab.train import tried
+        from ablab.train import try_out
 
         seen: set[tuple[str, ...]] = set()
         found: dict[str, list[str]] = {}
@@ -180,8 +182,9 @@ class Grid:
                     metrics.check(self.ablation.metrics, run.cfg)
                     if not run.done:
                         HydraConfig.instance().set_config(run.hydra)
-                        data, _, _ = tried(without_accelerator(run.cfg) if self.elsewhere else run.cfg)
-                        self.fingerprints[what_is_read(plain(run.cfg.data))] = data.fingerprint
+                        found_data = try_out(without_accelerator(run.cfg) if self.elsewhere else run.cfg)
+                        if found_data is not None:
+                            self.fingerprints[what_is_read(plain(run.cfg.data))] = found_data
                 except ConfigError as error:
                     found.setdefault(str(error), []).append(run.plan.cell_label)
         if found:
@@ -200,7 +203,7 @@ class Grid:
             then = read_record(run.folder)["data"]["fingerprint"] if (run.folder / "run.json").exists() else None
         except (ConfigError, KeyError, TypeError):  # damaged: it is tried, and says so
             return
-        if then is None or (now := self.fingerprint(run)) is None:
+        if then is None or run.cfg.model is None or (now := self.fingerprint(run)) is None:
             return
         if then != now:
             name = "name" if run.cfg.ablation is None else "ablation.name"

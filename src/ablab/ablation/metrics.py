@@ -127,11 +127,12 @@ def check(metrics: list[str], cfg: DictConfig) -> None:
     Raises:
         ConfigError: with the metric.
     """
-    task: Any = get_class(cfg.task._target_)
-    known = [str(cfg.monitor.metric), *(f"test/{name}" for name in task.monitorable)]
+    is_guest = cfg.model is None  # a module from outside: nobody knows what it logs
+    task: Any = None if is_guest else get_class(cfg.task._target_)
+    known = [] if is_guest else [str(cfg.monitor.metric), *(f"test/{name}" for name in task.monitorable)]
     for metric in metrics:
         is_final = re.fullmatch(r"[\w./-]+", metric) is not None
-        if is_final and metric not in ("seconds", *known) and not metric.startswith("test/accuracy/"):
+        if is_final and not is_guest and metric not in ("seconds", *known) and not metric.startswith("test/accuracy/"):
             raise ConfigError(
                 f"ablation.metrics: {metric} is no final metric; {menu(metric, known, 'a run')}; last({metric}) is the "
                 "last value of a column of metrics.csv"

@@ -62,7 +62,7 @@ def asked_for(words: Words, cfg: DictConfig) -> tuple[Ablation, Words]:
         given = {
             "name": cfg.name if cfg.name != "run" else default_name(factors, common),
             "baseline": {factor: next(iter(of)) for factor, of in factors.items()},
-            "metrics": [f"test/{str(cfg.monitor.metric).rpartition('/')[2]}"],
+            "metrics": [default_metric(cfg)],
         }
     elif "name" in added:
         raise ConfigError(f"{added['name']}: an ablation's file names its folder; give ablation.{added['name']}")
@@ -72,6 +72,19 @@ def asked_for(words: Words, cfg: DictConfig) -> tuple[Ablation, Words]:
     for name, word in added.items():
         check_free(name, word, ablation)
     return ablation, common
+
+
+def default_metric(cfg: DictConfig) -> str:
+    """Return the metric that a sweep without a file compares: of a test, by the metric that chooses the weights.
+
+    Raises:
+        ConfigError: a module from outside has to be told.
+    """
+    if cfg.model is not None:
+        return f"test/{str(cfg.monitor.metric).rpartition('/')[2]}"
+    if cfg.monitor.metric is None:
+        raise ConfigError("monitor.metric=null: a sweep compares runs by a metric; give one that the module logs")
+    return str(cfg.monitor.metric)
 
 
 def check_of_many(name: str, override: Override) -> None:

@@ -17,8 +17,9 @@ from textwrap import dedent
 from typing import Any
 
 import yaml
+from omegaconf import MISSING
 
-from ablab.config.schema import SEVERAL, Signature, read_signature, top_level, typed
+from ablab.config.schema import BROUGHT, SEVERAL, Signature, read_signature, top_level, typed
 
 Schema = dict[str, Any]
 
@@ -100,7 +101,8 @@ class Definitions:
         for key, default in declared.items():
             properties.setdefault(key, with_text(of_default(default), described.get(key)))
         for group in groups:
-            properties[group] = self.group(self.conf / group)
+            node = self.group(self.conf / group)
+            properties[group] = nullable(node) if group in BROUGHT else node
         properties["ablation"] = {"anyOf": [{"type": "null"}, self.group(self.conf / "ablation")]}
         return {"type": "object", "properties": properties, "additionalProperties": False}
 
@@ -123,7 +125,7 @@ class Definitions:
     def node(self, folder: Path, targets: list[str]) -> Schema:
         """A node that names one of some classes, or any other; or none, where another file has named it."""
         choices = [self.arguments(folder, target) for target in targets]
-        named = {"anyOf": [{"enum": targets}, {"type": "string"}], "description": "the class, package.module.Name"}
+        named = {"anyOf": [{"enum": targets}, {"type": ["string", "null"]}], "description": "the class, package.module.Name"}
         cases = [
             {"if": {"properties": {"_target_": {"const": target}}, "required": ["_target_"]}, "then": refer(choice)}
             for target, choice in zip(targets, choices, strict=True)
@@ -286,8 +288,8 @@ def targets_of(folder: Path) -> list[tuple[str, str]]:
     for content in (content for place in [folder, *inner] for content in yamls(place).values()):
         entries = content if folder.name in SEVERAL else {"": content.get(folder.name, content)}
         for name, entry in entries.items():
-            if isinstance(entry, dict) and "_target_" in entry:
-                found.append((name, entry["_target_"]))
+            if isinstance(entry, dict) and isinstance(target := entry.get("_target_"), str) and target != MISSING:
+                found.append((name, target))
     return found
 
 

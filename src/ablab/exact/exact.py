@@ -14,11 +14,11 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ablab import internals
 from ablab.data.loader import Resumable
 from ablab.exact import state
 from ablab.exact.loaders import Place, ResumableLoader, is_seekable, rebuilt, warn
 from ablab.exact.randomness import seed_all
+from ablab.internals import logged_means, restart_fetching, restore_logged_means
 
 HOOKS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
@@ -181,12 +181,12 @@ class Exact(L.Callback):
         for name, value in own["callback_metrics"].items():
             trainer.callback_metrics[name] = value.to(pl_module.device)
         if own["logged"]:
-            internals.restore_logged_means(trainer, pl_module, own["logged"])
+            restore_logged_means(trainer, pl_module, own["logged"])
         for loader, digest in zip(self.loaders, own["batches"], strict=False):
             loader.expected = digest
             loader.entered, loader.cycle = None, 0
         if any(loader.length() is None for loader in self.loaders):
-            internals.restart_fetching(trainer)
+            restart_fetching(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         position = trainer.fit_loop.epoch_loop.batch_progress.current.completed
@@ -196,7 +196,7 @@ class Exact(L.Callback):
             "metrics": state.states_of_metrics(pl_module),
             "attributes": state.changed_attributes(pl_module, self.marks),
             "gradients": state.detached(gradients),
-            "logged": internals.logged_means(trainer),
+            "logged": logged_means(trainer),
             "callback_metrics": {
                 name: value.detach().cpu() for name, value in trainer.callback_metrics.items() if isinstance(value, Tensor)
             },
