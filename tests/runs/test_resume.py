@@ -581,3 +581,8 @@ def test_another_environment_is_said_and_the_threads_are_those_of_the_run(
     assert "warning: what follows may differ from what an uninterrupted run finds; not as it was:" in printed
     assert f"\n  torch: 1.0 then, {torch.__version__.split('+')[0]}" in printed
     assert "threads" not in printed
+
+
+def test_trust_reaches_hydra_beside_resume() -> None:
+    words = ["train.py", "resume=runs/x", "trust=true", "data.num_workers=2"]
+    assert words_for_hydra(words) == ["train.py", "resume=runs/x", "trust=true"]

@@ -84,9 +84,8 @@ def overrides_beside_resume(argv: Sequence[str]) -> list[str]:
     """Return the overrides of a command line that names a run to resume; none of any other."""
     if run_to_resume(argv) is None:
         return []
-    return [
-        word for word in argv[1:] if is_override(word) and not re.match(r"(resume|hydra)([=./@]|$)", word.lstrip("+~"))
-    ]
+    for_hydra = r"(resume|trust|hydra)([=./@]|$)"
+    return [word for word in argv[1:] if is_override(word) and not re.match(for_hydra, word.lstrip("+~"))]
 
 
 def key_of(word: str) -> str:
