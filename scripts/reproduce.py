@@ -88,6 +88,7 @@ def main() -> int:
     with loading(said=True):
         from ablab.config.trust import check_targets
         from ablab.evaluate import take_threads
+        from ablab.guests import is_guest
         from ablab.runs import provenance
         from ablab.runs.compare import OF_ITSELF, check_comparable, compare, report
         from ablab.train import data_of
@@ -100,7 +101,8 @@ def main() -> int:
     record, environment = read_record(options.run), read_environment(options.run)
     take_threads(environment)
     changes = provenance.changes_since(record, environment, plain(cfg))
-    then, now = record["data"]["fingerprint"], data_of(cfg).fingerprint
+    then = record["data"]["fingerprint"]
+    now = then if is_guest(cfg) else data_of(cfg).fingerprint  # data from outside are read by the run itself
     changes += [f"the data: {then[:12]} then, {now[:12]} now"] if then != now else []
     changes += [f"{key}: {a} then, {b} now" for key, a, b in differences(plain(config_of(options.run)), plain(cfg))]
     for line in changes:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import pytest
 from tests.polling import LIMIT, wait_until
 
 from ablab.config.errors import ConfigError
+from ablab.evaluate import evaluate
+from ablab.runs.checkpoints import in_order
 from ablab.runs.outcome import RunError
 from ablab.runs.resume import with_open_keys
 
@@ -95,7 +98,9 @@ def test_what_cannot_be_is_one_message_before_the_training(run: Run, words: list
 
 
 def test_data_are_asked_for_where_the_module_has_none(run: Run) -> None:
-    with pytest.raises(ConfigError, match="^data: Regression has no train_dataloader of its own; choose data=lightning"):
+    with pytest.raises(
+        ConfigError, match=r"^data: Regression has no train_dataloader of its own; choose data=lightning"
+    ):
         run("task=lightning", f"++task._target_={OURS}.Regression", "data=lightning")
 
 
@@ -109,8 +114,8 @@ def test_a_command_line_that_chooses_an_optimizer_for_nothing_is_refused(command
     done = command("task=lightning", "data=lightning", *words, "logger=csv")
     assert (done.returncode, done.stderr) == (
         2,
-        "error: optimizer: BoringModel configures its own in configure_optimizers; leave optimizer= out, or remove that "
-        "method\n",
+        "error: optimizer: BoringModel configures its own in configure_optimizers; leave optimizer= out, or remove "
+        "that method\n",
     )
 
 
@@ -124,7 +129,9 @@ def with_tests() -> dict[str, str]:
 @pytest.mark.parametrize("trainer", ["cpu", "ddp_cpu"])
 def test_a_killed_run_goes_on_to_the_same_bits(trainer: str, tmp_path: Path) -> None:
     words = [*GUEST, *SHORT, f"trainer={trainer}", "monitor.metric=valid_mae", "logger=csv", "trainer.max_epochs=4"]
-    words = [word for word in words if word not in ("trainer=cpu", "trainer.max_epochs=2") or word == f"trainer={trainer}"]
+    words = [
+        word for word in words if word not in ("trainer=cpu", "trainer.max_epochs=2") or word == f"trainer={trainer}"
+    ]
     program = [sys.executable, str(ROOT / "train.py")]
     subprocess.run([*program, *words, "output_dir=whole"], cwd=tmp_path, env=with_tests(), check=True)
     often = "callbacks.checkpoints.every_n_steps=1"
@@ -152,3 +159,40 @@ def test_a_grid_of_a_modules_own_argument_has_a_report(tmp_path: Path) -> None:
     report = (folder / "report" / "report.md").read_text()
     assert "4 of 4 runs finished" in done.stdout + report
     assert "valid_mae" in report
+
+
+def test_a_run_of_a_module_is_scored_and_made_again_from_its_folder(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run(*GUEST, *SHORT, "monitor.metric=valid_mae")
+    assert evaluate(done.folder, trust=True) == {"test_mse": record(done.folder)["metrics"]["test_mse"]}
+    last = evaluate(done.folder, weights="last", trust=True)
+    assert last.keys() == {"test_mse"}
+    with pytest.raises(ConfigError, match=r"^split=val: tests.exact.guests.Regression brings its own loaders"):
+        evaluate(done.folder, split="val", trust=True)
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", str(done.folder), "--trust"])
+    capsys.readouterr()
+    assert runpy.run_path(str(ROOT / "scripts" / "reproduce.py"))["main"]() == 0
+    assert "equal to the bit: " in capsys.readouterr().out
+
+
+def test_a_run_of_a_module_without_a_test_is_not_scored(run: Run) -> None:
+    done = run(
+        "task=lightning",
+        f"++task._target_={OURS}.SumOfInputs",
+        *GUEST[2:3],
+        f"++data._target_={OURS}.Loaders",
+        "++data.kind=two",
+        "trainer=smoke",
+    )
+    with pytest.raises(ConfigError, match="SumOfInputs has no test_step, or there is no test_dataloader"):
+        evaluate(done.folder, weights="last", trust=True)
+
+
+def test_the_three_lines_of_the_page_train_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guests.md").read_text(), re.DOTALL)
+    code = code.replace("L.Trainer(", "L.Trainer(accelerator='cpu', logger=False, enable_checkpointing=False, ")
+    exec(code, {})
+    assert [path.name for path in in_order(tmp_path / "runs" / "mine" / "checkpoints")][-1] == "00000128-end.ckpt"
+    exec(code, {})  # nothing is left to do

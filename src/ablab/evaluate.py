@@ -12,13 +12,15 @@ from torch import Tensor
 
 from ablab.config.errors import ConfigError, menu
 from ablab.config.schema import check
+from ablab.data.datamodule import DataModule
 from ablab.dry_run import CONF
+from ablab.guests import is_guest
 from ablab.runs import provenance
 from ablab.runs.checkpoints import BEST, BrokenFile, model_weights, newest_sound, read_weights, weights_problem
 from ablab.runs.folder import config_of, read_environment, read_record, short
 from ablab.runs.identity import plain
 from ablab.runs.processes import lost_worker
-from ablab.train import assemble, say
+from ablab.train import assemble, say, test
 
 NOT_FOR_SCORING = ("checkpoints", "nonfinite", "samples")  # callbacks that write, or watch a training
 
@@ -56,18 +58,25 @@ def evaluate(
     take_threads(environment)
     for line in provenance.changes_since(record, environment, plain(config_of(folder))):
         say(f"not as it was: {line}")
+    if is_guest(cfg) and split != "test":
+        raise ConfigError(
+            f"split={split}: {cfg.task._target_} brings its own loaders, and is tested on what its test_dataloader "
+            "gives; leave --split out"
+        )
     parts = assemble(cfg, scored=split)
-    if parts.data.fingerprint != record["data"]["fingerprint"]:
+    if isinstance(parts.data, DataModule) and parts.data.fingerprint != record["data"].get("fingerprint"):
         raise ConfigError(
             f"{folder}: the data are not those of the run (fingerprint {parts.data.fingerprint[:12]}, "
             f"{record['data']['fingerprint'][:12]} then); give the same files"
         )
-    file, chosen = weights_of(folder, weights, parts.model.state_dict())
+    file, chosen = weights_of(folder, weights, parts.model.state_dict(), prefix="" if is_guest(cfg) else "model.")
     parts.model.load_state_dict(chosen)
     say(f"{weights} weights: {short(file)}")
     with lost_worker():
-        [found] = parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
-    return dict(found)
+        found = test(parts)
+    if not found:
+        raise ConfigError(f"{folder}: {type(parts.task).__name__} has no test_step, or there is no test_dataloader")
+    return found
 
 
 def take_threads(environment: dict[str, Any]) -> None:
@@ -115,7 +124,9 @@ def shift_of(cfg: DictConfig) -> str:
     return f"{name}, severity {node.severity}" if "severity" in node else name
 
 
-def weights_of(folder: Path, which: str, like: dict[str, Tensor]) -> tuple[Path, dict[str, Tensor]]:
+def weights_of(
+    folder: Path, which: str, like: dict[str, Tensor], prefix: str = "model."
+) -> tuple[Path, dict[str, Tensor]]:
     """The weights that a run has kept, and the file that holds them.
 
     Args:
@@ -129,13 +140,13 @@ def weights_of(folder: Path, which: str, like: dict[str, Tensor]) -> tuple[Path,
     if which == "last":
 
         def check(path: Path, state: dict[str, Any]) -> None:
-            if (problem := weights_problem(model_weights(state), like)) is not None:
+            if (problem := weights_problem(model_weights(state, prefix), like)) is not None:
                 raise ValueError(problem)
 
         found = newest_sound(folder / "checkpoints", lambda text: say(f"warning: {text}", file=sys.stderr), check=check)
         if found is None:
             raise ConfigError(f"{folder}: there is no sound checkpoint in it")
-        return found[0], model_weights(found[1])
+        return found[0], model_weights(found[1], prefix)
     path = folder / "checkpoints" / BEST
     if not path.exists():
         raise ConfigError(f"{path}: there is none, the run has not validated; the last weights may do (--weights last)")

@@ -136,7 +136,9 @@ def check_trainer(cfg: DictConfig, trainer: Trainer) -> None:
         ConfigError: names the setting.
     """
     if isinstance(trainer.strategy, Sharded):
-        raise ConfigError("trainer=fsdp: it shards this project's models; choose trainer=ddp for another LightningModule")
+        raise ConfigError(
+            "trainer=fsdp: it shards this project's models; choose trainer=ddp for another LightningModule"
+        )
     if trainer.compile is not None:
         raise ConfigError(
             f"trainer.compile={trainer.compile}: it compiles this project's models; call self.net.compile() in the "

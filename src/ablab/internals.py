@@ -1,7 +1,6 @@
 """Private parts of Lightning that the project depends on, each with what it does where Lightning has changed.
 
-Tried with Lightning 2.6. On a version without one of these parts, what it serves is left out, and `MISSING` is said in
-one line at the start of a run.
+Tried with Lightning 2.6. On a version without one of these parts, what it serves is left out of checkpoints.
 """
 
 from __future__ import annotations
@@ -21,6 +20,12 @@ except ImportError:  # another version
     _Metadata = _ResultMetric = _Sync = None  # type: ignore[assignment,misc]
 
 
+FIELDS = (  # of what `self.log` was told
+    *("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph"),
+    *("add_dataloader_idx", "dataloader_idx", "metric_attribute"),
+)
+
+
 def logged_means(trainer: L.Trainer) -> dict[str, Any]:
     """Return what `self.log` has summed up in this epoch of training and its last values, as plain data."""
     found = {}
@@ -28,11 +33,7 @@ def logged_means(trainer: L.Trainer) -> dict[str, Any]:
         meta = result.meta
         if result.has_reset:
             continue
-        own = {
-            name: getattr(meta, name)
-            for name in ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph")
-            + ("add_dataloader_idx", "dataloader_idx", "metric_attribute")
-        }
+        own = {name: getattr(meta, name) for name in FIELDS}
         own |= {"reduce_fx": meta.reduce_fx.__name__, "sync_dist": meta.sync.should}
         own |= {"rank_zero_only": meta.sync.rank_zero_only, "is_tensor": result.is_tensor}
         if isinstance(result._forward_cache, Tensor):  # the last value, which is logged again until there is another

@@ -67,8 +67,8 @@ def with_a_wild_weight(task: Task, batch: Batch) -> Batch:
         (with_a_wild_weight, r"the loss is nan; the first output that is not finite is that of model\.blocks\.1\."),
         (
             with_infinite_gradient,
-            r"the loss is [\d.]+, its gradient inf; all outputs are finite, and the first gradient that is not finite is that "
-            r"of model\.blocks\.1\.convs\.0\.weight",
+            r"the loss is [\d.]+, its gradient inf; all outputs are finite, and the first gradient that is not finite "
+            r"is that of model\.blocks\.1\.convs\.0\.weight",
         ),
     ],
 )

@@ -28,7 +28,7 @@ class Noise(Dataset[dict[str, Any]]):
         return {
             "x": torch.randn(8) + index / 10,
             "y": torch.tensor(random.random()),
-            "nested": [np.random.rand(2), str(index)],
+            "nested": [np.random.rand(2), str(index)],  # noqa: NPY002 (as many data sets do)
         }
 
 
@@ -108,7 +108,9 @@ class GAN(L.LightningModule):
         of_generator, of_discriminator = self.optimizers()  # type: ignore[misc]
         fakes = self.generator(torch.randn(len(batch["x"]), 4))
         self.toggle_optimizer(of_discriminator)
-        loss = F.softplus(-self.discriminator(batch["x"])).mean() + F.softplus(self.discriminator(fakes.detach())).mean()
+        loss = (
+            F.softplus(-self.discriminator(batch["x"])).mean() + F.softplus(self.discriminator(fakes.detach())).mean()
+        )
         of_discriminator.zero_grad()
         self.manual_backward(loss)
         of_discriminator.step()

@@ -16,7 +16,9 @@ from ablab.runs.checkpoints import in_order
 Make = Callable[[], tuple[L.LightningModule, Any]]
 
 
-def train(make: Make, folder: Path, *, every_n_steps: int | None = 1, **settings: Any) -> tuple[dict[str, torch.Tensor], str]:
+def train(
+    make: Make, folder: Path, *, every_n_steps: int | None = 1, **settings: Any
+) -> tuple[dict[str, torch.Tensor], str]:
     """Train, or resume, in a folder; return the last weights and metrics.csv."""
     torch.manual_seed(0)  # as a program would, which draws its data while it builds them
     module, data = make()
@@ -35,7 +37,9 @@ def train(make: Make, folder: Path, *, every_n_steps: int | None = 1, **settings
     return module.state_dict(), rows.read_text() if rows.exists() else ""
 
 
-def resume_everywhere(make: Make, folder: Path, *, at_most: int = 100, again: Make | None = None, **settings: Any) -> int:
+def resume_everywhere(
+    make: Make, folder: Path, *, at_most: int = 100, again: Make | None = None, **settings: Any
+) -> int:
     """Resume a training from each of its checkpoints, or from some of them; each has to end as the first one did.
 
     Args:

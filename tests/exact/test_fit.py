@@ -176,13 +176,20 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
     from ablab.callbacks.nonfinite import NonFinite
     from ablab.runs.outcome import Diverged
 
-    trainer = L.Trainer(accelerator="cpu", max_epochs=1, callbacks=[NonFinite()], logger=False, enable_model_summary=False, log_every_n_steps=1)
-    with pytest.raises(Diverged, match="step 2 .epoch 0.: the loss is nan"):
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        callbacks=[NonFinite()],
+        logger=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    with pytest.raises(Diverged, match=r"step 2 .epoch 0.: the loss is nan"):
         fit(trainer, guests.Diverges(), DataLoader(guests.Rows(12), 3), folder=tmp_path)
 
 
 def test_a_checkpoint_of_objects_is_refused_when_it_is_written(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="own.order is a OwnOrder, and a checkpoint holds tensors and plain data only"):
+    with pytest.raises(RunError, match=r"own.order is a OwnOrder, and a checkpoint holds tensors and plain data only"):
         train(lambda: (guests.Holds(), DataLoader(guests.Rows(12), 3)), tmp_path)
 
 
@@ -191,7 +198,7 @@ def test_a_folder_in_use_or_of_another_module_is_refused(tmp_path: Path) -> None
         return guests.SumOfInputs(), DataLoader(guests.Rows(12), 3)
 
     train(make, tmp_path)
-    with pytest.raises(ConfigError, match="fits what the code now makes .state_dict: layer.weight has shape"):
+    with pytest.raises(ConfigError, match=r"fits what the code now makes .state_dict: layer.weight has shape"):
         train(lambda: (guests.SumOfInputs(8), None), tmp_path)
     lock = Lock(tmp_path / ".lock")
     assert lock.acquire()

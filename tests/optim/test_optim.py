@@ -40,20 +40,58 @@ def test_every_parameter_is_in_exactly_one_group(
         assert (id(parameter) in decayed) == weight, name
 
 
-def test_a_module_that_does_not_say_what_decays_is_refused() -> None:
+def test_of_a_module_that_does_not_say_what_decays_matrices_do(capsys: pytest.CaptureFixture[str]) -> None:
     class Silent(nn.Module):
+        weight_decay: Any = 0.5  # somebody's own setting
+
         def __init__(self) -> None:
             super().__init__()
             self.scale = nn.Parameter(torch.ones(3))
+            self.map = nn.Parameter(torch.ones(3, 2))
 
     class Outspoken(Silent):
         weight_decay = ("scale",)
 
-    with pytest.raises(ValueError, match=r"0 \(Silent\) owns scale, and nothing says whether weight decay applies"):
-        parameter_groups(nn.Sequential(Silent()), 0.1)
+    [decayed, kept] = parameter_groups(nn.Sequential(Silent(), Silent()), 0.1)
+    assert [[p.dim() for p in group["params"]] for group in (decayed, kept)] == [[2, 2], [1, 1]]
+    assert capsys.readouterr().err == (
+        "weight decay: 0 (Silent) does not say which of its parameters decay, so matrices do (map), vectors and "
+        'scalars do not; a class attribute decides it, weight_decay = ("weight",)\n'
+    )
     [decayed, kept] = parameter_groups(nn.Sequential(Outspoken()), 0.1)
-    assert [len(decayed["params"]), len(kept["params"])] == [1, 0]
+    assert [[p.dim() for p in group["params"]] for group in (decayed, kept)] == [[1], [2]]
     assert [decayed["weight_decay"], kept["weight_decay"]] == [0.1, 0.0]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("module", "decaying"),
+    [
+        (nn.LSTM(3, 4, proj_size=2), {"weight_ih_l0", "weight_hh_l0", "weight_hr_l0"}),
+        (
+            nn.GRU(3, 4, bidirectional=True),
+            {f"weight_{part}_l0{end}" for part in ("ih", "hh") for end in ("", "_reverse")},
+        ),
+        (nn.MultiheadAttention(4, 2), {"in_proj_weight", "out_proj.weight"}),
+        (
+            nn.MultiheadAttention(4, 2, kdim=3, add_bias_kv=True),
+            {*(f"{k}_proj_weight" for k in "qkv"), "out_proj.weight"},
+        ),
+        (nn.EmbeddingBag(5, 3), set()),
+        (
+            nn.TransformerEncoderLayer(4, 2),
+            {"self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"},
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_torchs_own_layers_decay_by_their_weights(
+    module: nn.Module, decaying: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    decayed, _ = parameter_groups(module, 0.1)
+    assert {names[id(parameter)] for parameter in decayed["params"]} == decaying
+    assert capsys.readouterr().err == ""
 
 
 def test_a_weight_shared_with_a_module_that_does_not_decay_it_is_refused() -> None:

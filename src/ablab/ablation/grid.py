@@ -28,9 +28,9 @@ from ablab.digest import digest
 from ablab.runs.code import code_of
 from ablab.runs.folder import ABLATION, config_of, read_record
 from ablab.runs.folder import short as short_path
-from ablab.runs.resume import with_open_keys
 from ablab.runs.identity import identity, plain
 from ablab.runs.redaction import redact
+from ablab.runs.resume import with_open_keys
 from ablab.waiting import counted
 
 Compose = Callable[[Words], DictConfig]

@@ -125,7 +125,10 @@ class Definitions:
     def node(self, folder: Path, targets: list[str]) -> Schema:
         """A node that names one of some classes, or any other; or none, where another file has named it."""
         choices = [self.arguments(folder, target) for target in targets]
-        named = {"anyOf": [{"enum": targets}, {"type": ["string", "null"]}], "description": "the class, package.module.Name"}
+        named = {
+            "anyOf": [{"enum": targets}, {"type": ["string", "null"]}],
+            "description": "the class, package.module.Name",
+        }
         cases = [
             {"if": {"properties": {"_target_": {"const": target}}, "required": ["_target_"]}, "then": refer(choice)}
             for target, choice in zip(targets, choices, strict=True)

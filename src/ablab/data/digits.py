@@ -54,7 +54,7 @@ class Digits(LabelledData):
 def load_digits() -> tuple[Tensor, Tensor]:
     """Images `(1797, 8, 8)` of whole numbers from 0 to 16, and their digits `(1797)`."""
     # read from scikit-learn's files without importing it, which would take a quarter of a short run's start
-    [package] = importlib.util.find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr]
+    [package] = importlib.util.find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr,misc]
     rows = np.loadtxt(Path(package) / "datasets" / "data" / "digits.csv.gz", delimiter=",", dtype=np.int64)
     table = torch.from_numpy(rows)
     return table[:, :-1].view(-1, 8, 8).to(torch.uint8), table[:, -1].contiguous()

@@ -40,7 +40,8 @@ class Exact(L.Callback):
 
     def __init__(self, *, seed: int) -> None:
         self.seed = seed
-        self.loaders: list[ResumableLoader] = []
+        self.made: list[ResumableLoader] = []  # of all stages
+        self.loaders: list[ResumableLoader] = []  # of training
         self.trainer: L.Trainer | None = None
         self.marks: dict[tuple[str, str], Any] = {}
         self.saved: dict[str, Any] | None = None
@@ -60,7 +61,9 @@ class Exact(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for owner, hook in self.unwrapped:
             delattr(owner, hook)
-        self.unwrapped = []
+        for loader in self.made:
+            loader.close()
+        self.unwrapped, self.made = [], []
 
     def wrapped(self, original: Callable[[], Any], stage: str) -> Callable[[], Any]:
         """Return a loader hook that gives resumable loaders."""
@@ -90,6 +93,7 @@ class Exact(L.Callback):
             name = stage if number == 0 else f"{stage} {number}"
             number += 1
             made = ResumableLoader(loader, seed=self.seed, name=name, place=self.place(stage, loader, mode))
+            self.made.append(made)
             if stage == "train":
                 self.loaders.append(made)
             return made
@@ -111,7 +115,7 @@ class Exact(L.Callback):
         """Return where a loader is used."""
         trainer = self.trainer
         assert trainer is not None
-        wants = trainer._accelerator_connector.use_distributed_sampler  # type: ignore[attr-defined]
+        wants = trainer._accelerator_connector.use_distributed_sampler
         has_own = type(getattr(loader, "sampler", None)).__name__.startswith("Distributed")
         return Place(
             position=self.position if stage == "train" else lambda: (0, 0),
@@ -172,7 +176,9 @@ class Exact(L.Callback):
             return
         saved, self.saved = self.saved, None
         if len(saved["processes"]) != trainer.world_size:
-            warn(f"the run had {len(saved['processes'])} processes and has {trainer.world_size}: it ends with other bits")
+            warn(
+                f"the run had {len(saved['processes'])} processes and has {trainer.world_size}: it ends with other bits"
+            )
         own = saved["processes"][trainer.global_rank % len(saved["processes"])]
         state.restore_metrics(pl_module, own["metrics"])
         state.restore_attributes(pl_module, own["attributes"], pl_module.device)
@@ -198,7 +204,9 @@ class Exact(L.Callback):
             "gradients": state.detached(gradients),
             "logged": logged_means(trainer),
             "callback_metrics": {
-                name: value.detach().cpu() for name, value in trainer.callback_metrics.items() if isinstance(value, Tensor)
+                name: value.detach().cpu()
+                for name, value in trainer.callback_metrics.items()
+                if isinstance(value, Tensor)
             },
             "batches": [loader.digest_before(position) for loader in self.loaders],
         }

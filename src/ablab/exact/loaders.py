@@ -14,8 +14,17 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, SequentialSampler
-from torch.utils.data import SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from ablab.exact.randomness import restore_generators, seed_all, seed_of, states_of_generators
 
@@ -72,6 +81,7 @@ class ResumableLoader:
         self.expected: str | None = None  # digest of the last batch before a resume
         self.seeks = is_seekable(loader)
         self.feed = Feed()
+        self.stream: Iterator[Any] | None = None  # of the pass that goes on
         self.engine = self.make_engine() if self.seeks else loader
 
     def __getattr__(self, name: str) -> Any:
@@ -149,13 +159,14 @@ class ResumableLoader:
         else:
             next(islice(keyed, start, start), None)
         self.feed.items = keyed
-        yield from enumerate(self.engine, start)
+        self.stream = iter(self.engine)
+        yield from enumerate(self.stream, start)
 
     def skip(self, epoch: int, start: int) -> Iterator[tuple[int, Any]]:
         """Read from the beginning, and yield the batches from `start` on."""
         repeats, left, done = self.place.mode == "max_size_cycle" and self.is_training, start, 0
         while True:
-            stream = iter(self.restarted(epoch))
+            stream = self.stream = iter(self.restarted(epoch))
             is_empty = True
             for i in count():
                 seed_all(*self.key(epoch, i))
@@ -254,6 +265,12 @@ class ResumableLoader:
             generator=torch.Generator().manual_seed(seed_of(self.seed, self.name, "workers")),
             **settings,
         )
+
+    def close(self) -> None:
+        """End the workers: left to Python's garbage collection, each would be waited for five seconds."""
+        for stream in (self.stream, getattr(self.engine, "_iterator", None)):
+            getattr(stream, "_shutdown_workers", lambda: None)()
+        self.stream = None
 
     # Verification -------------------------------------------------------------------------------------------------
 

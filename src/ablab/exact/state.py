@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -94,7 +95,11 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, Tensor):
         return not isinstance(value, nn.Parameter)
     if isinstance(value, Mapping):
-        return type(value) is dict and all(isinstance(key, str | int) for key in value) and all(map(is_plain, value.values()))
+        return (
+            type(value) is dict
+            and all(isinstance(key, str | int) for key in value)
+            and all(map(is_plain, value.values()))
+        )
     if isinstance(value, list | tuple):
         return type(value) in (list, tuple) and all(map(is_plain, value))
     return value is None or type(value) in (bool, int, float, str, bytes)
@@ -174,7 +179,5 @@ def readable(value: Any, place: str) -> Any:
 
 def as_known(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
     """Keep the kinds of mappings that torch reads, and give others as dicts."""
-    from collections import Counter, OrderedDict
-
-    kind = type(value)
+    kind: Any = type(value)
     return kind(items) if kind in (OrderedDict, Counter) else items

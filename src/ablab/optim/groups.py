@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -13,6 +15,8 @@ DECAYED: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
     (nn.modules.conv._ConvNd, ("weight",)),
     (nn.Bilinear, ("weight",)),
     (nn.Embedding, ()),
+    (nn.EmbeddingBag, ()),
+    (nn.MultiheadAttention, ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")),
     (nn.modules.batchnorm._NormBase, ()),
     (nn.LayerNorm, ()),
     (nn.RMSNorm, ()),
@@ -26,14 +30,15 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
     Weights of linear and convolution layers are decayed; biases, gains, shifts and embeddings are not, and neither is
     the length g of weight norm, while its direction v is. A module with parameters of its own says which are decayed
-    by a class attribute, `weight_decay = ("weight",)`, or `()` for none.
+    by a class attribute, `weight_decay = ("weight",)`, or `()` for none. Otherwise matrices are decayed, vectors and
+    scalars are not, and a line on the standard error says so.
 
     Args:
         model: every parameter of it that is trained is in exactly one group.
         weight_decay: of the first group.
 
     Raises:
-        ValueError: a module that owns parameters does not say which are decayed.
+        ValueError: a parameter is shared by two modules of which one decays it.
     """
     decayed: dict[int, nn.Parameter] = {}
     kept: dict[int, nn.Parameter] = {}
@@ -64,21 +69,32 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def decayed_names(name: str, module: nn.Module) -> tuple[str, ...]:
     """The module's own parameters that are decayed."""
     declared = getattr(type(module), "weight_decay", None)
-    if declared is not None:
-        if isinstance(declared, str):
-            raise ValueError(
-                f"{type(module).__name__}.weight_decay is a text; write a tuple, weight_decay = ({declared!r},)"
-            )
+    if isinstance(declared, str):
+        raise ValueError(
+            f"{type(module).__name__}.weight_decay is a text; write a tuple, weight_decay = ({declared!r},)"
+        )
+    if isinstance(declared, tuple | list):  # a number is somebody's own setting
         return tuple(declared)
     for kind, names in DECAYED:
         if isinstance(module, kind):
             return names
-    if own := [key for key, _ in module.named_parameters(recurse=False)]:
-        raise ValueError(
-            f"{name} ({type(module).__name__}) owns {', '.join(own)}, and nothing says whether weight decay applies; "
-            'give the class an attribute weight_decay = ("weight",) with the names that are decayed, or () for none'
-        )
-    return ()
+    own = dict(module.named_parameters(recurse=False))
+    if isinstance(module, nn.RNNBase):
+        return tuple(key for key in own if key.startswith("weight"))
+    matrices = tuple(key for key, parameter in own.items() if parameter.dim() > 1)
+    if own and type(module) not in noticed:
+        noticed.add(type(module))
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
+            print(
+                f"weight decay: {name or 'the model'} ({type(module).__name__}) does not say which of its parameters "
+                f"decay, so matrices do ({', '.join(matrices) or 'none'}), vectors and scalars do not; a class "
+                'attribute decides it, weight_decay = ("weight",)',
+                file=sys.stderr,
+            )
+    return matrices
+
+
+noticed: set[type] = set()  # kinds of modules about which a line was printed
 
 
 def norms_and_others(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

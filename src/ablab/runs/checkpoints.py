@@ -224,7 +224,9 @@ class VerifiedFiles(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         if path.suffix == ".safetensors":
-            write_weights(model_weights(checkpoint, self.prefix), path, step=checkpoint["global_step"], epoch=checkpoint["epoch"])
+            write_weights(
+                model_weights(checkpoint, self.prefix), path, step=checkpoint["global_step"], epoch=checkpoint["epoch"]
+            )
         else:
             try:
                 state = readable(checkpoint, "")

@@ -248,7 +248,11 @@ class Run:
             raise Taken(f"resume={self.folder}: another process has just finished this run; nothing is left to do")
         then, here = self.record, self.facts
         known = "batch_sizes" in then and "batch_sizes" in here
-        if known and then["processes"] != here["processes"] and then["batch_sizes"]["norm"] != here["batch_sizes"]["norm"]:
+        if (
+            known
+            and then["processes"] != here["processes"]
+            and then["batch_sizes"]["norm"] != here["batch_sizes"]["norm"]
+        ):
             raise ConfigError(
                 f"resume={self.folder}: it would become another run: its norm sees {then['batch_sizes']['norm']} "
                 f"samples at once on {then['processes']} processes, and would see {here['batch_sizes']['norm']} on "
