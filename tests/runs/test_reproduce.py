@@ -202,7 +202,7 @@ def test_a_folder_with_which_nothing_can_be_compared_is_refused_before_training(
     folder = run().folder
     for name, content, message in (
         ("run.json", "{", ": its run.json cannot be read (Expecting property name"),
-        ("run.json", "{}", ": its run.json is not what a run writes (it lacks batch_sizes, data, git_commit, id, "),
+        ("run.json", "{}", ": its run.json is not what a run writes (it lacks data, git_commit, id, identity, "),
         ("environment.json", "[]", ": its environment.json is not what a run writes (it lacks accelerators, cuda, "),
         ("config.yaml", "- 1\n", ": its config.yaml cannot be read ("),
         ("metrics.csv", "step,a\n0,what\n", ": its metrics.csv is not what a run writes (could not convert string"),

@@ -586,3 +586,14 @@ def test_another_environment_is_said_and_the_threads_are_those_of_the_run(
 def test_trust_reaches_hydra_beside_resume() -> None:
     words = ["train.py", "resume=runs/x", "trust=true", "data.num_workers=2"]
     assert words_for_hydra(words) == ["train.py", "resume=runs/x", "trust=true"]
+
+
+def test_a_record_without_its_batch_sizes_is_refused(run: Start) -> None:
+    folder = run().folder
+    about = json.loads((folder / "run.json").read_text())
+    del about["batch_sizes"]
+    (folder / "run.json").write_text(json.dumps({**about, "status": "stopped"}))
+    cfg = config_of(folder)
+    cfg.resume = str(folder)
+    with pytest.raises(ConfigError, match=r"its run.json is not what a run writes .it lacks batch_sizes."):
+        train(cfg)

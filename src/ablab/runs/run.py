@@ -247,15 +247,16 @@ class Run:
             self.lock.release()
             raise Taken(f"resume={self.folder}: another process has just finished this run; nothing is left to do")
         then, here = self.record, self.facts
-        known = "batch_sizes" in then and "batch_sizes" in here
-        if (
-            known
-            and then["processes"] != here["processes"]
-            and then["batch_sizes"]["norm"] != here["batch_sizes"]["norm"]
-        ):
+        sizes, now_sizes = then.get("batch_sizes", {}), here.get("batch_sizes", {})  # none of a module from outside
+        if now_sizes.keys() - sizes.keys():
             raise ConfigError(
-                f"resume={self.folder}: it would become another run: its norm sees {then['batch_sizes']['norm']} "
-                f"samples at once on {then['processes']} processes, and would see {here['batch_sizes']['norm']} on "
+                f"resume={self.folder}: its run.json is not what a run writes (it lacks batch_sizes); bring the file "
+                "back, or begin a new run"
+            )
+        if then["processes"] != here["processes"] and sizes.get("norm") != now_sizes.get("norm"):
+            raise ConfigError(
+                f"resume={self.folder}: it would become another run: its norm sees {sizes['norm']} "
+                f"samples at once on {then['processes']} processes, and would see {now_sizes['norm']} on "
                 f"{here['processes']}; give it as many processes as it had, or begin a new run"
             )
         if self.record["identity"]["data"] != self.identity()["data"]:
