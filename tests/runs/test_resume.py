@@ -24,9 +24,10 @@ from ablab.config.errors import ConfigError
 from ablab.disk import Lock
 from ablab.runs import signals
 from ablab.runs.checkpoints import in_order, read
-from ablab.runs.folder import go_on_command
+from ablab.runs.folder import config_of, go_on_command
 from ablab.runs.outcome import RunError
 from ablab.runs.resume import changed, is_finished, own_overrides, resumed, words_for_hydra
+from ablab.train import train
 
 Start = Callable[..., SimpleNamespace]
 Stop = Callable[..., Path | None]
@@ -255,8 +256,8 @@ def test_a_record_that_is_cut_off_is_named(run: Start) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("run.json", "{}", r"its run\.json is not what a run writes \(it lacks batch_sizes, data, "),
-        ("run.json", "[]", r"its run\.json is not what a run writes \(it lacks batch_sizes, data, "),
+        ("run.json", "{}", r"its run\.json is not what a run writes \(it lacks data, "),
+        ("run.json", "[]", r"its run\.json is not what a run writes \(it lacks data, "),
         ("environment.json", None, r"its environment\.json cannot be read \(.*No such file.*\); bring it back"),
         ("environment.json", '{"threads": ', r"its environment\.json cannot be read \(Expecting value"),
         ("config.yaml", "", r"its config\.yaml is not what a run writes \(it lacks callbacks, data, "),
