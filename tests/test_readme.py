@@ -13,15 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CHOICES = (ROOT / "docs" / "choices.md").read_text()
-PAGES = [
-    "index",
-    "guests",
-    "runs",
-    "measures",
-    "speed",
-    "terminal",
-    "browse",
-]  # whose commands have no tests of their own
+# whose commands have no tests of their own
+PAGES = ["index", "guests", "runs", "measures", "speed", "terminal", "browse"]
 
 
 def commands(text: str) -> list[str]:

@@ -82,11 +82,21 @@ def norms_found(model: nn.Module, norm: Norm | None) -> list[str]:
     return [f"  {what}, at {len(names)} places: {', '.join(first_and_last(names))}" for what, names in found.items()]
 
 
-def results(chosen: Mapping[str, float], tested: Mapping[str, float], folder: Path) -> str:
-    """A short table of what came out, and where it is."""
+def results(
+    chosen: Mapping[str, float], tested: Mapping[str, float], folder: Path, *, is_monitored: bool = True
+) -> str:
+    """A short table of what came out, and where it is.
+
+    Args:
+        chosen: the validation metric of the best checkpoint; empty if there is none.
+        tested: the metrics of the test.
+        folder: the run's.
+        is_monitored: a metric was to choose the best checkpoint.
+    """
+    without = "no validation took place" if is_monitored else "monitor.metric=null, so none was chosen as the best"
     picked = [("best checkpoint by", f"{name} {value:.4f}") for name, value in chosen.items()]
     rows = [
-        *(picked or [("last weights", "no validation took place")]),
+        *(picked or [("last weights", without)]),
         *((name, f"{value:.4f}") for name, value in tested.items()),
     ]
     width = max(len(name) for name, _ in rows)

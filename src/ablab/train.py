@@ -109,7 +109,8 @@ def train(cfg: DictConfig) -> Run:
             say(f"stopped by {stopped}; go on with: {command}", file=stdout)
             raise
         run.metrics = {**chosen, **tested}
-        say(terminal.results(chosen, tested, run.folder), file=stdout)
+        is_monitored = cfg.monitor.metric is not None
+        say(terminal.results(chosen, tested, run.folder, is_monitored=is_monitored), file=stdout)
     return run
 
 
