@@ -30,7 +30,7 @@ def is_guest(cfg: DictConfig) -> bool:
 
 def overrides(owner: Any, hook: str, base: type) -> bool:
     """Return whether a module or a data module has a hook of its own."""
-    return getattr(type(owner), hook, None) is not getattr(base, hook, None)
+    return hook in vars(owner) or getattr(type(owner), hook, None) is not getattr(base, hook, None)
 
 
 def build_guest(cfg: DictConfig, chosen: set[str]) -> tuple[L.LightningModule, L.LightningDataModule | None]:

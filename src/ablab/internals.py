@@ -1,4 +1,4 @@
-"""Private parts of Lightning that the project depends on, each with what it does where Lightning has changed.
+"""Private parts of Lightning that the project depends on, and what happens where Lightning has changed.
 
 Tried with Lightning 2.6. On a version without one of these parts, what it serves is left out of checkpoints.
 """
@@ -77,6 +77,21 @@ def restore_logged_means(trainer: L.Trainer, module: L.LightningModule, saved: d
             result._forward_cache = last.to(module.device)
         results[key] = result
     trainer._logger_connector._first_loop_iter = True  # otherwise the first batch would set the sums back to zero
+
+
+def modules_in_eval_mode(trainer: L.Trainer, module: L.LightningModule) -> list[str]:
+    """Return the modules that training has put into eval mode; in a validation, all are for the time being."""
+    before: dict[str, bool] = {}
+    if trainer.validating:
+        before = trainer.fit_loop.epoch_loop.val_loop._module_mode.mode
+    return [name for name, child in module.named_modules() if not before.get(name, child.training)]
+
+
+def align_reloads(trainer: L.Trainer) -> None:
+    """Have a resumed run reload its loaders in the epochs in which an uninterrupted one does."""
+    every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+    if every:
+        trainer.fit_loop._last_train_dl_reload_epoch = trainer.current_epoch // every * every
 
 
 def restart_fetching(trainer: L.Trainer) -> None:

@@ -121,8 +121,8 @@ def test(parts: Parts) -> dict[str, float]:
     if guests.overrides(parts.task, "test_step", L.LightningModule) and guests.overrides(
         owner, "test_dataloader", base
     ):
-        [tested] = parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
-        return dict(tested)
+        of_each_loader = parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
+        return {name: value for tested in of_each_loader for name, value in tested.items()}
     return {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
 
 

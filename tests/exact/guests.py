@@ -226,6 +226,7 @@ class Loaders(L.LightningDataModule):
             "own_order": lambda: DataLoader(rows, batch_size=3, sampler=OwnOrder(12), **workers),
             "own_batches": lambda: DataLoader(rows, batch_sampler=BatchSampler(OwnOrder(12), 3, False), **workers),
             "stream": lambda: DataLoader(Stream(), batch_size=2, **workers),
+            "own_way": lambda: InOwnWay(rows, batch_size=2, shuffle=True, **workers),
             "unbatched": lambda: DataLoader(rows, batch_size=None, shuffle=True, **workers),
             "batches": lambda: Batches(),
         }[self.kind]()
@@ -279,6 +280,38 @@ class SometimesNone(Regression):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:  # type: ignore[override]
         return super().training_step(batch, batch_idx) if batch_idx % 2 else None
+
+
+class Freezes(Regression):
+    """Keeps batch norm in eval mode and frozen from the second epoch on, as fine-tuning does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.net[1].eval()
+            self.net[0].requires_grad_(False)
+
+
+class MakesLayersLate(SumOfInputs):
+    """Builds its network when it is set up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.layer
+
+    def configure_model(self) -> None:
+        if not hasattr(self, "layer"):
+            self.layer = nn.Linear(4, 1)
+
+
+class InOwnWay(DataLoader[Tensor]):
+    """A loader that iterates in its own way."""
+
+    def __iter__(self) -> Any:
+        return (batch + 1 for batch in super().__iter__())
 
 
 class Diverges(SumOfInputs):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -27,7 +29,8 @@ from torch.utils.data import DataLoader
 from ablab.config.errors import ConfigError
 from ablab.disk import Lock
 from ablab.exact.fit import fit
-from ablab.runs.outcome import RunError
+from ablab.runs import signals
+from ablab.runs.outcome import RunError, Stopped
 
 FEW: dict[str, Any] = {"limit_train_batches": 6, "limit_val_batches": 2}
 
@@ -101,7 +104,9 @@ def test_several_optimizers_and_gradients_kept_by_hand_go_on(tmp_path: Path) -> 
 
 @pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("kind", ["two", "combined", "own_order", "own_batches", "stream", "unbatched", "batches"])
+@pytest.mark.parametrize(
+    "kind", ["two", "combined", "own_order", "own_batches", "stream", "own_way", "unbatched", "batches"]
+)
 def test_any_loaders_are_entered_in_the_middle(kind: str, num_workers: int, tmp_path: Path) -> None:
     if kind == "batches" and num_workers:
         pytest.skip("no loader")
@@ -110,6 +115,69 @@ def test_any_loaders_are_entered_in_the_middle(kind: str, num_workers: int, tmp_
         return guests.SumOfInputs(), guests.Loaders(kind, num_workers)
 
     resume_everywhere(make, tmp_path, at_most=100 if num_workers == 0 else 3)
+
+
+@pytest.mark.filterwarnings("ignore:Found . module.s. in eval mode")
+def test_frozen_parts_stay_frozen(tmp_path: Path) -> None:
+    assert resume_everywhere(lambda: (guests.Freezes(), guests.NoiseData()), tmp_path) >= 12
+
+
+def test_layers_that_are_made_late_resume(tmp_path: Path) -> None:
+    resume_everywhere(lambda: (guests.MakesLayersLate(), DataLoader(guests.Rows(12), 3)), tmp_path)
+
+
+class StopAt(L.Callback):
+    """Asks for a stop in a batch, as a signal would."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        if trainer.fit_loop.epoch_loop.total_batch_idx == self.batch:
+            signals.requested = signal.SIGTERM
+
+
+@pytest.mark.parametrize("batch", range(11))
+def test_a_stop_in_any_batch_of_an_accumulation_goes_on_to_the_same_bits(batch: int, tmp_path: Path) -> None:
+    def make() -> Any:
+        return guests.Regression(), guests.NoiseData()
+
+    settings: dict[str, Any] = {"accumulate_grad_batches": 4}
+    weights, rows = train(make, tmp_path / "whole", every_n_steps=None, **settings)
+    with suppress(Stopped):
+        train(make, tmp_path / "stopped", every_n_steps=None, callbacks=[StopAt(batch)], **settings)
+    found, found_rows = train(make, tmp_path / "stopped", every_n_steps=None, **settings)
+    assert found_rows == rows
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_a_module_is_left_as_it_was_after_an_interruption(tmp_path: Path) -> None:
+    module, data = guests.Regression(), guests.NoiseData()
+    trainer = L.Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_model_summary=False, log_every_n_steps=1)
+    trainer.callbacks.append(StopAt(2))  # type: ignore[attr-defined]
+    with pytest.raises(Stopped):
+        fit(trainer, module, data, folder=tmp_path)
+    assert not [name for owner in (module, data) for name in vars(owner) if name.endswith("_dataloader")]
+    with pytest.raises(ConfigError, match="it has trained already"):
+        fit(trainer, module, data, folder=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
+def test_loaders_beside_a_module_keep_its_validation_and_loaders_of_an_instance_are_wrapped(tmp_path: Path) -> None:
+    class Validated(guests.SumOfInputs):
+        count = 0
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.count += 1
+
+        def val_dataloader(self) -> Any:
+            return DataLoader(guests.Rows(4), 2)
+
+    made = Validated()
+    train(lambda: (made, DataLoader(guests.Rows(12), 3)), tmp_path / "again")
+    assert made.count == 4
+    data = L.LightningDataModule.from_datasets(guests.Rows(12), batch_size=3)
+    resume_everywhere(lambda: (guests.SumOfInputs(), data), tmp_path / "datasets")
 
 
 def test_a_module_may_return_none(tmp_path: Path) -> None:

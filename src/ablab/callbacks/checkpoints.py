@@ -95,7 +95,7 @@ class Checkpoints(L.Callback):
         if self.num_logged_steps is not None:
             trainer.fit_loop.epoch_loop._batches_that_stepped = self.num_logged_steps
             self.num_logged_steps = None
-        if is_accumulating(trainer):
+        if trainer.fit_loop.epoch_loop.batch_progress.current.completed % trainer.accumulate_grad_batches:
             return  # gradients of earlier batches are in no checkpoint
         step = trainer.global_step
         granted = granted_in(self.exchange, pl_module)
@@ -260,7 +260,7 @@ def granted_in(exchange: Exchange, module: L.LightningModule) -> dict[str, bool]
 
 
 def is_accumulating(trainer: L.Trainer) -> bool:
-    """Return whether the batch that is about to begin adds to gradients of earlier batches."""
+    """Return whether, after a batch, its gradients wait for those of later ones."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     is_between = progress.current.completed % trainer.accumulate_grad_batches != 0
     return is_between and not progress.is_last_batch  # whose step is taken however few came before

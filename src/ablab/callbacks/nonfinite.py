@@ -79,7 +79,7 @@ class NonFinite(L.Callback):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not gradients:  # `training_step` has returned None, which leaves the step out
             return
-        norm = get_total_norm(gradients)
+        norm = get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
         sharded = isinstance(norm, DTensor)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()

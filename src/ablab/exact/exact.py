@@ -1,4 +1,4 @@
-"""What makes any LightningModule with any loaders resume to the same bits, attached from outside."""
+"""Makes any LightningModule, with any loaders, resume to the same bits; attached from outside."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from ablab.data.loader import Resumable
 from ablab.exact import state
 from ablab.exact.loaders import Place, ResumableLoader, is_seekable, rebuilt, warn
 from ablab.exact.randomness import seed_all
-from ablab.internals import logged_means, restart_fetching, restore_logged_means
+from ablab.internals import (
+    align_reloads,
+    logged_means,
+    modules_in_eval_mode,
+    restart_fetching,
+    restore_logged_means,
+)
 
 HOOKS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
@@ -45,7 +50,7 @@ class Exact(L.Callback):
         self.trainer: L.Trainer | None = None
         self.marks: dict[tuple[str, str], Any] = {}
         self.saved: dict[str, Any] | None = None
-        self.unwrapped: list[tuple[Any, str]] = []
+        self.unwrapped: list[tuple[Any, str, Any]] = []  # owners, hooks, and what the owner itself had there
 
     # Loaders ------------------------------------------------------------------------------------------------------
 
@@ -53,17 +58,22 @@ class Exact(L.Callback):
         self.trainer = trainer
         for owner in filter(None, (trainer.datamodule, pl_module)):  # type: ignore[attr-defined]
             for hook in HOOKS:
-                if hook not in vars(owner):
-                    setattr(owner, hook, self.wrapped(getattr(owner, hook), hook.removesuffix("_dataloader")))
-                    self.unwrapped.append((owner, hook))
+                self.unwrapped.append((owner, hook, vars(owner).get(hook)))
+                setattr(owner, hook, self.wrapped(getattr(owner, hook), hook.removesuffix("_dataloader")))
         self.marks = state.marks_of(pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for owner, hook in self.unwrapped:
-            delattr(owner, hook)
+        for owner, hook, before in reversed(self.unwrapped):
+            if before is None:
+                delattr(owner, hook)
+            else:
+                setattr(owner, hook, before)
         for loader in self.made:
             loader.close()
         self.unwrapped, self.made = [], []
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "")  # Lightning does not call it then
 
     def wrapped(self, original: Callable[[], Any], stage: str) -> Callable[[], Any]:
         """Return a loader hook that gives resumable loaders."""
@@ -100,11 +110,11 @@ class Exact(L.Callback):
 
         if stage == "train":
             self.loaders = []
+        if isinstance(given, list | tuple | dict):  # as Lightning combines them
+            given = CombinedLoader(given, "max_size_cycle" if stage == "train" else "sequential")
         if isinstance(given, CombinedLoader):
             given.flattened = [wrap(loader, given._mode) for loader in given.flattened]
             return given
-        if isinstance(given, list | tuple | dict):
-            return apply_to_collection(given, DataLoader, wrap)
         return wrap(given)
 
     @property
@@ -116,7 +126,13 @@ class Exact(L.Callback):
         trainer = self.trainer
         assert trainer is not None
         wants = trainer._accelerator_connector.use_distributed_sampler
-        has_own = type(getattr(loader, "sampler", None)).__name__.startswith("Distributed")
+        has_own = any(isinstance(sampler, DistributedSampler) for sampler in samplers_of(loader))
+        is_whole = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+        if wants and trainer.world_size > 1 and not has_own and is_whole and not is_seekable(loader):
+            warn(
+                f"{stage}: every process reads all samples of {type(loader).__name__}, which iterates in its own way; "
+                "give it a DistributedSampler"
+            )
         return Place(
             position=self.position if stage == "train" else lambda: (0, 0),
             rank=trainer.global_rank,
@@ -172,9 +188,13 @@ class Exact(L.Callback):
         for loader in self.loaders:
             if (problem := loader.check_reproducible()) is not None:
                 warn(f"a resumed run will differ: {loader.name}: {problem}")
-        if self.saved is None:
-            return
-        saved, self.saved = self.saved, None
+        if self.saved is not None:
+            self.restore(trainer, pl_module, self.saved)
+        self.saved = None
+        seed_all(self.seed, "start", trainer.global_rank)
+
+    def restore(self, trainer: L.Trainer, pl_module: L.LightningModule, saved: dict[str, Any]) -> None:
+        """Go on from what a checkpoint has beside Lightning's own states."""
         if len(saved["processes"]) != trainer.world_size:
             warn(
                 f"the run had {len(saved['processes'])} processes and has {trainer.world_size}: it ends with other bits"
@@ -182,6 +202,10 @@ class Exact(L.Callback):
         own = saved["processes"][trainer.global_rank % len(saved["processes"])]
         state.restore_metrics(pl_module, own["metrics"])
         state.restore_attributes(pl_module, own["attributes"], pl_module.device)
+        for name, module in pl_module.named_modules():
+            module.training = name not in own["evaluated"]
+        for name, parameter in pl_module.named_parameters():
+            parameter.requires_grad_(name not in own["frozen"])
         for name, gradient in own["gradients"].items():
             pl_module.get_parameter(name).grad = gradient.to(pl_module.device)
         for name, value in own["callback_metrics"].items():
@@ -191,6 +215,7 @@ class Exact(L.Callback):
         for loader, digest in zip(self.loaders, own["batches"], strict=False):
             loader.expected = digest
             loader.entered, loader.cycle = None, 0
+        align_reloads(trainer)
         if any(loader.length() is None for loader in self.loaders):
             restart_fetching(trainer)
 
@@ -202,6 +227,8 @@ class Exact(L.Callback):
             "metrics": state.states_of_metrics(pl_module),
             "attributes": state.changed_attributes(pl_module, self.marks),
             "gradients": state.detached(gradients),
+            "evaluated": modules_in_eval_mode(trainer, pl_module),
+            "frozen": [name for name, parameter in pl_module.named_parameters() if not parameter.requires_grad],
             "logged": logged_means(trainer),
             "callback_metrics": {
                 name: value.detach().cpu()
@@ -211,12 +238,20 @@ class Exact(L.Callback):
             "batches": [loader.digest_before(position) for loader in self.loaders],
         }
         checkpoint["exact"] = {"processes": gathered(own)}
-        for key in ("hyper_parameters", "datamodule_hyper_parameters"):  # objects among them could not be read back
+        for key in ("hparams_type", "datamodule_hparams_type"):  # classes and other objects could not be read back
+            checkpoint.pop(key, None)
+        for key in ("hyper_parameters", "datamodule_hyper_parameters"):
             if key in checkpoint:
                 checkpoint[key] = {k: v for k, v in checkpoint[key].items() if state.is_plain(v)}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.saved = checkpoint.get("exact")
+
+
+def samplers_of(loader: Any) -> list[Any]:
+    """Return the samplers of a loader, one inside of another."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    return [getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
 
 
 def gathered(own: Any) -> list[Any]:

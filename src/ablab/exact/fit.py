@@ -12,6 +12,7 @@ from ablab.config.errors import ConfigError
 from ablab.disk import Lock
 from ablab.exact.exact import Exact, seed_before_fit
 from ablab.exact.loaders import warn
+from ablab.guests import overrides
 from ablab.restorable import check_guest_state
 from ablab.runs import signals
 from ablab.runs.checkpoints import VerifiedFiles, newest_sound
@@ -33,7 +34,7 @@ def fit(
     """Train a module; begin, or resume from the newest sound checkpoint of the folder, to the same bits.
 
     Args:
-        trainer: as the training wants it; callbacks and a logger are added to it.
+        trainer: configured as for plain Lightning, and new; callbacks and a logger are added to it.
         module: any LightningModule, built in the same way each time.
         data: a LightningDataModule, or one or more training loaders; None takes the module's own loaders.
         folder: of `checkpoints/` and `metrics.csv`; made if there is none.
@@ -44,12 +45,15 @@ def fit(
         ConfigError: another process trains in this folder, or no checkpoint in it fits the module.
         Stopped: a signal has asked the process to stop; everything is saved.
     """
+    if trainer.fit_loop.epoch_progress.total.ready:
+        raise ConfigError("trainer: it has trained already; make a new one, with which this call resumes")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     saving = Checkpoints(
         monitor=None, mode="min", keep=keep, every_n_steps=every_n_steps, every_n_minutes=every_n_minutes
     )
-    trainer.callbacks = [saving, Exact(seed=seed), *trainer.callbacks]  # type: ignore[attr-defined]
+    others = [c for c in trainer.callbacks if not isinstance(c, Checkpoints | Exact)]  # type: ignore[attr-defined]
+    trainer.callbacks = [saving, Exact(seed=seed), *others]  # type: ignore[attr-defined]
     trainer.strategy.checkpoint_io = VerifiedFiles(prefix="")
     lock = Lock(folder / LOCK)
     if trainer.is_global_zero and not lock.acquire(seconds=0.2):
@@ -63,9 +67,10 @@ def fit(
         path, rows = None, []
         if found is not None:
             path, rows = found[0], read_rows(folder)[: found[1]["num_rows"]]
-        trainer.loggers = [MetricsCSV(folder, rows=rows), *trainer.loggers]
+        loggers = [logger for logger in trainer.loggers if not isinstance(logger, MetricsCSV)]
+        trainer.loggers = [MetricsCSV(folder, rows=rows), *loggers]
         if data is not None and not isinstance(data, L.LightningDataModule):
-            data = TrainingLoaders(data)
+            data = TrainingLoaders(data, module)
         trainer.precision_plugin.convert_module(module)  # Lightning does after it has read a checkpoint, into float32
         seed_before_fit(seed)
         with signals.noted():
@@ -76,11 +81,14 @@ def fit(
 
 
 class TrainingLoaders(L.LightningDataModule):
-    """A data module of loaders that are there already."""
+    """A data module of training loaders that are there already, beside the module's own loaders for the rest."""
 
-    def __init__(self, loaders: Any) -> None:
+    def __init__(self, loaders: Any, module: L.LightningModule) -> None:
         super().__init__()
         self.loaders = loaders
+        for hook in ("val_dataloader", "test_dataloader"):
+            if overrides(module, hook, L.LightningModule):
+                setattr(self, hook, getattr(module, hook))
 
     def train_dataloader(self) -> Any:
         return self.loaders

@@ -155,7 +155,7 @@ class ResumableLoader:
         keyed = ((seed_of(*self.key(epoch, i)), epoch, indices) for i, indices in enumerate(order))
         if start and self.expected is not None:
             before = next(islice(keyed, start - 1, None), None)
-            self.verify(None if before is None else self.engine.dataset[before])
+            self.verify(None if before is None else self.fetch(before)[0])
         else:
             next(islice(keyed, start, start), None)
         self.feed.items = keyed
@@ -166,7 +166,9 @@ class ResumableLoader:
         """Read from the beginning, and yield the batches from `start` on."""
         repeats, left, done = self.place.mode == "max_size_cycle" and self.is_training, start, 0
         while True:
-            stream = self.stream = iter(self.restarted(epoch))
+            loader = self.restarted(epoch)
+            seed_all(self.seed, self.name, epoch, self.cycle)  # samplers may draw as soon as iteration begins
+            stream = self.stream = iter(loader)
             is_empty = True
             for i in count():
                 seed_all(*self.key(epoch, i))
@@ -192,11 +194,17 @@ class ResumableLoader:
             return self.loader
         loader = self.loader
         if loader.persistent_workers:  # workers that stay would go on from the random numbers of the epoch before
-            loader = rebuilt(loader, persistent_workers=False)
+            if type(loader) is DataLoader and isinstance(loader.dataset, IterableDataset):
+                loader = rebuilt(loader, persistent_workers=False)
+            else:
+                self.close()
+                loader._iterator = None
         for holder in (loader, loader.dataset):
             if hasattr(holder, "set_epoch"):
                 holder.set_epoch(epoch)
-        loader.generator = torch.Generator().manual_seed(seed_of(self.seed, self.name, epoch, self.cycle, "workers"))
+        loader.generator = torch.Generator().manual_seed(
+            seed_of(self.seed, self.name, epoch, self.cycle, "workers", self.place.rank)
+        )
         return loader
 
     def order(self, epoch: int) -> Iterator[Any]:
@@ -238,7 +246,7 @@ class ResumableLoader:
         states = states_of_generators()
         seed_all(self.seed, self.name, epoch, self.cycle)
         try:
-            return list(islice(source, len(source)) if hasattr(source, "__len__") else source)
+            return list(islice(source, len(source)))
         finally:
             restore_generators(states)
 
@@ -293,14 +301,30 @@ class ResumableLoader:
                 "the same bits; " + REMEDY
             )
 
+    def fetch(self, *items: Any) -> list[Any]:
+        """Fetch batches beside the training, in a worker if it has workers: a data set may open its files there."""
+        if self.loader.num_workers == 0:
+            return [self.engine.dataset[item] for item in items]
+        loader = DataLoader(
+            self.engine.dataset,
+            batch_size=None,
+            sampler=items,
+            num_workers=1,
+            collate_fn=as_it_is,
+            worker_init_fn=self.loader.worker_init_fn,
+            multiprocessing_context=self.loader.multiprocessing_context,
+            generator=torch.Generator(),
+        )
+        return list(loader)
+
     def check_reproducible(self) -> str | None:
         """Fetch the first batch twice; return why a resumed run would get other batches, None if they are equal."""
         if not self.seeks or not self.length():
             return None
         item = (seed_of(*self.key(0, 0)), 0, next(self.order(0)))
         self.drawn = None
-        digest = digest_of(self.engine.dataset[item])
-        if digest_of(self.engine.dataset[item]) != digest:
+        digest, again = map(digest_of, self.fetch(item, item))
+        if again != digest:
             return f"{type(self.loader.dataset).__name__} gives other values each time it is read; {REMEDY}"
         self.first = (item, digest)
         return None
@@ -310,7 +334,7 @@ class ResumableLoader:
         if self.first is None:
             return None
         (item, digest), self.first = self.first, None
-        if digest_of(self.engine.dataset[item]) == digest:
+        if digest_of(self.fetch(item)[0]) == digest:
             return None
         return (
             f"{type(self.loader.dataset).__name__} has changed in the first epoch; save what changes in the data "
@@ -328,11 +352,14 @@ def warn(text: str) -> None:
 
 def is_seekable(loader: Any) -> bool:
     """Return whether batches are taken by index from a map-style data set, in torch's own way."""
-    return (
-        isinstance(loader, DataLoader)
-        and type(loader).__iter__ is DataLoader.__iter__
-        and not isinstance(loader.dataset, IterableDataset)
-    )
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return False
+    kind = type(loader)
+    is_torchs = kind.__iter__ is DataLoader.__iter__ and kind._get_iterator is DataLoader._get_iterator
+    try:
+        return is_torchs and len(loader) >= 0
+    except TypeError:  # a sampler without a length, which may never end
+        return False
 
 
 def rebuilt(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:

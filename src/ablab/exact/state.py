@@ -68,7 +68,7 @@ def attributes_of(module: nn.Module) -> Iterator[tuple[str, str, Any]]:
 
 
 def marks_of(module: nn.Module) -> dict[tuple[str, str], Any]:
-    """Return by what each plain attribute is known to be as it was; nothing is copied."""
+    """Return marks by which a change of a plain attribute is noticed; nothing is copied."""
     return {(name, key): mark(value) for name, key, value in attributes_of(module)}
 
 
