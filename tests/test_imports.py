@@ -24,10 +24,10 @@ ALLOWED = {
         *("mlxtend", "ablab.data", "ablab.digest", "ablab.disk", "ablab.runs.outcome", "ablab.waiting"),
     },
     "ablab.tasks": {"torch", "lightning", "torchmetrics", "ablab.tasks", "ablab.data", "ablab.optim"},
-    "ablab.exact.randomness": {"torch", "numpy"},
-    "ablab.exact.state": {"torch", "lightning", "torchmetrics", "numpy"},
+    "ablab.exact.randomness": {"torch", "numpy", "ablab.data.draws"},
+    "ablab.exact.state": {"torch", "lightning", "torchmetrics"},
     "ablab.exact.loaders": {"torch", "lightning", "numpy", "ablab.exact"},
-    "ablab.exact.exact": {"torch", "lightning", "lightning_utilities", "ablab.exact", "ablab.data", "ablab.internals"},
+    "ablab.exact.exact": {"torch", "lightning", "ablab.exact", "ablab.data", "ablab.internals", "ablab.tasks.counts"},
     "ablab.exact": {"lightning", "ablab"},
     "ablab.internals": {"torch", "lightning", "torchmetrics", "ablab.exact.state"},
     "ablab.guests": {"lightning", "omegaconf", "ablab"},
@@ -51,7 +51,7 @@ ALLOWED = {
     "ablab.runs": {
         *("torch", "hydra", "omegaconf", "lightning", "wandb", "safetensors", "yaml"),
         *("tensorboard", "mlflow", "ablab.runs", "ablab.config.errors", "ablab.config.schema", "ablab.digest"),
-        *("ablab.config.yaml_files", "ablab.disk", "ablab.waiting", "ablab.exact.state"),
+        *("ablab.config.yaml_files", "ablab.disk", "ablab.waiting", "numpy"),
     },
     "ablab.browse": {
         *("yaml", "ablab.browse", "ablab.config.errors", "ablab.runs.folder", "ablab.runs.identity"),

@@ -35,15 +35,19 @@ def in_epoch(seeds: Tensor, epoch: Tensor) -> Tensor:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Begin the global random numbers of torch, NumPy and Python anew, for a step of training in a process."""
-    drawn = int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:8])
-    torch.default_generator.manual_seed(drawn)  # torch.manual_seed asks every kind of accelerator, even those not there
+    """Seed the global generators for a training step of a process."""
+    seed_generators(int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:8]))
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of torch, NumPy and Python with a number of 64 bits."""
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of accelerator, even missing ones
     if torch.cuda.is_initialized():
-        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(drawn)
+        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
     elif torch.backends.mps.is_available():
-        torch.mps.manual_seed(drawn)
-    np.random.seed(drawn % 2**32)  # noqa: NPY002 (others' code draws from it)
-    random.seed(drawn)
+        torch.mps.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (others' code draws from it)
+    random.seed(seed)
 
 
 def uniform(seeds: Tensor, stream: int | Tensor) -> Tensor:

@@ -8,14 +8,13 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from ablab.data.loader import Resumable
 from ablab.exact import state
-from ablab.exact.loaders import Place, ResumableLoader, is_seekable, rebuilt, warn
+from ablab.exact.loaders import Place, ResumableLoader, is_seekable, rebuilt, samplers_of, warn
 from ablab.exact.randomness import seed_all
 from ablab.internals import (
     align_reloads,
@@ -24,6 +23,7 @@ from ablab.internals import (
     restart_fetching,
     restore_logged_means,
 )
+from ablab.tasks.counts import counts, gathered, restore
 
 HOOKS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
@@ -125,10 +125,10 @@ class Exact(L.Callback):
         """Return where a loader is used."""
         trainer = self.trainer
         assert trainer is not None
-        wants = trainer._accelerator_connector.use_distributed_sampler
         has_own = any(isinstance(sampler, DistributedSampler) for sampler in samplers_of(loader))
+        shards = trainer._accelerator_connector.use_distributed_sampler and trainer.world_size > 1 and not has_own
         is_whole = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
-        if wants and trainer.world_size > 1 and not has_own and is_whole and not is_seekable(loader):
+        if shards and is_whole and not is_seekable(loader):
             warn(
                 f"{stage}: every process reads all samples of {type(loader).__name__}, which iterates in its own way; "
                 "give it a DistributedSampler"
@@ -137,7 +137,7 @@ class Exact(L.Callback):
             position=self.position if stage == "train" else lambda: (0, 0),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
-            shards=wants and trainer.world_size > 1 and not has_own,
+            shards=shards,
             mode=mode,
         )
 
@@ -196,11 +196,11 @@ class Exact(L.Callback):
     def restore(self, trainer: L.Trainer, pl_module: L.LightningModule, saved: dict[str, Any]) -> None:
         """Go on from what a checkpoint has beside Lightning's own states."""
         if len(saved["processes"]) != trainer.world_size:
-            warn(
-                f"the run had {len(saved['processes'])} processes and has {trainer.world_size}: it ends with other bits"
-            )
+            number = len(saved["processes"])
+            warn(f"the run had {number} processes and has {trainer.world_size}; the result will not be bit-identical")
         own = saved["processes"][trainer.global_rank % len(saved["processes"])]
-        state.restore_metrics(pl_module, own["metrics"])
+        known = {name: metric for name, metric in state.metrics_of(pl_module).items() if name in own["metrics"]}
+        restore(known, [own["metrics"]], rank=0, world_size=1)
         state.restore_attributes(pl_module, own["attributes"], pl_module.device)
         for name, module in pl_module.named_modules():
             module.training = name not in own["evaluated"]
@@ -224,7 +224,7 @@ class Exact(L.Callback):
         manual = not pl_module.automatic_optimization
         gradients = {n: p.grad for n, p in pl_module.named_parameters() if manual and p.grad is not None}
         own = {
-            "metrics": state.states_of_metrics(pl_module),
+            "metrics": counts(state.metrics_of(pl_module)),
             "attributes": state.changed_attributes(pl_module, self.marks),
             "gradients": state.detached(gradients),
             "evaluated": modules_in_eval_mode(trainer, pl_module),
@@ -248,22 +248,7 @@ class Exact(L.Callback):
         self.saved = checkpoint.get("exact")
 
 
-def samplers_of(loader: Any) -> list[Any]:
-    """Return the samplers of a loader, one inside of another."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    return [getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
-
-
-def gathered(own: Any) -> list[Any]:
-    """Return what each process has, in their order."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [own]
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, own)
-    return everywhere
-
-
 def seed_before_fit(seed: int) -> None:
     """Seed the global generators as a training does before data modules and modules are set up."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # of accelerators that are not initialized yet
     seed_all(seed, "setup")

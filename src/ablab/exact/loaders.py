@@ -105,10 +105,6 @@ class ResumableLoader:
         sampler = self.loader.batch_sampler
         return sampler is not None and (type(sampler) is not BatchSampler or self.loader.batch_size is None)
 
-    @property
-    def sampler(self) -> Any:
-        return self.loader.sampler
-
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the position is Lightning's. Lightning takes a loader with this method for a resumable one."""
         return {}
@@ -189,7 +185,7 @@ class ResumableLoader:
             self.cycle += 1  # training had gone through a short loader by then
 
     def restarted(self, epoch: int) -> Any:
-        """The loader, such that its workers draw the random numbers of this epoch."""
+        """Return the loader with its workers seeded for this epoch."""
         if not isinstance(self.loader, DataLoader):
             return self.loader
         loader = self.loader
@@ -210,7 +206,7 @@ class ResumableLoader:
     def order(self, epoch: int) -> Iterator[Any]:
         """Return the indices of each batch of an epoch, as this process takes them."""
         if self.drawn is None and not self.is_plain:
-            for earlier in range(epoch):  # a sampler may go on from what it drew in the epochs before a resume
+            for earlier in range(epoch):  # a sampler may keep a generator of its own from epoch to epoch
                 self.draw(earlier)
         self.drawn = epoch
         order = self.draw(epoch)
@@ -230,13 +226,13 @@ class ResumableLoader:
 
     @property
     def is_plain(self) -> bool:
-        """Whether an epoch's order depends on nothing but generators that are seeded for it."""
+        """Whether the seeded generators alone determine the order of an epoch."""
         return type(self.loader.batch_sampler) in (BatchSampler, type(None)) and type(self.innermost) in PLAIN_SAMPLERS
 
     def draw(self, epoch: int) -> list[Any]:
         """Draw what the loader's sampler gives in an epoch, the same in every process."""
         batch_sampler, sampler = self.loader.batch_sampler, self.sampler
-        for holder in (self.innermost, batch_sampler):
+        for holder in samplers_of(self.loader):
             if hasattr(holder, "set_epoch"):
                 holder.set_epoch(epoch)
             if isinstance(getattr(holder, "generator", None), torch.Generator):
@@ -293,7 +289,7 @@ class ResumableLoader:
         return None
 
     def verify(self, batch: Any) -> None:
-        """Print a warning if the batch before the resume is not the one that was trained on."""
+        """Warn if the batch before the resume differs from the one that was trained on."""
         expected, self.expected = self.expected, None
         if expected is not None and digest_of(batch) != expected:
             warn(
@@ -362,6 +358,12 @@ def is_seekable(loader: Any) -> bool:
         return False
 
 
+def samplers_of(loader: Any) -> list[Any]:
+    """Return the samplers of a loader, one inside of another."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    return [getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
+
+
 def rebuilt(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
     """Return a loader of an iterable data set with some settings changed."""
     settings = {
@@ -379,7 +381,7 @@ def rebuilt(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
 
 
 class Feed(Sampler[Any]):
-    """A sampler that gives what it has been given."""
+    """A sampler over an iterator that is replaced for each pass."""
 
     def __init__(self) -> None:
         self.items: Iterator[Any] = iter(())
@@ -405,7 +407,7 @@ class SeededBatches(Dataset[Any]):
 
     def __getitem__(self, item: tuple[int, int, Any]) -> Any:
         seed, epoch, indices = item
-        if epoch != self.epoch and hasattr(self.dataset, "set_epoch"):  # in a worker, nobody else can
+        if epoch != self.epoch and hasattr(self.dataset, "set_epoch"):  # each worker has a copy
             self.dataset.set_epoch(epoch)
         self.epoch = epoch
         seed_all(seed)

@@ -1,4 +1,4 @@
-"""Random numbers that are derived from the seed and the place in a training, never carried over from what was drawn."""
+"""Seed the global generators from a key, so that no state of theirs has to be saved."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ablab.data.draws import seed_generators
+
 
 def seed_of(*key: Any) -> int:
     """Return a seed of 64 bits from a key."""
@@ -17,14 +19,7 @@ def seed_of(*key: Any) -> int:
 
 def seed_all(*key: Any) -> None:
     """Seed the global generators of torch, NumPy and Python from a key."""
-    seed = seed_of(*key)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of accelerator, even missing ones
-    if torch.cuda.is_initialized():
-        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
-    elif torch.backends.mps.is_available():
-        torch.mps.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 (others' code draws from it)
-    random.seed(seed)
+    seed_generators(seed_of(*key))
 
 
 def states_of_generators() -> tuple[Any, ...]:

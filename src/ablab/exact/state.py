@@ -1,13 +1,11 @@
-"""What a training keeps outside of parameters and buffers: metrics, logged means, attributes of modules, gradients."""
+"""Training state outside of parameters and buffers: the metrics and the plain attributes of modules."""
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
@@ -15,42 +13,17 @@ from torchmetrics import Metric, MetricCollection
 # Metrics --------------------------------------------------------------------------------------------------------------
 
 
-def metrics_of(module: nn.Module) -> Iterator[tuple[str, Metric]]:
-    """Yield every metric in a module, those in collections included, with its name."""
+def metrics_of(module: nn.Module) -> dict[str, Metric]:
+    """Return every metric in a module, those in collections included, by their names."""
     for child in module.modules():
         if isinstance(child, MetricCollection):
             child.items()  # metrics that share their states get states of their own
-    for name, child in module.named_modules():
-        if isinstance(child, Metric):
-            yield name, child
-
-
-def states_of_metrics(module: nn.Module) -> dict[str, Any]:
-    """Return the states of all metrics in this process, on the CPU."""
-    return {
-        name: {
-            "updates": metric.update_count,
-            "state": {key: detached(value) for key, value in metric.metric_state.items()},
-        }
-        for name, metric in metrics_of(module)
-    }
-
-
-def restore_metrics(module: nn.Module, saved: Mapping[str, Any]) -> None:
-    """Set the metrics of a module to saved states; a metric that is not among them stays as it is."""
-    for name, metric in metrics_of(module):
-        if name not in saved:
-            continue
-        metric.reset()
-        metric._update_count = saved[name]["updates"]
-        for key, value in saved[name]["state"].items():
-            here = [v.to(metric.device) for v in value] if isinstance(value, list) else value.to(metric.device)
-            setattr(metric, key, here)
+    return {name: child for name, child in module.named_modules() if isinstance(child, Metric)}
 
 
 # Attributes -----------------------------------------------------------------------------------------------------------
 
-# What every module has, and Lightning sets by itself.
+# Attributes of every nn.Module and LightningModule.
 OWN_ATTRIBUTES = {*vars(nn.Module()), *vars(L.LightningModule())}
 
 
@@ -149,35 +122,3 @@ def on(value: Any, device: torch.device) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(on(part, device) for part in value)
     return value
-
-
-# Checkpoints ----------------------------------------------------------------------------------------------------------
-
-
-def readable(value: Any, place: str) -> Any:
-    """Return a checkpoint's content as tensors and plain data, which is all that is read back.
-
-    Raises:
-        TypeError: names a value of another kind.
-    """
-    if isinstance(value, Tensor) or value is None or type(value) in (bool, int, float, str, bytes, torch.Size):
-        return value
-    if isinstance(value, Mapping):
-        items = {key: readable(part, f"{place}.{key}" if place else str(key)) for key, part in value.items()}
-        return items if type(value) is dict else as_known(value, items)
-    if isinstance(value, list | tuple):
-        parts = [readable(part, f"{place}[{i}]") for i, part in enumerate(value)]
-        return parts if isinstance(value, list) else tuple(parts)
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
-    if isinstance(value, torch.dtype | torch.device):
-        return value
-    raise TypeError(f"{place} is a {type(value).__name__}")
-
-
-def as_known(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    """Keep the kinds of mappings that torch reads, and give others as dicts."""
-    kind: Any = type(value)
-    return kind(items) if kind in (OrderedDict, Counter) else items

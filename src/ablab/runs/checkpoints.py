@@ -10,10 +10,12 @@ import hashlib
 import json
 import os
 import warnings
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from safetensors import SafetensorError, safe_open
@@ -22,7 +24,6 @@ from torch import Tensor
 
 from ablab.config.errors import ConfigError
 from ablab.digest import weights_digest
-from ablab.exact.state import readable
 from ablab.runs.folder import make_parent, whole
 from ablab.runs.outcome import RunError
 
@@ -242,6 +243,35 @@ class VerifiedFiles(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def readable(value: Any, place: str) -> Any:
+    """Return a checkpoint's content as tensors and plain data, which is all that is read back.
+
+    Raises:
+        TypeError: names a value of another kind.
+    """
+    if isinstance(value, Tensor) or value is None or type(value) in (bool, int, float, str, bytes, torch.Size):
+        return value
+    if isinstance(value, Mapping):
+        items = {key: readable(part, f"{place}.{key}" if place else str(key)) for key, part in value.items()}
+        return items if type(value) is dict else as_known(value, items)
+    if isinstance(value, list | tuple):
+        parts = [readable(part, f"{place}[{i}]") for i, part in enumerate(value)]
+        return parts if isinstance(value, list) else tuple(parts)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, torch.dtype | torch.device):
+        return value
+    raise TypeError(f"{place} is a {type(value).__name__}")
+
+
+def as_known(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """Keep the kinds of mappings that torch reads, and give others as dicts."""
+    kind: Any = type(value)
+    return kind(items) if kind in (OrderedDict, Counter) else items
 
 
 def model_weights(checkpoint: dict[str, Any], prefix: str = "model.") -> dict[str, Tensor]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
+
+Metrics = MetricCollection | Mapping[str, Metric]
 
 
-def counts(metrics: MetricCollection) -> dict[str, Any]:
+def counts(metrics: Metrics) -> dict[str, Any]:
     """The states of metrics in this process, on the CPU."""
     return {
         name: {
@@ -21,7 +24,7 @@ def counts(metrics: MetricCollection) -> dict[str, Any]:
     }
 
 
-def restore(metrics: MetricCollection, saved: list[dict[str, Any]], *, rank: int, world_size: int) -> None:
+def restore(metrics: Metrics, saved: list[dict[str, Any]], *, rank: int, world_size: int) -> None:
     """Have metrics go on from what each process had counted.
 
     Of another number of processes, the first one goes on from what all had counted together, the others from nothing.
@@ -51,7 +54,7 @@ def restore(metrics: MetricCollection, saved: list[dict[str, Any]], *, rank: int
 
 def gathered(here: dict[str, Any]) -> list[dict[str, Any]]:
     """What each process has, in their order."""
-    if not dist.is_initialized():
+    if not (dist.is_available() and dist.is_initialized()):
         return [here]
     everywhere: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, here)
