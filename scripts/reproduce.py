@@ -19,7 +19,7 @@ from hydra import initialize_config_dir
 from omegaconf import DictConfig
 
 from ablab.config.errors import CONF, ConfigError, readable_errors
-from ablab.config.schema import check
+from ablab.config.schema import check, is_guest
 from ablab.loading import loading
 from ablab.runs import signals
 from ablab.runs.folder import config_of, read_environment, read_record
@@ -88,7 +88,6 @@ def main() -> int:
     with loading(said=True):
         from ablab.config.trust import check_targets
         from ablab.evaluate import take_threads
-        from ablab.guests import is_guest
         from ablab.runs import provenance
         from ablab.runs.compare import OF_ITSELF, check_comparable, compare, report
         from ablab.train import data_of

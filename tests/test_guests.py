@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.cluster.conftest import with_tests
 from tests.polling import LIMIT, wait_until
 
 from ablab.config.errors import ConfigError
@@ -119,10 +120,9 @@ def test_a_command_line_that_chooses_an_optimizer_for_nothing_is_refused(command
     )
 
 
-def with_tests() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The environment of a process that can import the tests' modules."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": with_tests(os.environ), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.slow
@@ -133,15 +133,15 @@ def test_a_killed_run_goes_on_to_the_same_bits(trainer: str, tmp_path: Path) -> 
         word for word in words if word not in ("trainer=cpu", "trainer.max_epochs=2") or word == f"trainer={trainer}"
     ]
     program = [sys.executable, str(ROOT / "train.py")]
-    subprocess.run([*program, *words, "output_dir=whole"], cwd=tmp_path, env=with_tests(), check=True)
+    subprocess.run([*program, *words, "output_dir=whole"], cwd=tmp_path, env=environment(), check=True)
     often = "callbacks.checkpoints.every_n_steps=1"
-    killed = subprocess.Popen([*program, *words, often, "output_dir=killed"], cwd=tmp_path, env=with_tests())
+    killed = subprocess.Popen([*program, *words, often, "output_dir=killed"], cwd=tmp_path, env=environment())
     wait_until(lambda: list(tmp_path.glob("killed/*/checkpoints/*5-training.ckpt")), killed)
     killed.send_signal(signal.SIGKILL)
     killed.wait(LIMIT)
     [run] = tmp_path.glob("killed/*")
     wait_until(lambda: subprocess.run(["pgrep", "-f", str(run)], capture_output=True, check=False).returncode)
-    subprocess.run([*program, f"resume={run}", "trust=true"], cwd=tmp_path, env=with_tests(), check=True)
+    subprocess.run([*program, f"resume={run}", "trust=true"], cwd=tmp_path, env=environment(), check=True)
     [whole] = tmp_path.glob("whole/*")
     assert (run / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
     assert record(run)["weights_sha256"] == record(whole)["weights_sha256"]
@@ -153,7 +153,7 @@ def test_a_grid_of_a_modules_own_argument_has_a_report(tmp_path: Path) -> None:
     words = ["-m", "seed=0,1", "task.hidden=2,8", *(word.removeprefix("++") for word in GUEST)]
     words += ["logger=csv", *SHORT, "monitor.metric=valid_mae"]
     program = [sys.executable, str(ROOT / "train.py"), *words]
-    done = subprocess.run(program, cwd=tmp_path, env=with_tests(), capture_output=True, text=True, check=False)
+    done = subprocess.run(program, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     [folder] = (tmp_path / "runs").iterdir()
     report = (folder / "report" / "report.md").read_text()

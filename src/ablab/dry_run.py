@@ -26,7 +26,7 @@ from torch import nn
 
 from ablab.config.build import blame, build
 from ablab.config.errors import CONF, ConfigError, menu
-from ablab.config.schema import show
+from ablab.config.schema import is_guest, show
 from ablab.data.datamodule import DataModule
 from ablab.norms import Norm, collecting, problems
 from ablab.optim.optimizer import make_optimizer
@@ -116,7 +116,7 @@ def check_trainer(cfg: DictConfig) -> None:
         if name not in trainer:
             raise ConfigError(f"trainer.{name}: it is missing; a run needs one, so leave the ~trainer.{name} out")
     check_length(trainer)
-    guest = cfg.model is None  # a module from outside
+    guest = is_guest(cfg)
     if cfg.optimizer is not None and cfg.optimizer.get("fused") and trainer.precision in ("16-mixed", "16", 16):
         raise ConfigError(
             f"optimizer.fused=true: with trainer.precision={trainer.precision} gradients are scaled until its step, so "

@@ -11,10 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ablab.config.errors import ConfigError, menu
-from ablab.config.schema import check
+from ablab.config.schema import check, is_guest
 from ablab.data.datamodule import DataModule
 from ablab.dry_run import CONF
-from ablab.guests import is_guest
 from ablab.runs import provenance
 from ablab.runs.checkpoints import BEST, BrokenFile, model_weights, newest_sound, read_weights, weights_problem
 from ablab.runs.folder import config_of, read_environment, read_record, short

@@ -15,22 +15,13 @@ from ablab.config.build import blame, build
 from ablab.config.errors import ConfigError
 from ablab.digest import digest
 from ablab.exact.exact import Exact
+from ablab.loop import is_own
 from ablab.optim.optimizer import make_optimizer
 from ablab.runs.strategies import Sharded
 from ablab.tasks.task import TaskHooks
 from ablab.trainer import Trainer
 
 DEFAULT_DATA = "ablab.data.digits.Digits"  # of conf/train.yaml
-
-
-def is_guest(cfg: DictConfig) -> bool:
-    """Return whether a config is of a task that brings its own network, as `task=lightning` does."""
-    return cfg.model is None
-
-
-def overrides(owner: Any, hook: str, base: type) -> bool:
-    """Return whether a module or a data module has a hook of its own."""
-    return hook in vars(owner) or getattr(type(owner), hook, None) is not getattr(base, hook, None)
 
 
 def build_guest(cfg: DictConfig, chosen: set[str]) -> tuple[L.LightningModule, L.LightningDataModule | None]:
@@ -51,7 +42,7 @@ def build_guest(cfg: DictConfig, chosen: set[str]) -> tuple[L.LightningModule, L
         raise ConfigError(
             f"task._target_={cfg.task._target_}: it makes a {type(module).__name__}, and a LightningModule is needed"
         )
-    brings_data = overrides(module, "train_dataloader", L.LightningModule)
+    brings_data = is_own(module, "train_dataloader", L.LightningModule)
     target = None if cfg.data is None else cfg.data.get("_target_")
     if target is None or (brings_data and target == DEFAULT_DATA and "data" not in chosen):
         cfg.data = None
@@ -65,7 +56,7 @@ def build_guest(cfg: DictConfig, chosen: set[str]) -> tuple[L.LightningModule, L
         raise ConfigError(
             f"data._target_={cfg.data._target_}: it makes a {type(data).__name__}, and a LightningDataModule is needed"
         )
-    if overrides(module, "configure_optimizers", L.LightningModule):
+    if is_own(module, "configure_optimizers", L.LightningModule):
         for group in ("optimizer", "scheduler"):
             if group in chosen:
                 raise ConfigError(
@@ -106,18 +97,16 @@ def check_callbacks(cfg: DictConfig, callbacks: list[L.Callback]) -> None:
             )
             raise ConfigError(
                 f"callbacks.{name}: {type(callback).__name__} looks into this project's tasks, and does nothing for "
-                f"another LightningModule; leave it out"
+                "another LightningModule; leave it out"
             )
 
 
-def attach(trainer: L.Trainer, seed: int) -> Exact:
+def attach(trainer: L.Trainer, seed: int) -> None:
     """Attach what makes a run of any module exact to a trainer; the work of this project's tasks is taken off."""
-    exact = Exact(seed=seed)
     others = [callback for callback in trainer.callbacks if not isinstance(callback, TaskHooks)]  # type: ignore[attr-defined]
     first = [callback for callback in others if isinstance(callback, Checkpoints | Unsaved)]
     rest = [callback for callback in others if callback not in first]
-    trainer.callbacks = [*first, exact, *rest]  # type: ignore[attr-defined]
-    return exact
+    trainer.callbacks = [*first, Exact(seed=seed), *rest]  # type: ignore[attr-defined]
 
 
 def record_of(cfg: DictConfig) -> dict[str, Any]:

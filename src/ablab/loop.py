@@ -156,8 +156,8 @@ def is_direct(trainer: Trainer) -> bool:
     return isinstance(trainer.strategy, SingleDeviceStrategy) and not scaled(trainer)
 
 
-def is_own(owner: Callback | LightningModule, name: str, base: type) -> bool:
-    """Whether a hook is not the one of Lightning's base class, which does nothing."""
+def is_own(owner: Any, name: str, base: type) -> bool:
+    """Whether a hook of a callback, a module or a data module is not the one of Lightning's base class."""
     return getattr(getattr(owner, name), "__func__", None) is not getattr(base, name)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ablab.data.datamodule import DataModule
+from ablab.loop import is_own
 from ablab.optim.optimizer import make_optimizer
 from ablab.runs.checkpoints import PHASES, place, weights_problem
 from ablab.runs.strategies import Sharded
@@ -40,20 +41,8 @@ def check_state(path: Path, state: Any, *, task: Task, trainer: L.Trainer, data:
     Raises:
         Unfit: what in the state does not fit, and why.
     """
-    fit_loop: Any = trainer.fit_loop.state_dict()
     step, phase = place(path)
-    expected = {
-        "epoch": 0,
-        "global_step": 0,
-        "num_rows": 0,
-        "state_dict": {},
-        "callbacks": {"Checkpoints": {"phase": ""}},
-        "loops": {"fit_loop": fit_loop},
-        type(data).__qualname__: data.state_dict(),
-        "optimizer_states": [],
-        "lr_schedulers": [],
-    }
-    check_like(state, expected, "", counted=True)
+    check_form(state, trainer, {type(data).__qualname__: data.state_dict()})
     loops, own = state["loops"]["fit_loop"], state["callbacks"]["Checkpoints"]
     steps = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
     if not task.automatic_optimization:
@@ -71,9 +60,7 @@ def check_state(path: Path, state: Any, *, task: Task, trainer: L.Trainer, data:
     for key in {"state_dict", "current_model_state"} & state.keys():  # with averaged weights, the raw ones are beside
         if (problem := weights_problem(state[key], weights)) is not None:
             raise Unfit(f"{key}: {problem}")
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if callback.state_key in state["callbacks"]:
-            check_callback(callback, state["callbacks"][callback.state_key])
+    check_callbacks(trainer, state)
     if (saved := state.get("train_metrics")) is not None:
         here = counts(task.metrics("train"))
         if not isinstance(saved, list) or not saved:
@@ -93,6 +80,28 @@ def check_guest_state(path: Path, state: Any, *, module: L.LightningModule, trai
         Unfit: what in the state does not fit, and why.
     """
     step, phase = place(path)
+    check_form(state, trainer, {"exact": {"processes": []}})
+    own = state["callbacks"]["Checkpoints"]
+    if (state["global_step"], own["phase"]) != (step, PHASES[phase]):
+        raise Unfit(f"it is of step {state['global_step']} ({own['phase']}), unlike its name")
+    if not state["exact"]["processes"]:
+        raise Unfit("exact.processes is empty, and an entry for each process is needed")
+    found, expected = state["state_dict"], module.state_dict()
+    hooks = ("setup", "configure_model", "on_save_checkpoint")
+    if not module.strict_loading or any(is_own(module, hook, L.LightningModule) for hook in hooks):
+        common = found.keys() & expected.keys()  # layers may be made later, or left out on purpose
+        found, expected = ({name: weights[name] for name in common} for weights in (found, expected))
+    if (problem := weights_problem(found, expected)) is not None:
+        raise Unfit(f"state_dict: {problem}")
+    check_callbacks(trainer, state)
+
+
+def check_form(state: Any, trainer: L.Trainer, own: dict[str, Any]) -> None:
+    """Refuse a state that lacks what every checkpoint of a run has, or what `own` has beside it.
+
+    Raises:
+        Unfit: the place of the value, what is there, and what is needed.
+    """
     fit_loop: Any = trainer.fit_loop.state_dict()
     expected = {
         "epoch": 0,
@@ -101,24 +110,15 @@ def check_guest_state(path: Path, state: Any, *, module: L.LightningModule, trai
         "state_dict": {},
         "callbacks": {"Checkpoints": {"phase": ""}},
         "loops": {"fit_loop": fit_loop},
-        "exact": {"processes": []},
+        **own,
         "optimizer_states": [],
         "lr_schedulers": [],
     }
     check_like(state, expected, "", counted=True)
-    own = state["callbacks"]["Checkpoints"]
-    if (state["global_step"], own["phase"]) != (step, PHASES[phase]):
-        raise Unfit(f"it is of step {state['global_step']} ({own['phase']}), unlike its name")
-    if not state["exact"]["processes"]:
-        raise Unfit("exact.processes is empty, and an entry for each process is needed")
-    found, expected = state["state_dict"], module.state_dict()
-    base = L.LightningModule
-    hooks = ("setup", "configure_model", "on_save_checkpoint")
-    if not module.strict_loading or any(getattr(type(module), hook) is not getattr(base, hook) for hook in hooks):
-        common = found.keys() & expected.keys()  # layers may be made later, or left out on purpose
-        found, expected = ({name: weights[name] for name in common} for weights in (found, expected))
-    if (problem := weights_problem(found, expected)) is not None:
-        raise Unfit(f"state_dict: {problem}")
+
+
+def check_callbacks(trainer: L.Trainer, state: Any) -> None:
+    """Refuse what one of the trainer's callbacks could not load."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if callback.state_key in state["callbacks"]:
             check_callback(callback, state["callbacks"][callback.state_key])

@@ -16,15 +16,17 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ablab import guests, terminal
-from ablab.callbacks.checkpoints import Checkpoints, Unsaved
+from ablab.callbacks.checkpoints import Checkpoints, Unsaved, network
 from ablab.config.build import blame, build
 from ablab.config.errors import ConfigError
+from ablab.config.schema import is_guest
 from ablab.config.trust import check_targets
 from ablab.data.datamodule import DataModule
 from ablab.data.reading import set_up
 from ablab.digest import weights_digest
 from ablab.dry_run import check_launcher, check_loggers, check_sharding, check_start, check_trainer, dry_run
 from ablab.exact.exact import seed_before_fit
+from ablab.loop import is_own
 from ablab.models.interface import InitFromData
 from ablab.norms import Norm
 from ablab.restorable import check_guest_state, check_state
@@ -90,7 +92,7 @@ def train(cfg: DictConfig) -> Run:
         say(fitted(described, sys.stdout))
         try:
             began = time.perf_counter()
-            if guests.is_guest(cfg):
+            if is_guest(cfg):
                 seed_before_fit(cfg.seed)  # its data may be drawn while they are set up
             trainer.fit(task, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
             run.seconds = time.perf_counter() - began
@@ -118,9 +120,7 @@ def test(parts: Parts) -> dict[str, float]:
     """Test the model; of a module without a test, return what its training has logged last."""
     owner: Any = parts.task if parts.data is None else parts.data
     base = L.LightningModule if parts.data is None else L.LightningDataModule
-    if guests.overrides(parts.task, "test_step", L.LightningModule) and guests.overrides(
-        owner, "test_dataloader", base
-    ):
+    if is_own(parts.task, "test_step", L.LightningModule) and is_own(owner, "test_dataloader", base):
         of_each_loader = parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
         return {name: value for tested in of_each_loader for name, value in tested.items()}
     return {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
@@ -150,8 +150,7 @@ class Parts:
     @property
     def model(self) -> nn.Module:
         """The network whose weights a run keeps; a module from outside as a whole."""
-        model: Any = self.task.model if isinstance(self.task, Task) else self.task
-        return model
+        return network(self.task)
 
 
 def assemble(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") -> Parts:
@@ -164,7 +163,7 @@ def assemble(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test
     Raises:
         ConfigError: something in the config is wrong.
     """
-    if guests.is_guest(cfg):
+    if is_guest(cfg):
         return assemble_guest(cfg)
     data, norm, trainer = tried(cfg, scored=scored)
     model = build(cfg.model, norm=norm, **data.model_sizes)
@@ -238,7 +237,7 @@ def try_out(cfg: DictConfig) -> str | None:
     Raises:
         ConfigError: something in the config is wrong.
     """
-    if guests.is_guest(cfg):
+    if is_guest(cfg):
         assemble_guest(cfg.copy())
         return None
     data, _, _ = tried(cfg)

@@ -16,14 +16,9 @@ from ablab.runs.checkpoints import in_order
 Make = Callable[[], tuple[L.LightningModule, Any]]
 
 
-def train(
-    make: Make, folder: Path, *, every_n_steps: int | None = 1, **settings: Any
-) -> tuple[dict[str, torch.Tensor], str]:
-    """Train, or resume, in a folder; return the last weights and metrics.csv."""
-    torch.manual_seed(0)  # as a program would, which draws its data while it builds them
-    module, data = make()
-    settings = {"max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": 0, **settings}
-    trainer = L.Trainer(
+def quiet_trainer(**settings: Any) -> L.Trainer:
+    """Lightning's trainer on the CPU, which prints and writes nothing by itself."""
+    return L.Trainer(
         accelerator="cpu",
         devices=1,
         logger=False,
@@ -32,7 +27,16 @@ def train(
         enable_model_summary=False,
         **settings,
     )
-    fit(trainer, module, data, folder=folder, seed=3, every_n_steps=every_n_steps, keep=1000)
+
+
+def train(
+    make: Make, folder: Path, *, every_n_steps: int | None = 1, **settings: Any
+) -> tuple[dict[str, torch.Tensor], str]:
+    """Train, or resume, in a folder; return the last weights and metrics.csv."""
+    torch.manual_seed(0)  # as a program would, which draws its data while it builds them
+    module, data = make()
+    settings = {"max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": 0, **settings}
+    fit(quiet_trainer(**settings), module, data, folder=folder, seed=3, every_n_steps=every_n_steps, keep=1000)
     rows = folder / "metrics.csv"
     return module.state_dict(), rows.read_text() if rows.exists() else ""
 

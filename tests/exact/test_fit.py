@@ -23,7 +23,7 @@ from lightning.pytorch.demos.boring_classes import (
 from lightning.pytorch.demos.lstm import LightningLSTM
 from lightning.pytorch.demos.transformer import LightningTransformer
 from tests.exact import guests
-from tests.exact.resuming import resume_everywhere, train
+from tests.exact.resuming import quiet_trainer, resume_everywhere, train
 from torch.utils.data import DataLoader
 
 from ablab.config.errors import ConfigError
@@ -201,15 +201,7 @@ def test_the_batches_are_those_of_plain_lightning_where_nothing_is_drawn(tmp_pat
         return made, DataLoader(guests.Rows(12), 3)
 
     weights, _ = train(make, tmp_path / "exact")
-    plain = L.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    plain.fit(module, DataLoader(guests.Rows(12), 3))
+    quiet_trainer(max_epochs=2).fit(module, DataLoader(guests.Rows(12), 3))
     assert all(torch.equal(weights[name], value) for name, value in module.state_dict().items())
 
 

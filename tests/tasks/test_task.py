@@ -11,6 +11,7 @@ import lightning as L
 import pytest
 import torch
 from omegaconf import DictConfig
+from tests.exact.resuming import quiet_trainer
 from torch import Tensor
 
 from ablab.config.errors import ConfigError
@@ -105,16 +106,10 @@ class Plain(L.LightningModule):
 def reference(config: Callable[..., DictConfig]) -> dict[str, Tensor]:
     """The weights that Lightning's own trainer and loop end with."""
     parts = assemble(config(*WORDS, "logger=csv"))
-    trainer = L.Trainer(
+    trainer = quiet_trainer(
         max_epochs=2,
         limit_train_batches=4,
         limit_val_batches=0,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         use_distributed_sampler=False,
         deterministic=True,
     )

@@ -22,7 +22,7 @@ from ablab.ablation.ablation import Ablation, Cell, Planned, Words
 from ablab.ablation.results import put, status_of
 from ablab.ablation.words import effective, short
 from ablab.config.errors import CONF, ConfigError
-from ablab.config.schema import check, quoted, show
+from ablab.config.schema import check, is_guest, quoted, show
 from ablab.data.reading import what_is_read
 from ablab.digest import digest
 from ablab.runs.code import code_of
@@ -126,14 +126,17 @@ class Grid:
         cfg.folder = str(folder)
         with read_write(hydra), open_dict(hydra):
             hydra.hydra.mode = RunMode.MULTIRUN
-            words = with_open_keys([*self.common, *plan.words])
-            hydra.hydra.overrides.task = [*words, *added, f"folder={quoted(str(folder))}"]
+            hydra.hydra.overrides.task = [*self.words(plan), *added, f"folder={quoted(str(folder))}"]
         return Prepared(plan, cfg, hydra, folder, self.ablation.metrics)
+
+    def words(self, plan: Planned) -> Words:
+        """Return the overrides of a run, without those that only this ablation adds."""
+        return with_open_keys([*self.common, *plan.words])
 
     def config(self, plan: Planned) -> DictConfig:
         """The config of a run but for its seed, composed once for all seeds: the longest part of preparing one."""
         if plan.words not in self.composed:
-            self.composed[plan.words] = self.compose(with_open_keys([*self.common, *plan.words]))
+            self.composed[plan.words] = self.compose(self.words(plan))
         return self.composed[plan.words]
 
     def same_config(self, config: str, cell: Cell) -> Path | None:
@@ -203,7 +206,7 @@ class Grid:
             then = read_record(run.folder)["data"]["fingerprint"] if (run.folder / "run.json").exists() else None
         except (ConfigError, KeyError, TypeError):  # damaged: it is tried, and says so
             return
-        if then is None or run.cfg.model is None or (now := self.fingerprint(run)) is None:
+        if then is None or is_guest(run.cfg) or (now := self.fingerprint(run)) is None:
             return
         if then != now:
             name = "name" if run.cfg.ablation is None else "ablation.name"

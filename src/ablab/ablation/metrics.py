@@ -21,6 +21,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from ablab.config.errors import ConfigError, menu
+from ablab.config.schema import is_guest
 
 OVER_CURVE = re.compile(r"(last|min|max|mean)\((.+)\)")
 UNTIL = re.compile(r"(steps|seconds)_until\(\s*(\S+)\s*(<=|>=)\s*(\S+)\s*\)")
@@ -127,12 +128,12 @@ def check(metrics: list[str], cfg: DictConfig) -> None:
     Raises:
         ConfigError: with the metric.
     """
-    is_guest = cfg.model is None  # a module from outside: nobody knows what it logs
-    task: Any = None if is_guest else get_class(cfg.task._target_)
-    known = [] if is_guest else [str(cfg.monitor.metric), *(f"test/{name}" for name in task.monitorable)]
+    guest = is_guest(cfg)  # which names its metrics as it likes
+    task: Any = None if guest else get_class(cfg.task._target_)
+    known = [] if guest else [str(cfg.monitor.metric), *(f"test/{name}" for name in task.monitorable)]
     for metric in metrics:
         is_final = re.fullmatch(r"[\w./-]+", metric) is not None
-        if is_final and not is_guest and metric not in ("seconds", *known) and not metric.startswith("test/accuracy/"):
+        if is_final and not guest and metric not in ("seconds", *known) and not metric.startswith("test/accuracy/"):
             raise ConfigError(
                 f"ablation.metrics: {metric} is no final metric; {menu(metric, known, 'a run')}; last({metric}) is the "
                 "last value of a column of metrics.csv"

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ablab.ablation.ablation import Ablation, Words
 from ablab.config.build import blame
 from ablab.config.errors import ConfigError, menu
-from ablab.config.schema import show
+from ablab.config.schema import is_guest, show
 from ablab.runs.folder import LONGEST_NAME, check_name
 from ablab.runs.identity import without_effect
 from ablab.runs.resume import key_of, names_one_run
@@ -78,12 +78,12 @@ def default_metric(cfg: DictConfig) -> str:
     """Return the metric that a sweep without a file compares: of a test, by the metric that chooses the weights.
 
     Raises:
-        ConfigError: a module from outside has to be told.
+        ConfigError: a LightningModule from outside, and no metric is set.
     """
-    if cfg.model is not None:
+    if not is_guest(cfg):
         return f"test/{str(cfg.monitor.metric).rpartition('/')[2]}"
     if cfg.monitor.metric is None:
-        raise ConfigError("monitor.metric=null: a sweep compares runs by a metric; give one that the module logs")
+        raise ConfigError("monitor.metric=null: a sweep compares runs by a metric; set it to one that the module logs")
     return str(cfg.monitor.metric)
 
 

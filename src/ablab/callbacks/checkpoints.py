@@ -120,9 +120,7 @@ class Checkpoints(L.Callback):
         self.stop_if_asked(trainer, batch_idx=arguments[3])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
-        if self.monitor is None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or self.monitor is None:
             return
         if self.monitor not in trainer.callback_metrics:
             logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"

@@ -1,4 +1,4 @@
-"""Whether more of a metric is better, by its name: for metrics of modules that this project does not know."""
+"""Infer from a metric's name whether higher or lower is better."""
 
 from __future__ import annotations
 

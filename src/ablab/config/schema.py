@@ -40,6 +40,11 @@ class Signature:
     docstrings: list[str] = field(default_factory=list)  # its own, then those of what it hands arguments on to
 
 
+def is_guest(config: Any) -> bool:
+    """Return whether a config is of a LightningModule that brings its own network, as `task=lightning` does."""
+    return config["model"] is None
+
+
 def check(cfg: DictConfig, root: Path) -> None:
     """Refuse keys that nothing takes and values of the wrong type, all of them in one message.
 
@@ -87,7 +92,7 @@ def choice_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
     """The problems of places that should hold a choice of a group, and hold something else."""
     for group in top_level(root)[1]:
         node = content[group]
-        if node is None and content["model"] is None and group in BROUGHT:
+        if node is None and is_guest(content) and group in BROUGHT:
             continue
         if not isinstance(node, dict) or (group not in SEVERAL and "_target_" not in node):
             yield f"{group}: it names no class to build; choose another, {choices_of(root.parent / group)}"

@@ -21,7 +21,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from ablab.config.errors import ConfigError
-from ablab.config.schema import HYDRA_KEYS, SEVERAL, show, source_file
+from ablab.config.schema import HYDRA_KEYS, SEVERAL, is_guest, show, source_file
 
 # The base class of what each group builds, imported when it is asked for.
 KINDS = {
@@ -60,7 +60,7 @@ def check_targets(cfg: DictConfig) -> None:
     content: Any = OmegaConf.to_container(cfg, resolve=True)
     strict = cfg.trust is False
     lines: list[str] = []
-    kinds = {**KINDS, **GUESTS} if content["model"] is None else KINDS
+    kinds = {**KINDS, **GUESTS} if is_guest(content) else KINDS
     for group, kind in kinds.items():
         nodes = content[group] or {}
         if group == "data" and nodes.get("_target_") is None:  # data=lightning, without a data module

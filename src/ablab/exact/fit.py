@@ -12,7 +12,8 @@ from ablab.config.errors import ConfigError
 from ablab.disk import Lock
 from ablab.exact.exact import Exact, seed_before_fit
 from ablab.exact.loaders import warn
-from ablab.guests import overrides
+from ablab.guests import attach
+from ablab.loop import is_own
 from ablab.restorable import check_guest_state
 from ablab.runs import signals
 from ablab.runs.checkpoints import VerifiedFiles, newest_sound
@@ -53,7 +54,8 @@ def fit(
         monitor=None, mode="min", keep=keep, every_n_steps=every_n_steps, every_n_minutes=every_n_minutes
     )
     others = [c for c in trainer.callbacks if not isinstance(c, Checkpoints | Exact)]  # type: ignore[attr-defined]
-    trainer.callbacks = [saving, Exact(seed=seed), *others]  # type: ignore[attr-defined]
+    trainer.callbacks = [saving, *others]  # type: ignore[attr-defined]
+    attach(trainer, seed)
     trainer.strategy.checkpoint_io = VerifiedFiles(prefix="")
     lock = Lock(folder / LOCK)
     if trainer.is_global_zero and not lock.acquire(seconds=0.2):
@@ -87,7 +89,7 @@ class TrainingLoaders(L.LightningDataModule):
         super().__init__()
         self.loaders = loaders
         for hook in ("val_dataloader", "test_dataloader"):
-            if overrides(module, hook, L.LightningModule):
+            if is_own(module, hook, L.LightningModule):
                 setattr(self, hook, getattr(module, hook))
 
     def train_dataloader(self) -> Any:
