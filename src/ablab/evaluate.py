@@ -72,7 +72,7 @@ def evaluate(
     parts.model.load_state_dict(chosen)
     say(f"{weights} weights: {short(file)}")
     with lost_worker():
-        found = test(parts)
+        found = test(parts, chosen=())
     if not found:
         raise ConfigError(f"{folder}: {type(parts.task).__name__} has no test_step, or there is no test_dataloader")
     return found

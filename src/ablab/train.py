@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -105,7 +105,7 @@ def train(cfg: DictConfig) -> Run:
                 best = read_weights(run.folder / "checkpoints" / BEST, like=parts.model.state_dict())
                 load_weights(parts.model, best)
                 run.weights["best"] = weights_digest(whole_weights(parts.model))
-            tested = test(parts)
+            tested = test(parts, chosen)
         except Stopped as stopped:
             command = go_on_command(run.folder) + ("" if is_built_without_trust(cfg) else " trust=true")
             say(f"stopped by {stopped}; go on with: {command}", file=stdout)
@@ -116,14 +116,20 @@ def train(cfg: DictConfig) -> Run:
     return run
 
 
-def test(parts: Parts) -> dict[str, float]:
-    """Test the model; of a module without a test, return what its training has logged last."""
+def test(parts: Parts, chosen: Collection[str]) -> dict[str, float]:
+    """Test the model; of a module without a test, return the last logged metrics.
+
+    Args:
+        parts: of the run.
+        chosen: metrics of the best checkpoint, whose last values would replace the best ones.
+    """
     owner: Any = parts.task if parts.data is None else parts.data
     base = L.LightningModule if parts.data is None else L.LightningDataModule
     if is_own(parts.task, "test_step", L.LightningModule) and is_own(owner, "test_dataloader", base):
         of_each_loader = parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
         return {name: value for tested in of_each_loader for name, value in tested.items()}
-    return {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
+    last = parts.trainer.callback_metrics
+    return {name: float(value) for name, value in last.items() if name not in chosen}
 
 
 def is_built_without_trust(cfg: DictConfig) -> bool:
