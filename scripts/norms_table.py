@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from ablab.config.build import build
+from ablab.models.mlp import MLP
 from ablab.models.resnet import ResNet
 from ablab.models.rnn import RNN
 from ablab.models.transformer import Transformer
@@ -36,6 +37,7 @@ COLUMNS = (
     "encoder",
     "decoder",
     "RNN",
+    "MLP",
 )
 
 
@@ -69,7 +71,7 @@ def statistics(norm: Norm, layout: str) -> str:
 
 
 def places() -> list[tuple[type[nn.Module], dict[str, int], torch.Tensor]]:
-    """The four architectures, with the sizes that they are built with and a batch."""
+    """The architectures, with the sizes that they are built with and a batch."""
     vectors, tokens = torch.zeros(4, 8, 8), torch.zeros(4, 8, dtype=torch.long)
     sequence = {"in_features": 8, "num_classes": 10, "context_length": 8}
     return [
@@ -77,6 +79,7 @@ def places() -> list[tuple[type[nn.Module], dict[str, int], torch.Tensor]]:
         (Transformer, sequence, vectors),
         (Transformer, {"vocab_size": 10, "context_length": 8}, tokens),
         (RNN, sequence, vectors),
+        (MLP, {"in_features": 8, "num_outputs": 10}, torch.zeros(4, 8)),
     ]
 
 

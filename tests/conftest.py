@@ -217,8 +217,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pydoc_data.topics import topics
 
     import datasets
+    import pandas as pd
     from PIL import Image
 
+    from ablab.data.diabetes import Diabetes
     from ablab.data.digits import load_digits
 
     root = tmp_path_factory.mktemp("files")
@@ -240,6 +242,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(images[i]).save(folder / f"{i:05}.png")
     documents = [topics[name] for name in sorted(topics)]
+    measured = Diabetes()
+    rows = measured.load()["train"]
+    patients = pd.DataFrame(rows.features, columns=measured.feature_names).assign(progression=rows.targets)
+    patients["sex"] = patients["sex"].map({1: "m", 2: "f"})
+    patients["is_old"], patients["is_heavy"] = (patients["age"] > 50).astype(int), (patients["bmi"] > 27).astype(int)
+    patients.to_csv(root / "table.csv", index=False)
     for split, part in (("train", documents[:60]), ("validation", documents[60:70]), ("test", documents[70:])):
         datasets.Dataset.from_dict({"text": part}).to_parquet(root / "text" / f"{split}.parquet")
     return root
@@ -261,6 +269,9 @@ def data_words(files: Path) -> Callable[[str], list[str]]:
         "hf_image": [f"root={files}/images", "name=digits"],
         "hf_text": [f"root={files}/text", "name=topics"],
         "imagefolder": [f"root={files}/folder"],
+        "table": [f"train_file={files}/table.csv", "target=progression"],
+        "table_classes": [f"train_file={files}/table.csv", "target=sex"],
+        "table_labels": [f"train_file={files}/table.csv", "target=[is_old,is_heavy]"],
         "timeseries": [f"train_file={motions}_TRAIN.ts", f"test_file={motions}_TEST.ts"],
     }
 
@@ -278,12 +289,13 @@ def data_words(files: Path) -> Callable[[str], list[str]]:
 
 @pytest.fixture
 def batch() -> Callable[[str], Any]:
-    """A real batch and the sizes that go with it: "images", "sequences" or "text"."""
+    """A real batch and the sizes that go with it: "images", "sequences", "vectors" or "text"."""
     return lambda kind, size=16: copy.deepcopy(example_batch(kind, size))
 
 
 @cache
 def example_batch(kind: str, size: int) -> Any:
+    from ablab.data.breast_cancer import BreastCancer
     from ablab.data.digits import Digits
     from ablab.data.digits_rows import DigitsRows
     from ablab.data.text import Text
@@ -291,6 +303,7 @@ def example_batch(kind: str, size: int) -> Any:
     data: Any = {
         "images": lambda: Digits(batch_size=size),
         "sequences": lambda: DigitsRows(batch_size=size),
+        "vectors": lambda: BreastCancer(batch_size=size),
         "text": lambda: Text(batch_size=size, context_length=16),
     }[kind]()
     data.setup()

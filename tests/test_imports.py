@@ -20,7 +20,7 @@ ALLOWED = {
     "ablab.digest": {"torch"},
     "ablab.disk": set(),
     "ablab.data": {
-        *("torch", "lightning", "numpy", "scipy", "sklearn", "datasets", "pyarrow", "PIL", "tokenizers"),
+        *("torch", "lightning", "numpy", "pandas", "scipy", "sklearn", "datasets", "pyarrow", "PIL", "tokenizers"),
         *("mlxtend", "ablab.data", "ablab.digest", "ablab.disk", "ablab.runs.outcome", "ablab.waiting"),
     },
     "ablab.tasks": {"torch", "lightning", "torchmetrics", "ablab.tasks", "ablab.data", "ablab.optim"},

@@ -44,7 +44,7 @@ def test_every_data_set_takes_a_step(
 
     words = data_words(data_choice)
     kind = get_class(config(*words).data._target_).kind
-    done = run(f"model={'resnet' if kind == 'images' else 'transformer'}", *words)
+    done = run(f"model={ {'images': 'resnet', 'vectors': 'mlp'}.get(kind, 'transformer') }", *words)
     assert math.isfinite(done.metrics["test/loss"])
     record = json.loads((done.folder / "run.json").read_text())
     assert len(record["data"]["fingerprint"]) == 64
@@ -82,11 +82,18 @@ def test_every_callbacks_choice_takes_a_step(run: Start, callbacks_choice: str) 
     assert math.isfinite(run(f"callbacks={callbacks_choice}").metrics["test/loss"])
 
 
-def test_every_task_is_what_its_data_chooses(run: Start, task_choice: str) -> None:
+def test_every_task_is_what_its_data_chooses(
+    run: Start, task_choice: str, data_words: Callable[[str], list[str]]
+) -> None:
     if task_choice == "lightning":
         pytest.skip("a command chooses it: tests/test_guests.py")
-    data = {"classification": "digits_rows", "language_modeling": "text"}[task_choice]
-    cfg = run(f"data={data}", "model=rnn").cfg
+    model, data = {
+        "classification": ("rnn", "digits_rows"),
+        "language_modeling": ("rnn", "text"),
+        "multilabel": ("mlp", "table_labels"),
+        "regression": ("mlp", "diabetes"),
+    }[task_choice]
+    cfg = run(f"model={model}", *data_words(data)).cfg
     assert cfg.task._target_.split(".")[2] == task_choice
 
 

@@ -324,7 +324,7 @@ def check_task(cfg: DictConfig, data: DataModule) -> None:
     if (strange := set(data.task_sizes) - set(parameters)) and not takes_any:
         raise ConfigError(
             f"task: {task.__name__} does not go with {type(data).__name__}, which gives {', '.join(sorted(strange))}; "
-            "leave task= out, the data chooses it"
+            f"leave task= out, the data chooses it, or choose task={'|'.join(tasks_for(data))}"
         )
     if cfg.task.get("test_time_augmentation", "none") != "none" and data.kind != "images":
         raise ConfigError(
@@ -341,6 +341,16 @@ def check_task(cfg: DictConfig, data: DataModule) -> None:
         raise ConfigError(
             f"monitor.mode={cfg.monitor.mode}: it would keep the worst {cfg.monitor.metric}; set monitor.mode={better}"
         )
+
+
+def tasks_for(data: DataModule) -> Iterator[str]:
+    """The choices of conf/task that take what the data give."""
+    for file in sorted((CONF / "task").glob("*.yaml")):
+        content: Any = OmegaConf.load(file)
+        if file.stem != "lightning":  # whose class a command names
+            parameters = inspect.signature(get_class(content.task._target_)).parameters
+            if {*data.task_sizes} <= {*parameters}:
+                yield file.stem
 
 
 def check_callbacks(cfg: DictConfig) -> None:

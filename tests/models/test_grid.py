@@ -42,6 +42,7 @@ UNDEFINED = {
     ("rnn", "text"): {"instancenorm", "frn"} | OF_CONVOLUTIONS,
     ("transformer", "sequences"): OF_CONVOLUTIONS,
     ("transformer", "text"): OVER_POSITIONS | OF_CONVOLUTIONS,
+    ("mlp", "vectors"): OVER_POSITIONS_ALONE | OF_CONVOLUTIONS,
     # digits of 8x8 are down to one pixel after the 7x7 stem, the pool and two stages
     ("resnet18", "images"): OVER_POSITIONS_ALONE,
     ("resnet50", "images"): OVER_POSITIONS_ALONE,
@@ -50,11 +51,12 @@ PAIRS = [
     ("resnet", "images"),
     ("transformer", "sequences"),
     ("transformer", "text"),
+    ("mlp", "vectors"),
     ("rnn", "sequences"),
     ("rnn", "text"),
 ]
 
-KNOWN = {"airbench", "resnet", "resnet18", "resnet50", "rnn", "transformer"}
+KNOWN = {"airbench", "mlp", "resnet", "resnet18", "resnet50", "rnn", "transformer"}
 OWN = [(name, "its own") for name in choices("model") if name not in KNOWN]  # each with the data that it chooses
 
 # What is left of the first loss after a few hundred steps on one batch. The others come down to a tenth; these cannot:
@@ -97,7 +99,8 @@ def declared(model: str, kind: str, choice: str) -> bool:
     norm = chosen(choice)
     if isinstance(norm.weight, WeightStandardization) and kind != "images":
         return False
-    layout: Layout = "image" if kind == "images" else "recurrence" if model == "rnn" else "sequence"
+    layouts: dict[str, Layout] = {"images": "image", "vectors": "vector"}
+    layout = layouts.get(kind, "recurrence" if model == "rnn" else "sequence")
     taken = [statistic for statistic in norm.statistics(layout) if statistic.source != "stored"]
     if (model, kind) == ("transformer", "text") and any(statistic.positions for statistic in taken):
         return False

@@ -24,6 +24,7 @@ SHAPES: dict[str, tuple[Layout, tuple[int, ...]]] = {
     "image 3d": ("image", (4, FEATURES, 2, 3, 2)),
     "sequence": ("sequence", (4, 6, FEATURES)),
     "heads": ("heads", (4, 2, 6, FEATURES)),
+    "vector": ("vector", (4, FEATURES)),
     "recurrence": ("recurrence", (4, FEATURES)),
     "recurrence, all steps": ("recurrence", (4, 6, FEATURES)),
 }

@@ -15,7 +15,13 @@ from ablab.config.build import build
 from ablab.norms import BatchNorm, LayerNorm, NormLayer, WeightNorm, bake
 
 # model, kind of data, and norms that cannot be there or have a test of their own
-PLACES = [("resnet", "images"), ("transformer", "sequences"), ("transformer", "text"), ("rnn", "sequences")]
+PLACES = [
+    ("resnet", "images"),
+    ("mlp", "vectors"),
+    ("transformer", "sequences"),
+    ("transformer", "text"),
+    ("rnn", "sequences"),
+]
 
 
 def trained(cfg: DictConfig, kind: str, batch: Callable[..., Any]) -> tuple[nn.Module, Any] | None:

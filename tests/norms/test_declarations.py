@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ablab.norms import Norm, Refused, Statistic, collecting
 
-LAYOUTS = ["image", "sequence", "heads", "recurrence"]
+LAYOUTS = ["image", "sequence", "heads", "vector", "recurrence"]
 
 
 def positions_last(x: Tensor, shape: str) -> Tensor:
@@ -104,7 +104,7 @@ def test_the_other_samples_of_a_batch_matter_where_that_is_declared(norm: Norm) 
     assert (norm.batch_seen(64, 1) > 1) == norm.sees_batch
 
 
-@pytest.mark.parametrize("layout", ["sequence", "heads", "recurrence"])
+@pytest.mark.parametrize("layout", ["sequence", "heads", "vector", "recurrence"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_place_is_refused_exactly_where_the_statistics_forbid_it(norm: Norm, layout: str, causal: bool) -> None:
     taken = [statistic for statistic in norm.statistics(layout) if statistic.source != "stored"]

@@ -121,6 +121,32 @@ def test_group_norm_is_torchs_with_the_features_where_the_layout_has_them() -> N
     same(GroupNorm(num_groups=4, sequence_scope="position")(8, "sequence").double()(x), each)
 
 
+def test_norms_of_vectors_are_torchs() -> None:
+    x = torch.randn(6, 8, dtype=torch.float64) * 3 + 1
+    pairs: list[tuple[Norm, nn.Module]] = [
+        (LayerNorm(), nn.LayerNorm(8)),
+        (LayerNorm(sequence_scope="sample"), nn.LayerNorm(8)),
+        (RMSNorm(), nn.RMSNorm(8, eps=1e-5)),
+        (GroupNorm(num_groups=4), nn.GroupNorm(4, 8)),
+        (GroupNorm(num_groups=1), nn.GroupNorm(1, 8)),
+    ]
+    for norm, theirs in pairs:
+        ours = drawn(norm(8, "vector"))
+        theirs.double().load_state_dict(ours.state_dict())
+        same(ours(x), theirs(x))
+
+
+def test_batch_norm_of_vectors_is_torchs_in_training_and_evaluation() -> None:
+    ours, theirs = drawn(BatchNorm()(8, "vector")), nn.BatchNorm1d(8).double()
+    theirs.load_state_dict(ours.state_dict())
+    for _ in range(3):
+        x = torch.randn(4, 8, dtype=torch.float64) * 3 + 1
+        assert torch.equal(ours(x), theirs(x))
+    for name, buffer in theirs.named_buffers():
+        assert torch.equal(ours.get_buffer(name), buffer)
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
 # Identities -------------------------------------------------------------------------------------------------------
 
 
@@ -149,7 +175,7 @@ def test_groups_by_their_size_are_groups_by_their_number() -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("layout", ["image", "sequence", "recurrence"])
+@pytest.mark.parametrize("layout", ["image", "sequence", "vector", "recurrence"])
 def test_settings_of_batch_norm_at_their_limits_are_batch_norm(settings: dict[str, float], layout: str) -> None:
     def make(norm: Norm) -> nn.Module:
         layer = norm.recurrent(8, "cell", num_steps=7) if layout == "recurrence" else norm(8, layout)
@@ -157,7 +183,7 @@ def test_settings_of_batch_norm_at_their_limits_are_batch_norm(settings: dict[st
 
     ours, plain = make(BatchNorm(**settings)), make(BatchNorm())
     for _ in range(3):
-        x = images() if layout == "image" else sequences()
+        x = {"image": images, "vector": lambda: images().flatten(1)[:, :8]}.get(layout, sequences)()
         same(ours(x), plain(x))
     for a, b in zip(ours.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(a, b)

@@ -15,7 +15,7 @@ from ablab.norms import Norm
 from ablab.norms.batch import BatchNormLayer
 
 NARROW = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-LAYOUTS = ["image", "sequence", "heads", "recurrence"]
+LAYOUTS = ["image", "sequence", "heads", "vector", "recurrence"]
 
 
 def memory_format(x: torch.Tensor) -> torch.memory_format:

@@ -76,6 +76,12 @@ def test_a_single_value_for_each_statistic_is_refused() -> None:
         "the mean and variance of each feature would be taken over a single value, and the output would not depend on "
         "how large it is; choose a norm over several features or over the batch"
     )
+    assert message(lambda: InstanceNorm()(8, "vector")) == (
+        "in a vector the mean and variance of each feature would be taken over a single value, and the output would "
+        "not depend on how large it is; choose a norm over several features or over the batch"
+    )
+    for norm in (FilterResponseNorm(), EvoNormB0(), GroupNorm(num_groups=8)):
+        assert message(lambda: norm(8, "vector")).startswith("in a vector the ")  # noqa: B023
     assert "single value" in message(lambda: FilterResponseNorm().recurrent(8, "input", num_steps=3))
     assert "single value" in message(lambda: LayerNorm()(1, "sequence"))
     EvoNormB0().recurrent(8, "input", num_steps=3)  # where no nonlinearity follows, it takes the batch's alone
@@ -90,7 +96,7 @@ def test_heads_are_normalized_on_their_own() -> None:
 
 def test_a_layout_or_a_site_that_there_is_not() -> None:
     assert message(lambda: BatchNorm()(8, "tokens")) == (
-        "layout=tokens: there are image, sequence, heads; inside a recurrence, Norm.recurrent"
+        "layout=tokens: there are image, sequence, heads, vector; inside a recurrence, Norm.recurrent"
     )
     assert message(lambda: BatchNorm().recurrent(8, "output", num_steps=2)) == (
         "site=output: there are input, recurrent, cell"
@@ -166,6 +172,10 @@ def test_a_batch_of_one_with_batch_norm() -> None:
     layer(torch.randn(1, 8, 2, 1))  # two values are enough
     layer.eval()(torch.randn(1, 8, 1, 1))  # and evaluation looks at no batch
     cell = BatchNorm().recurrent(8, "cell", num_steps=3)
+    vector = BatchNorm()(8, "vector")
+    assert "(1, 8) leaves a single value for each mean and variance over the batch," in message(
+        lambda: vector(torch.randn(1, 8))
+    )
     assert "(1, 8) leaves a single value for each mean and variance over the batch," in message(
         lambda: cell(torch.randn(1, 8), step=0)
     )
@@ -233,6 +243,7 @@ def test_a_mask_that_is_not_supported_or_does_not_belong() -> None:
     assert message(lambda: LayerNorm()(8, "sequence")(x, valid[:, :5])) == (
         "a mask of shape (4, 5) does not belong to an input of shape (4, 7, 8); give (4, 7)"
     )
+    assert "the layout vector has none" in message(lambda: LayerNorm()(8, "vector")(torch.randn(4, 8), valid))
     assert message(lambda: LayerNorm()(8, "image")(torch.randn(4, 8, 7), valid)) == (
         "a mask marks the real steps of a sequence, and the layout image has none; give valid=None"
     )

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ablab.digest import digest
 
-Kind = Literal["images", "sequences", "text"]
+Kind = Literal["images", "sequences", "vectors", "text"]
 
 
 class Batch(NamedTuple):
@@ -23,6 +23,7 @@ class Batch(NamedTuple):
     Shape:
         images: inputs `(N, C, H, W)`, targets `(N)`
         sequences: inputs `(N, L, features)`, targets `(N)`, valid `(N, L)`: which steps are real
+        vectors: inputs `(N, F)`, targets `(N)` of classes, or `(N, K)` of labels or numbers
         text: inputs `(N, L)`, targets `(N, L)` with -100 where there is nothing to predict
         seeds `(N, 2)`: of a training sample, its own and the epoch; see `ablab.data.draws`
         mixed `(N, num_classes)`: each class's share of a sample that is mixed of two

@@ -51,10 +51,14 @@ class Digits(LabelledData):
         return {"in_channels": 1, "num_classes": 10}
 
 
+def shipped_file(name: str) -> Path:
+    """Return a file that scikit-learn ships; importing scikit-learn would take a quarter of a short run's start."""
+    [package] = importlib.util.find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr,misc]
+    return Path(package) / "datasets" / "data" / name
+
+
 def load_digits() -> tuple[Tensor, Tensor]:
     """Images `(1797, 8, 8)` of whole numbers from 0 to 16, and their digits `(1797)`."""
-    # read from scikit-learn's files without importing it, which would take a quarter of a short run's start
-    [package] = importlib.util.find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr,misc]
-    rows = np.loadtxt(Path(package) / "datasets" / "data" / "digits.csv.gz", delimiter=",", dtype=np.int64)
+    rows = np.loadtxt(shipped_file("digits.csv.gz"), delimiter=",", dtype=np.int64)
     table = torch.from_numpy(rows)
     return table[:, :-1].view(-1, 8, 8).to(torch.uint8), table[:, -1].contiguous()

@@ -90,6 +90,7 @@ class LabelledData(DataModule):
         elif official.val is not None:
             self.remarks += (f"the {len(official.val):,} samples of the given validation part are not used",)
         self.remarks += (*self.without_samples(val, official.test), *overlaps(train, val, official.test))
+        self.remarks += tuple(contradictions(train, val, official.test))
         self.mean, self.std = moments(train if isinstance(train, Samples) else train.head, self.keep)
         return Splits(train=train, val=val, test=official.test)
 
@@ -227,17 +228,19 @@ def moments(samples: Samples, keep: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def overlaps(train: Samples | ImageStream, val: Samples, test: Samples) -> Iterator[str]:
-    """Count samples that two parts share and samples whose labels contradict each other, by their inputs.
-
-    The training part is left out if it is a stream: nothing has read it as a whole.
-    """
+    """Count samples that two parts share, by their inputs; a training part that is a stream is left out."""
     parts = {"training": train, "validation": val, "test": test}
     digests = {name: part.digests for name, part in parts.items() if isinstance(part, Samples)}
     for name, other in (("test", "training"), ("test", "validation"), ("validation", "training")):
         if other in digests and (number := int(torch.isin(digests[name], digests[other]).sum())):
             yield f"{number:,} of {len(digests[name]):,} {name} samples are {other} samples too"
-    targets = torch.cat([part.targets for part in parts.values() if isinstance(part, Samples)])
-    distinct, content = torch.cat(list(digests.values())).unique(return_inverse=True)
+
+
+def contradictions(train: Samples | ImageStream, val: Samples, test: Samples) -> Iterator[str]:
+    """Count samples whose labels contradict each other, by their inputs; a stream is left out."""
+    parts = [part for part in (train, val, test) if isinstance(part, Samples)]
+    targets = torch.cat([part.targets for part in parts])
+    distinct, content = torch.cat([part.digests for part in parts]).unique(return_inverse=True)
     lowest, highest = (
         distinct.scatter_reduce(0, content, targets, way, include_self=False) for way in ("amin", "amax")
     )

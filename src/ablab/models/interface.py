@@ -16,7 +16,7 @@ class NormFactory(Protocol):
     def __call__(
         self,
         num_features: int,
-        layout: Literal["image", "sequence", "heads"],
+        layout: Literal["image", "sequence", "heads", "vector"],
         *,
         causal: bool = False,
         activation: nn.Module | None = None,

@@ -83,7 +83,7 @@ def fits(module: nn.Module, norm: nn.Module) -> bool:
         return False
     if norm.layout == "image":
         return isinstance(module, CONVOLUTIONS)
-    return norm.layout == "sequence" and isinstance(module, nn.Linear)
+    return norm.layout in ("sequence", "vector") and isinstance(module, nn.Linear)
 
 
 @torch.no_grad()

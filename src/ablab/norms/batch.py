@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablab.norms.layer import Layout, NormLayer, Statistic, moments
+from ablab.norms.layer import WITHOUT_POSITIONS, Layout, NormLayer, Statistic, moments
 from ablab.norms.norm import Norm
 from ablab.norms.weight import WeightReparametrization, precise
 
@@ -106,7 +106,7 @@ class BatchNorm(Norm):
         name = "mean" if self.mean_only else "mean and variance"
         if self.frozen:
             return (Statistic(name, source="stored"),)
-        return (Statistic(name, batch=self.batch, positions=layout != "recurrence", source="running"),)
+        return (Statistic(name, batch=self.batch, positions=layout not in WITHOUT_POSITIONS, source="running"),)
 
     @property
     def batch(self) -> str:
@@ -237,7 +237,7 @@ class BatchNormLayer(NormLayer):
         """The dimensions that one statistic is taken over."""
         if self.layout == "image":
             return (0, *range(2, x.dim()))
-        return (0,) if self.layout == "recurrence" else (0, 1)
+        return (0,) if self.layout in WITHOUT_POSITIONS else (0, 1)
 
     def running(self, averages: Tensor, x: Tensor, step: int | None) -> Tensor:
         """The part of running averages that belongs to `x`, as it broadcasts against it: a view to be written to."""

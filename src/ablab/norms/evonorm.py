@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ablab.norms.batch import BatchNorm, BatchNormLayer
-from ablab.norms.layer import Layout, NormLayer, Statistic, moments
+from ablab.norms.layer import WITHOUT_POSITIONS, Layout, NormLayer, Statistic, moments
 from ablab.norms.sample import GroupNorm, SampleNorm, SampleNormLayer
 from ablab.norms.weight import WeightReparametrization, precise
 
@@ -74,10 +74,10 @@ class EvoNormB0(BatchNorm):
         super().__init__(momentum=momentum, sync=sync, affine=affine, eps=eps, weight=weight)
 
     def statistics(self, layout: Layout) -> tuple[Statistic, ...]:
-        of_batch = Statistic("variance", batch=self.batch, positions=layout != "recurrence", source="running")
+        of_batch = Statistic("variance", batch=self.batch, positions=layout not in WITHOUT_POSITIONS, source="running")
         if layout == "recurrence":  # where no nonlinearity follows
             return (of_batch,)
-        return (of_batch, Statistic("variance", positions=True))
+        return (of_batch, Statistic("variance", positions=layout not in WITHOUT_POSITIONS))
 
     def layer(
         self,

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from ablab.norms.norm import Norm
 
-Layout = Literal["image", "sequence", "heads", "recurrence"]
-DIMENSIONS = {"image": (3, 4, 5), "sequence": (3,), "heads": (4,), "recurrence": (2, 3)}
+Layout = Literal["image", "sequence", "heads", "vector", "recurrence"]
+DIMENSIONS = {"image": (3, 4, 5), "sequence": (3,), "heads": (4,), "vector": (2,), "recurrence": (2, 3)}
+WITHOUT_POSITIONS = ("vector", "recurrence")  # a row of features, or one step, has neither pixels nor other steps
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class NormLayer(nn.Module):
         - image: `(N, C, *spatial)`, one, two or three spatial dimensions, contiguous or channels_last.
         - sequence: `(N, L, C)`.
         - heads: `(N, heads, L, C)`, the queries or keys of attention.
+        - vector: `(N, C)`, features without positions.
         - recurrence: `(N, C)` at one time step, or `(N, T, C)` for all steps at once.
 
     `valid` `(N, L)` is True where a sequence is real and False where it is padding; padding enters no statistic.
@@ -133,7 +135,7 @@ class NormLayer(nn.Module):
         return None
 
     def problem_of_mask(self, shape: torch.Size, mask: torch.Size) -> str | None:
-        if self.layout in ("image", "heads"):
+        if self.layout in ("image", "heads", "vector"):
             return f"a mask marks the real steps of a sequence, and the layout {self.layout} has none; give valid=None"
         if not self.honours_masks:
             return (

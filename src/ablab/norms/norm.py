@@ -89,7 +89,8 @@ class Norm(ABC):
 
         Args:
             num_features: the features (channels) that the layer sees.
-            layout: where they lie, "image" `(N, C, *spatial)`, "sequence" `(N, L, C)` or "heads" `(N, heads, L, C)`.
+            layout: where they lie, "image" `(N, C, *spatial)`, "sequence" `(N, L, C)`, "heads" `(N, heads, L, C)` or
+                "vector" `(N, C)`.
             causal: a position must not see later ones; a norm that would leak them is refused.
             activation: the nonlinearity that follows; a norm that brings its own puts that in its place.
 
@@ -219,7 +220,8 @@ class Norm(ABC):
                 )
             values = {"each": 1, "group": self.features_in_group(num_features), "all": num_features}[statistic.features]
             if values == 1 and not statistic.batch and not statistic.positions:
-                where = "inside a recurrence, where a step stands alone, " if layout == "recurrence" else ""
+                alone = {"recurrence": "inside a recurrence, where a step stands alone, ", "vector": "in a vector "}
+                where = alone.get(layout, "")
                 return (
                     f"{where}the {statistic.name} of each feature would be taken over a single value, and the output "
                     "would not depend on how large it is; choose a norm over several features or over the batch"

@@ -57,7 +57,7 @@ class SampleNorm(Norm):
         return num_features // self.groups(num_features)
 
     def scope(self, layout: Layout) -> Scope:
-        # one head of one step, and one step of a recurrence, stand alone
+        # a vector, one head of one step, and one step of a recurrence, stand alone
         scopes: dict[Layout, Scope] = {"image": self.image_scope, "sequence": self.sequence_scope}
         return scopes.get(layout, "position")
 

@@ -345,7 +345,7 @@ def without_exchange(strategy: Strategy) -> AbstractContextManager[None]:
 
 def on_the_bar(name: str) -> bool:
     """Whether a metric is worth a place on the progress bar."""
-    return name.endswith(("/loss", "/accuracy"))
+    return name.endswith(("/loss", "/accuracy", "/rmse"))
 
 
 def collection(metrics: dict[str, Metric]) -> MetricCollection:

@@ -1,0 +1,39 @@
+"""Breast cancer: two classes of tumours from thirty measurements, shipped with scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ablab.data.digits import shipped_file
+from ablab.data.vectors import Part, Rows, Vectors
+
+
+class BreastCancer(Vectors):
+    """Malignant and benign tumours by their cells' nuclei: 364 rows to train, 91 to validate, 114 to test.
+
+    Args:
+        val_fraction: held out of the training rows for validation; the test rows are always the same.
+        settings: see `Vectors` and `DataModule`.
+
+    Shape:
+        inputs `(N, 30)`, targets `(N)`
+
+    References:
+        Street, Wolberg & Mangasarian 1993, https://archive.ics.uci.edu/dataset/17
+    """
+
+    target_kind = "class"
+
+    def __init__(self, *, val_fraction: float = 0.2, **settings: Any) -> None:
+        super().__init__(val_fraction=val_fraction, **settings)
+
+    def load(self) -> Mapping[Part, Rows]:
+        measured = ["radius", "texture", "perimeter", "area", "smoothness", "compactness", "concavity"]
+        measured += ["concave points", "symmetry", "fractal dimension"]
+        self.feature_names = [f"{which} {name}" for which in ("mean", "error of", "worst") for name in measured]
+        self.target_names = ["malignant", "benign"]
+        rows = np.loadtxt(shipped_file("breast_cancer.csv"), delimiter=",", skiprows=1)
+        return {"train": Rows(rows[:, :-1], rows[:, -1].astype(np.int64))}

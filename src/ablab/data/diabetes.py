@@ -1,0 +1,38 @@
+"""Diabetes: a number to predict from ten measurements, shipped with scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ablab.data.digits import shipped_file
+from ablab.data.vectors import Part, Rows, Vectors
+
+
+class Diabetes(Vectors):
+    """The progression of a disease after a year, from 25 to 346: 282 rows to train, 71 to validate, 89 to test.
+
+    Args:
+        val_fraction: held out of the training rows for validation; the test rows are always the same.
+        settings: see `Vectors` and `DataModule`.
+
+    Shape:
+        inputs `(N, 10)`, targets `(N, 1)`
+
+    References:
+        Efron et al. 2004, https://www4.stat.ncsu.edu/~boos/var.select/diabetes.html
+    """
+
+    target_kind = "number"
+
+    def __init__(self, *, val_fraction: float = 0.2, **settings: Any) -> None:
+        super().__init__(val_fraction=val_fraction, **settings)
+
+    def load(self) -> Mapping[Part, Rows]:
+        self.feature_names = ["age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6"]
+        self.target_names = ["progression"]
+        features = np.loadtxt(shipped_file("diabetes_data_raw.csv.gz"))
+        targets = np.loadtxt(shipped_file("diabetes_target.csv.gz"))
+        return {"train": Rows(features, targets[:, None])}

@@ -1,0 +1,223 @@
+"""Tables of numbers as vectors, with classes, labels or numbers to predict."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ablab.data.batch import Kind, Samples, Splits
+from ablab.data.datamodule import DataModule
+from ablab.data.labelled import (
+    TEST_FRACTION,
+    TEST_SEED,
+    contradictions,
+    enumerated,
+    hold_out,
+    one_fold,
+    overlaps,
+    with_copies,
+)
+
+TargetKind = Literal["class", "multilabel", "number"]
+Part = Literal["train", "val", "test"]
+
+
+class Rows(NamedTuple):
+    """Rows of a table, in their own units.
+
+    Shape:
+        features `(N, F)`; targets `(N)` numbers of classes, or `(N, K)` labels of 0 and 1, or numbers
+    """
+
+    features: NDArray[np.float64]
+    targets: NDArray[Any]
+
+
+class Vectors(DataModule):
+    """Rows of features, standardized by the mean and standard deviation of the training rows.
+
+    Numbers to predict are standardized too; `Regression` reports its metrics in their own unit. A subclass's `load`
+    gives the rows and sets `target_kind`, `feature_names` and `target_names`.
+
+    Args:
+        settings: see `DataModule`.
+
+    Shape:
+        inputs `(N, F)`; targets `(N)` of classes, `(N, K)` of labels (0.0 or 1.0) or of numbers
+
+    Raises:
+        ValueError: a part without rows, a constant feature or target, or what `DataModule` refuses.
+    """
+
+    kind: ClassVar[Kind] = "vectors"
+    target_kind: TargetKind
+    feature_names: list[str]
+    target_names: list[str]  # the classes, or the columns of the labels or numbers
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.remarks: tuple[str, ...] = ()  # on the parts, for the line that describes them
+
+    @abstractmethod
+    def load(self) -> Mapping[Part, Rows]:
+        """Read the training rows, and the validation and test rows where the table has such parts."""
+
+    def read(self) -> Splits:
+        parts = self.load()
+        for name, rows in parts.items():
+            if not len(rows.targets):
+                raise ValueError(f"the {name} part has no rows; give some, or leave the part out")
+        if self.target_kind == "class" and len(self.target_names) < 2:
+            raise ValueError(f"the data have one class, {self.target_names[0]}; at least two are needed to tell apart")
+        features = np.concatenate([rows.features for rows in parts.values()])
+        targets = np.concatenate([rows.targets for rows in parts.values()])
+        raw = Samples(torch.from_numpy(features), torch.from_numpy(targets))
+        ends = np.cumsum([len(rows.targets) for rows in parts.values()]).tolist()
+        given = {
+            name: raw.part(torch.arange(end - len(parts[name].targets), end))
+            for name, end in zip(parts, ends, strict=True)
+        }
+        train, val, test = self.divided(given)
+        if self.target_kind == "class":
+            self.check_classes(train)
+        self.remarks += tuple(overlaps(train, val, test))
+        if self.target_kind == "class":
+            self.remarks += tuple(contradictions(train, val, test))
+        scaled = Samples(
+            self.standardized_features(raw, train),
+            self.standardized_targets(raw, train),
+            content=raw.digest_of_tensors(),  # of the values as they were read, which no rounding changes
+            digests=raw.digests,
+        )
+        return Splits(*(scaled.part(members_of(part)) for part in (train, val, test)))
+
+    def divided(self, given: Mapping[Part, Samples]) -> tuple[Samples, Samples, Samples]:
+        """Return training, validation and test rows; parts that the table does not have are held out."""
+        train = given["train"]
+        if "test" in given:
+            test = given["test"]
+        else:  # the same rows for every run and every user
+            kept, held_out = self.held_out(train, TEST_FRACTION, TEST_SEED, "the test part's fraction")
+            train, test = train.part(kept), train.part(held_out)
+        if "val" in given and self.folds is None:
+            self.remarks += ("validated on the given validation part, val_fraction is not used",)
+            return train, given["val"], test
+        if "val" in given:
+            self.remarks += (f"the {len(given['val']):,} rows of the given validation part are not used",)
+        if self.folds is not None:
+            kept, held_out = self.one_fold(train)
+        elif self.val_fraction == 0:
+            return train, train.part(torch.arange(0)), test
+        else:
+            kept, held_out = self.held_out(train, self.val_fraction, self.split_seed, "val_fraction")
+        return train.part(kept), train.part(held_out), test
+
+    def held_out(self, rows: Samples, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
+        """Return the rows that stay and those held out; classes in equal shares, equal rows on one side."""
+        if self.target_kind == "class":
+            return hold_out(rows, fraction, seed, name)
+        return with_copies(rows, lambda targets: random_holdout(len(targets), fraction, seed, name))
+
+    def one_fold(self, rows: Samples) -> tuple[Tensor, Tensor]:
+        """Return the rows outside and inside the fold."""
+        assert self.folds is not None
+        folds, fold, seed = self.folds, self.fold, self.split_seed
+        if self.target_kind == "class":
+            return one_fold(rows, folds, fold, seed)
+        return with_copies(rows, lambda targets: random_fold(len(targets), folds, fold, seed))
+
+    def check_classes(self, train: Samples) -> None:
+        counts = train.targets.bincount(minlength=len(self.target_names)).tolist()
+        if missing := [name for name, count in zip(self.target_names, counts, strict=True) if not count]:
+            raise ValueError(f"no training row has the class {enumerated(missing)}; give some, or leave the class out")
+
+    def standardized_features(self, raw: Samples, train: Samples) -> Tensor:
+        features = raw.tensors.inputs
+        seen = features[members_of(train)].numpy()
+        if constant := [name for name, column in zip(self.feature_names, seen.T, strict=True) if is_constant(column)]:
+            raise ValueError(
+                f"the feature {enumerated(constant)} has the same value in all {len(seen):,} training rows; leave it "
+                "out of the file, or of data.features"
+            )
+        self.mean, self.std = torch.from_numpy(seen.mean(0)), torch.from_numpy(seen.std(0))
+        return finite_float32((features - self.mean) / self.std)
+
+    def standardized_targets(self, raw: Samples, train: Samples) -> Tensor:
+        targets = raw.tensors.targets
+        if self.target_kind == "class":
+            return targets
+        if self.target_kind == "multilabel":
+            return targets.float()
+        seen = targets[members_of(train)].numpy()
+        if constant := [name for name, column in zip(self.target_names, seen.T, strict=True) if is_constant(column)]:
+            raise ValueError(
+                f"the target {enumerated(constant)} has the same value in all {len(seen):,} training rows, so that "
+                "there is nothing to learn; choose another"
+            )
+        self.target_mean, self.target_std = seen.mean(0).tolist(), seen.std(0).tolist()
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (self.target_mean, self.target_std))
+        return finite_float32((targets - mean) / std)
+
+    def names(self) -> list[str]:
+        return self.target_names
+
+    def unusual(self) -> list[str]:
+        return [*super().unusual(), *self.remarks]
+
+    @property
+    def model_sizes(self) -> dict[str, int]:
+        return {"in_features": len(self.feature_names), "num_outputs": len(self.target_names)}
+
+    @property
+    def task_sizes(self) -> dict[str, Any]:
+        if self.target_kind == "class":
+            return {"class_names": self.target_names}
+        if self.target_kind == "multilabel":
+            return {"label_names": self.target_names}
+        return {
+            "target_names": self.target_names,
+            "target_mean": self.target_mean,
+            "target_std": self.target_std,
+        }
+
+
+def members_of(part: Samples) -> Tensor:
+    """Return the numbers of a part's rows among all rows."""
+    assert part.members is not None
+    return part.members
+
+
+def is_constant(column: NDArray[np.float64]) -> bool:
+    """Return whether a column has one value, or values so close that dividing by their deviation is impossible."""
+    return bool(np.ptp(column) == 0 or column.std() == 0)
+
+
+def finite_float32(values: Tensor) -> Tensor:
+    """Return float32; a value far outside the training rows' range becomes the largest there is, not infinite."""
+    largest = torch.finfo(torch.float32).max
+    return values.clamp(-largest, largest).float()
+
+
+def random_holdout(number: int, fraction: float, seed: int, name: str) -> Tensor:
+    """Draw the rows to hold out, `fraction` of all."""
+    num_held_out = math.ceil(fraction * number)
+    if not 0 < fraction < 1 or num_held_out >= number:
+        raise ValueError(
+            f"{name}={fraction}: both parts of {number} different rows need at least one; choose a fraction above 0 "
+            "and below 1, or give more rows"
+        )
+    return torch.from_numpy(np.random.RandomState(seed).permutation(number)[:num_held_out])
+
+
+def random_fold(number: int, folds: int, fold: int, seed: int) -> Tensor:
+    """Draw one of the disjoint folds that cover all rows."""
+    if number < folds:
+        raise ValueError(f"folds={folds}: there are only {number} different training rows; choose fewer folds")
+    return torch.from_numpy(np.array_split(np.random.RandomState(seed).permutation(number), folds)[fold])

@@ -1,0 +1,82 @@
+"""Multi-label classification: any number of labels for each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
+
+from ablab.data.batch import Batch
+from ablab.tasks.task import Task, collection
+
+NUM_THRESHOLDS = 200  # of average precision: counts at so many probabilities, instead of every prediction
+
+
+class LabelPrecision(MultilabelAveragePrecision):
+    """The average precision of each label, NaN for a label that no sample has."""
+
+    def compute(self) -> Tensor:  # type: ignore[override]  # as torchmetrics' own of it does
+        counts: Any = self.metric_state  # (thresholds, labels, real, predicted)
+        return super().compute().where(counts["confmat"][0, :, 1].sum(-1) > 0, torch.nan)
+
+
+class MultiLabel(Task):
+    """Binary cross entropy of each label.
+
+    Metrics: loss (nats, the mean over samples and labels), average_precision (the mean over labels of the area under
+    each one's precision-recall curve, at 200 thresholds, labels that no sample has left out), f1 (the mean over labels,
+    at a probability of 0.5).
+
+    Args:
+        model, optimizer, scheduler, micro_batch_size, seed: see `Task`.
+        label_names: the labels, in the order of the model's outputs.
+    """
+
+    monitorable: ClassVar = {"loss": "min", "average_precision": "max", "f1": "max"}
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., Any],
+        label_names: list[str],
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            model=model, optimizer=optimizer, scheduler=scheduler, micro_batch_size=micro_batch_size, seed=seed
+        )
+        self.label_names = label_names
+        number = len(label_names)
+        # the data have checked their labels; doing so in each step would wait for the device
+        self.train_metrics = collection({"f1": MultilabelF1Score(number, validate_args=False)})
+        for stage in ("val", "test"):
+            precision = LabelPrecision(number, average="none", thresholds=NUM_THRESHOLDS, validate_args=False)
+            metrics = {
+                "loss": MeanMetric(),
+                "average_precision": precision,
+                "f1": MultilabelF1Score(number, validate_args=False),
+            }
+            setattr(self, f"{stage}_metrics", collection(metrics))
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits, batch.targets.to(logits.dtype))
+
+    def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
+        for name, metric in metrics.items():
+            if name == "loss":
+                metric.update(loss, weight=len(batch.targets))
+            else:
+                metric.update(logits.float().sigmoid(), batch.targets.long())
+
+    def scalars(self, name: str, value: Tensor) -> list[tuple[str, Tensor]]:
+        if name == "average_precision":
+            value = value.nanmean()
+        return [] if value.isnan() else [(name, value)]
