@@ -253,14 +253,7 @@ REFUSED = [
     ),
     ("trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn: what its processes find"),
     ("+trainer.sync_batchnorm=true", "trainer.sync_batchnorm=true: it converts torch's own layers"),
-    ("+trainer.fast_dev_run=true", "trainer.fast_dev_run=true: nothing is recorded; use trainer=smoke"),
-    ("+trainer.overfit_batches=5", "trainer.overfit_batches=5: it would validate on training batches; use trainer."),
     ("+trainer.use_distributed_sampler=true", "trainer.use_distributed_sampler: the program itself gives it"),
-    (
-        "+trainer.accumulate_grad_batches=4",
-        "trainer.accumulate_grad_batches=4: data.batch_size is the batch of a step; where it does not fit, "
-        "data.micro_batch_size takes it in parts",
-    ),
     # what does not go together
     (
         "model=resnet data=digits_rows",

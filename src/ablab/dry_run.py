@@ -27,12 +27,14 @@ from torch import nn
 from ablab.config.build import blame, build
 from ablab.config.errors import CONF, ConfigError, menu
 from ablab.config.schema import is_guest, show
+from ablab.data.batch import Batch
 from ablab.data.datamodule import DataModule
 from ablab.norms import Norm, collecting, problems
 from ablab.optim.optimizer import make_optimizer
+from ablab.optim.schedules import lr_scheduler_config
 from ablab.runs.place import asked_to_join, launcher
 from ablab.runs.strategies import Sharded
-from ablab.tasks.task import scaled
+from ablab.tasks.task import Task, scaled
 
 SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 NEEDED = (
@@ -43,12 +45,14 @@ NEEDED = (
 
 
 def dry_run(cfg: DictConfig, data: DataModule, norm: Norm, world_size: int) -> None:
-    """Build model, optimizer and schedule on the meta device and pass one training batch through the model.
+    """Check what goes together, then pass one training batch through the model and the task's loss.
+
+    This takes place on the meta device, which costs no memory and no time. Code that looks at a value, which has none
+    there, gets a real batch. `dry_run=false` leaves the batch out.
 
     Raises:
         ConfigError: what does not go together, with its place and the remedy.
     """
-    check_kind(cfg, data)
     check_task(cfg, data)
     check_callbacks(cfg)
     check_loggers(cfg)
@@ -58,18 +62,53 @@ def dry_run(cfg: DictConfig, data: DataModule, norm: Norm, world_size: int) -> N
     check_amounts(cfg, num_batches)
     check_validation(cfg, num_batches["train"])
     warn_of_short_training(cfg, num_batches["train"])
-    with torch.device("meta"), collecting():
-        inputs = [part.to("meta") for part in (batch.inputs, batch.valid) if part is not None]
+    if not cfg.dry_run:
+        return
+    try:
+        with torch.device("meta"):
+            pass_batch(cfg, data, norm, batch.on("meta"), world_size)
+    except ConfigError as error:
+        raise ConfigError(kind_problem(cfg, data) or str(error)) from error
+    except Exception as error:
+        if (problem := kind_problem(cfg, data)) is not None:
+            raise ConfigError(problem) from error
+        with torch.random.fork_rng(devices=()):  # the weights of the run are drawn afterwards
+            pass_batch(cfg, data, norm, batch, world_size)
+
+
+def pass_batch(cfg: DictConfig, data: DataModule, norm: Norm, batch: Batch, world_size: int) -> None:
+    """Build model, task, optimizer and schedule, and compute the loss of a batch.
+
+    Raises:
+        ConfigError: names the place of what does not fit.
+    """
+    with collecting():
         model = build(cfg.model, norm=norm, **data.model_sizes)
+        factories = {"optimizer": build(cfg.optimizer), "scheduler": build(cfg.scheduler)}
+        task: Task = build(
+            cfg.task, model=model, **factories, micro_batch_size=data.micro_batch_size, seed=cfg.seed, **data.task_sizes
+        )
+        outputs: list[Any] = []
         with named_errors(model):
-            found = problems(model, norm, lambda: model(*inputs), num_processes=world_size)
+            found = problems(model, norm, lambda: outputs.append(task(batch)), num_processes=world_size)
         if found:
-            fitting = [name for name, other in norms() if fits(other, cfg, data, inputs, world_size)]
+            fitting = [name for name, other in norms() if fits(other, cfg, data, task, batch, world_size)]
             raise ConfigError(report(found, fitting))
-        with blame("optimizer"):
-            optimizer = make_optimizer(build(cfg.optimizer), model)
-        with blame("scheduler"):
-            build(cfg.scheduler)(optimizer, 1000)
+    if not task.overrides("training_step"):
+        try:
+            task.loss(outputs[0], batch)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if batch.targets.is_meta and isinstance(error, NotImplementedError):
+                raise  # a real batch can tell
+            shapes = f"{tuple(outputs[0].shape)} from {type(model).__name__}, targets {tuple(batch.targets.shape)}"
+            raise ConfigError(
+                f"task: the loss of {type(task).__name__} fails on a batch of {type(data).__name__} ({error}); it was "
+                f"given {shapes}"
+            ) from error
+    with blame("optimizer"):
+        optimizer = make_optimizer(factories["optimizer"], model)
+    with blame("scheduler"):
+        lr_scheduler_config(factories["scheduler"], optimizer, 1000)
 
 
 def report(found: dict[str, list[str]], fitting: list[str]) -> str:
@@ -83,10 +122,10 @@ def report(found: dict[str, list[str]], fitting: list[str]) -> str:
     return "\n".join(lines)
 
 
-def fits(norm: Norm, cfg: DictConfig, data: DataModule, inputs: list[torch.Tensor], world_size: int) -> bool:
-    """Whether a model can be built and trained with another norm."""
-    model = build(cfg.model, norm=norm, **data.model_sizes)
-    return not problems(model, norm, lambda: model(*inputs), num_processes=world_size)
+def fits(norm: Norm, cfg: DictConfig, data: DataModule, task: Task, batch: Batch, world_size: int) -> bool:
+    """Return whether a model can be built and trained with another norm."""
+    task.model = build(cfg.model, norm=norm, **data.model_sizes)
+    return not problems(task.model, norm, lambda: task(batch), num_processes=world_size)
 
 
 def norms() -> Iterator[tuple[str, Norm]]:
@@ -123,10 +162,12 @@ def check_trainer(cfg: DictConfig) -> None:
             "that nobody sees or clips them as they are; set optimizer.fused=false, or choose bf16-mixed"
         )
     check_intervals(trainer)
-    if trainer.get("accumulate_grad_batches", 1) != 1 and not guest:
+    if (number := trainer.get("accumulate_grad_batches", 1)) < 1:
+        raise ConfigError(f"trainer.accumulate_grad_batches={number}: use 1 or more batches")
+    if number > 1 and not guest and cfg.data.micro_batch_size is not None:
         raise ConfigError(
-            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: data.batch_size is the batch of a "
-            "step; where it does not fit, data.micro_batch_size takes it in parts"
+            f"trainer.accumulate_grad_batches={number}, data.micro_batch_size={cfg.data.micro_batch_size}: both split "
+            "a step into several forward passes; set one of them"
         )
     if trainer.gradient_clip_val is not None and not 0 < trainer.gradient_clip_val < math.inf:
         raise ConfigError(
@@ -136,13 +177,6 @@ def check_trainer(cfg: DictConfig) -> None:
         raise ConfigError(
             "trainer.sync_batchnorm=true: it converts torch's own layers and would leave this project's as they are; "
             "choose norm=syncbatchnorm, or norm.sync=true"
-        )
-    if trainer.get("fast_dev_run"):
-        raise ConfigError(f"trainer.fast_dev_run={show(trainer.fast_dev_run)}: nothing is recorded; use trainer=smoke")
-    if trainer.get("overfit_batches") and not guest:
-        raise ConfigError(
-            f"trainer.overfit_batches={trainer.overfit_batches}: it would validate on training batches; "
-            "use trainer.limit_train_batches"
         )
     check_accelerator(trainer)
     check_processes(trainer)
@@ -169,6 +203,10 @@ def check_intervals(trainer: DictConfig) -> None:
             raise ConfigError(f"trainer.{name}={value}: more than 0 is needed")
         if isinstance(value, float) and value > 1:
             raise ConfigError(f"trainer.{name}={value}: a share is at most 1.0; a whole number counts batches")
+    for name in ("fast_dev_run", "overfit_batches"):
+        value = trainer.get(name) or 0
+        if isinstance(value, str) or value < 0 or (isinstance(value, float) and value > 1):
+            raise ConfigError(f"trainer.{name}={show(trainer[name])}: use a number of batches, or 0 to turn it off")
     for name in ("check_val_every_n_epoch", "log_every_n_steps"):
         if trainer[name] is not None and trainer[name] < 1:
             raise ConfigError(f"trainer.{name}={trainer[name]}: at least 1 is needed")
@@ -303,14 +341,14 @@ def named_errors(model: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def check_kind(cfg: DictConfig, data: DataModule) -> None:
-    """Refuse a model that reads another kind of data, and say what goes together."""
-    model = get_class(cfg.model._target_)
+def kind_problem(cfg: DictConfig, data: DataModule) -> str | None:
+    """Return why a model that says what it reads does not go with the data, and what does; None if it does."""
+    model = get_object(cfg.model._target_)
     if data.kind in takes(model, data.kind):
-        return
+        return None
     fitting_data = [name for name, c in choices("data") if c.kind in takes(model, "")]
     fitting_models = [name for name, c in choices("model") if data.kind in takes(c, data.kind)]
-    raise ConfigError(
+    return (
         f"model: {model.__name__} reads {' or '.join(takes(model, ''))}, and {type(data).__name__} gives {data.kind}; "
         f"choose data={'|'.join(fitting_data)} for this model, or model={'|'.join(fitting_models)} for this data"
     )
@@ -366,7 +404,7 @@ def check_callbacks(cfg: DictConfig) -> None:
         if str(callback.get("_target_")).endswith(".GradientAccumulationScheduler"):
             raise ConfigError(
                 f"callbacks.{name}: data.batch_size is the batch of a step, and its gradients begin anew in each; "
-                "data.micro_batch_size takes a batch in parts"
+                "trainer.accumulate_grad_batches sums the gradients of a fixed number of batches"
             )
         metric = callback.get("monitor")
         if metric is None:
@@ -417,6 +455,7 @@ def warn_of_short_training(cfg: DictConfig, num_batches: int) -> None:
         return
     in_epoch, epochs, steps = batches_in_epoch(cfg, num_batches), cfg.trainer.max_epochs, cfg.trainer.max_steps
     of_epochs = math.inf if epochs == -1 else epochs * in_epoch
+    of_epochs = math.ceil(of_epochs / cfg.trainer.get("accumulate_grad_batches", 1)) if epochs != -1 else of_epochs
     total = of_epochs if steps == -1 else min(steps, of_epochs)
     if total <= 1 or math.isinf(total):
         return

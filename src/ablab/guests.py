@@ -17,6 +17,7 @@ from ablab.digest import digest
 from ablab.exact.exact import Exact
 from ablab.loop import is_own
 from ablab.optim.optimizer import make_optimizer
+from ablab.optim.schedules import lr_scheduler_config
 from ablab.runs.strategies import Sharded
 from ablab.tasks.task import TaskHooks
 from ablab.trainer import Trainer
@@ -76,7 +77,7 @@ def give_optimizer(module: L.LightningModule, optimizer: Callable[..., Any], sch
         with blame("optimizer"):
             made = make_optimizer(optimizer, module)
         steps = module.trainer.estimated_stepping_batches
-        return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler(made, int(steps)), "interval": "step"}}
+        return {"optimizer": made, "lr_scheduler": lr_scheduler_config(scheduler, made, int(steps))}
 
     vars(module)["configure_optimizers"] = configure_optimizers
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ablab.data.datamodule import DataModule
 from ablab.loop import is_own
 from ablab.optim.optimizer import make_optimizer
+from ablab.optim.schedules import lr_scheduler_config
 from ablab.runs.checkpoints import PHASES, place, weights_problem
 from ablab.runs.strategies import Sharded
 from ablab.tasks.counts import counts
@@ -149,7 +150,8 @@ def check_optimizer(task: Task, state: Mapping[str, Any]) -> None:
     with warnings.catch_warnings(action="ignore"), torch.device("meta"):
         try:
             optimizer = make_optimizer(task.optimizer_factory, on_meta(task.model))
-            schedule = task.scheduler_factory(optimizer, max(1000, state["global_step"]))
+            total_steps = max(1000, state["global_step"])
+            schedule = lr_scheduler_config(task.scheduler_factory, optimizer, total_steps)["scheduler"]
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = torch.zeros_like(parameter)

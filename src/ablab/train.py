@@ -199,6 +199,7 @@ def assemble_guest(cfg: DictConfig) -> Parts:
         ConfigError: something in the config is wrong.
     """
     begin(cfg)
+    cfg = with_trial_options(cfg)
     chosen = {key_of(word) for word in own_overrides() or ()}
     with blame("task"):
         module, data = guests.build_guest(cfg, chosen)
@@ -226,7 +227,10 @@ def tried(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") 
         ConfigError: something in the config is wrong.
     """
     begin(cfg)
+    overfits = bool(cfg.trainer.get("overfit_batches"))
+    cfg = with_trial_options(cfg)
     data = data_of(cfg, scored=scored)
+    data.repeats_first_epoch = overfits
     norm = build(cfg.norm)
     trainer = trainer_of(cfg, prefix="model.")
     check_sharding(cfg, trainer)
@@ -264,6 +268,29 @@ def begin(cfg: DictConfig) -> None:
         L.seed_everything(cfg.seed, workers=True, verbose=False)
     check_targets(cfg)
     check_trainer(cfg)
+
+
+def with_trial_options(cfg: DictConfig) -> DictConfig:
+    """Return a config with the limits that `trainer.fast_dev_run` and `trainer.overfit_batches` stand for.
+
+    A trial has a folder, checkpoints and logs as every run; Lightning's own `fast_dev_run` leaves these out.
+    """
+    num_batches, overfit = int(cfg.trainer.get("fast_dev_run") or 0), cfg.trainer.get("overfit_batches") or 0
+    if not num_batches and not overfit:
+        return cfg
+    cfg = cfg.copy()
+    if overfit:
+        cfg.trainer.update(limit_train_batches=overfit, limit_val_batches=overfit)
+        if not is_guest(cfg):
+            cfg.trainer.overfit_batches = 0  # Lightning would replace the loader; the data repeat their first epoch
+        say(f"trial: trainer.overfit_batches={overfit}, so every epoch has the same training batches", file=sys.stderr)
+    if num_batches:
+        limits = {f"limit_{stage}_batches": num_batches for stage in ("train", "val", "test")}
+        cfg.trainer.update(max_epochs=1, max_steps=num_batches, fast_dev_run=False, log_every_n_steps=1, **limits)
+        cfg.trainer.update(val_check_interval=1.0, check_val_every_n_epoch=1, num_sanity_val_steps=0)
+        what = f"{num_batches} batch{'es' if num_batches > 1 else ''} of training, validation and test"
+        say(f"trial: trainer.fast_dev_run={num_batches}, so only {what}", file=sys.stderr)
+    return cfg
 
 
 def trainer_of(cfg: DictConfig, *, prefix: str, shards: bool = False) -> Trainer:
@@ -314,7 +341,7 @@ def seen_by(data: DataModule, norm: Norm, trainer: L.Trainer) -> dict[str, int]:
     """
     micro = data.forward_size(trainer.world_size)
     return {
-        "optimizer": data.batch_size,
+        "optimizer": data.batch_size * trainer.accumulate_grad_batches,
         "forward": micro,
         "norm": norm.batch_seen(micro, trainer.world_size),
     }

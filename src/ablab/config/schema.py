@@ -74,7 +74,7 @@ def top_level(root: Path) -> tuple[dict[str, Any], list[str]]:
     entries = [str(key) for entry in declared.pop("defaults", []) if isinstance(entry, dict) for key in entry]
     # neither `override …`, nor those that set others' nodes
     return declared, [
-        entry for entry in entries if " " not in entry and entry not in ("experiment", "ablation", "scale")
+        entry for entry in entries if " " not in entry and entry not in ("experiment", "ablation", "debug", "scale")
     ]
 
 

@@ -35,6 +35,10 @@ class Batch(NamedTuple):
     seeds: Tensor | None = None
     mixed: Tensor | None = None
 
+    def on(self, device: torch.device | str) -> Batch:
+        """Return the batch on a device."""
+        return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in self))  # type: ignore[arg-type]
+
     def parts(self, largest: int | None) -> list[Batch]:
         """The batch in as few parts as possible, none of more than `largest` samples; their sizes differ by one."""
         count = 1 if largest is None else -(-len(self.targets) // largest)

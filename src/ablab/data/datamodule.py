@@ -42,6 +42,7 @@ class DataModule(L.LightningDataModule, ABC):
 
     kind: ClassVar[Kind]
     outside: Sequence[Path] = ()  # files that were read and that no setting names, set by `read`
+    repeats_first_epoch = False  # every epoch has the batches of the first one (trainer.overfit_batches)
     scored: Literal["train", "val", "test"] = "test"  # the split that a test is of; ablab.evaluate chooses another
 
     def __init__(
@@ -169,7 +170,7 @@ class DataModule(L.LightningDataModule, ABC):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         if batch.targets.device == device:
             return batch
-        return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in batch))  # type: ignore[arg-type]
+        return batch.on(device)
 
     def first(self, number: int) -> Batch:
         """The first training samples, at most so many, as a model gets them where nothing is augmented."""
@@ -215,7 +216,7 @@ class DataModule(L.LightningDataModule, ABC):
             return 0, 0
         fit = self.trainer.fit_loop
         epoch: Any = fit.epoch_progress.current
-        return epoch.processed, fit.epoch_loop.batch_progress.current.ready
+        return 0 if self.repeats_first_epoch else epoch.processed, fit.epoch_loop.batch_progress.current.ready
 
     def on_device(self, name: str) -> Split:
         """A split, on the accelerator where there is one and the data take little of its memory."""

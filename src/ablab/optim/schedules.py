@@ -1,12 +1,29 @@
-"""Learning-rate schedules, each a function of (optimizer, total steps) that torch's schedulers carry out per step."""
+"""Learning-rate schedules, each a function of (optimizer, total steps).
+
+A schedule returns a torch scheduler, which takes a step after each step of the optimizer, or a dictionary as
+Lightning's `configure_optimizers` documents it, which says when it takes one: `{"scheduler": …, "interval": "epoch"}`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+
+def lr_scheduler_config(schedule: Callable[..., Any], optimizer: Optimizer, total_steps: int) -> dict[str, Any]:
+    """Return the `lr_scheduler` entry of Lightning's `configure_optimizers`.
+
+    Args:
+        schedule: a schedule, for example `functools.partial(cosine, warmup_steps=20)`.
+        optimizer: the optimizer whose learning rate it sets.
+        total_steps: optimizer steps of the whole run.
+    """
+    made = schedule(optimizer, total_steps)
+    return made if isinstance(made, dict) else {"scheduler": made, "interval": "step"}
 
 
 def constant(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0) -> LambdaLR:
@@ -139,6 +156,57 @@ def triangular(
         return 1 - (1 - final_ratio) * min(1.0, (step - top) / (total_steps - top))
 
     return LambdaLR(optimizer, factor)
+
+
+def plateau(
+    optimizer: Optimizer,
+    total_steps: int,
+    *,
+    monitor: str,
+    mode: Literal["min", "max"],
+    factor: float = 0.1,
+    patience: int = 5,
+    threshold: float = 1e-4,
+    min_lr: float = 0.0,
+) -> dict[str, Any]:
+    """Multiply lr by `factor` when the monitored metric has stopped improving (torch's ReduceLROnPlateau).
+
+    Args:
+        optimizer: the optimizer whose learning rate it sets.
+        total_steps: optimizer steps of the whole run; not used.
+        monitor: a logged validation metric.
+        mode: "min" if lower is better, "max" if higher is.
+        factor: the factor of each reduction, between 0 and 1.
+        patience: validations without improvement that are tolerated before a reduction.
+        threshold: relative change of the metric that counts as an improvement.
+        min_lr: lower bound of lr.
+
+    Raises:
+        ValueError: no metric is monitored, or a value is outside its range.
+    """
+    if monitor is None:
+        raise ValueError("monitor=null: name a metric that the validation logs, for example monitor.metric=val/loss")
+    if not 0 < factor < 1:
+        raise ValueError(f"factor={factor}: use a factor between 0 and 1, for example 0.1")
+    if patience < 0:
+        raise ValueError(f"patience={patience}: use 0 or more validations")
+    scheduler = ReduceLROnPlateau(
+        optimizer, mode=mode, factor=factor, patience=patience, threshold=threshold, min_lr=min_lr
+    )
+    return {"scheduler": scheduler, "interval": "epoch", "monitor": monitor}
+
+
+def per_epoch(
+    optimizer: Optimizer, total_steps: int, *, schedule: Callable[[Optimizer], LRScheduler]
+) -> dict[str, Any]:
+    """Step any scheduler of torch once an epoch.
+
+    Args:
+        optimizer: the optimizer whose learning rate it sets.
+        total_steps: optimizer steps of the whole run; not used.
+        schedule: makes the scheduler from the optimizer.
+    """
+    return {"scheduler": schedule(optimizer), "interval": "epoch"}
 
 
 def warmup(step: int, warmup_steps: int) -> float:

@@ -447,7 +447,8 @@ def config_of(folder: Path) -> DictConfig:
             f"{folder}: it was made by {maker}, which is not here, and this is {here}; go on with it where {maker} is, "
             "or begin it anew"
         )
-    if "quiet" not in cfg:
-        cfg.quiet = False  # a run from before there was such a key
+    for key, default in (("quiet", False), ("dry_run", True)):
+        if key not in cfg:
+            cfg[key] = default  # a run from before there was such a key
     cfg.trust = False
     return cfg

@@ -21,6 +21,7 @@ WITHOUT_EFFECT = (
     "folder",
     "resume",
     "quiet",
+    "dry_run",
     "trust",
     "ablation.*",
     "cell.*",

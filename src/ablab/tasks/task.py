@@ -21,6 +21,7 @@ from torchmetrics import Metric, MetricCollection
 from ablab.data.batch import Batch
 from ablab.data.draws import seed_step
 from ablab.optim.optimizer import make_optimizer
+from ablab.optim.schedules import lr_scheduler_config
 from ablab.tasks.counts import counts, gathered, restore
 from ablab.tasks.exchange import Exchange, several
 
@@ -61,7 +62,7 @@ class Task(L.LightningModule, ABC):
         # of the step in hand: what its backward passes were given, the mean over all processes once they are through
         self.step_loss = torch.zeros(())
         self.is_last_part = True  # of the batch in hand, which may be taken in parts
-        self.has_earlier_parts = False
+        self.has_earlier_parts = False  # gradients of earlier parts or batches belong to the same step
         self.observed: dict[str, Tensor | float] = {}  # of the step in hand, by the names under which they are logged
         self.exchange = Exchange()
         self.earlier_counts: list[dict[str, Any]] | None = None
@@ -91,7 +92,11 @@ class Task(L.LightningModule, ABC):
 
         A resumed run then draws what it would have drawn, and a callback that draws changes nothing.
         """
-        seed_step(self.seed, self.trainer.global_step, self.global_rank)
+        step = self.trainer.global_step
+        if self.trainer.accumulate_grad_batches > 1:  # the batches of one step draw differently
+            step = self.trainer.current_epoch * int(self.trainer.num_training_batches)
+            step += self.trainer.fit_loop.epoch_loop.batch_idx
+        seed_step(self.seed, step, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch, a scalar; of one that is taken in parts, what its last part adds to it.
@@ -228,8 +233,9 @@ class Task(L.LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         # a fused optimizer unscales gradients itself, and nobody before it sees what they are
         optimizer = make_optimizer(self.optimizer_factory, self.model, fused=not scaled(self.trainer))
-        schedule = self.scheduler_factory(optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = lr_scheduler_config(self.scheduler_factory, optimizer, total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
 class TaskHooks(Callback):
@@ -252,11 +258,13 @@ class TaskHooks(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Task)
+        continue_schedules(trainer)
         pl_module.derive_random_numbers()
         pl_module.switch("train")
         pl_module.observed = {"train/lr": trainer.optimizers[0].param_groups[0]["lr"]}
         takes_own_step = pl_module.automatic_optimization and pl_module.overrides("training_step")
-        if takes_own_step and not pl_module.overrides("optimizer_zero_grad"):
+        begins_step = batch_idx % trainer.accumulate_grad_batches == 0
+        if takes_own_step and begins_step and not pl_module.overrides("optimizer_zero_grad"):
             trainer.optimizers[0].zero_grad()  # a step that returns None must not repeat the one before
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
@@ -271,15 +279,18 @@ class TaskHooks(Callback):
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Task)
-        pl_module.has_earlier_parts = not pl_module.is_last_part
+        pl_module.has_earlier_parts = not (pl_module.is_last_part and completes_step(trainer))
         if pl_module.is_last_part:
             pl_module.step_loss = pl_module.observed["train/loss"] = pl_module.exchange.end(pl_module.step_loss)
+            if (most := trainer.accumulate_grad_batches) > 1:  # an epoch's last step may have fewer batches
+                number = trainer.fit_loop.epoch_loop.batch_idx % most + 1
+                pl_module.observed["train/loss"] = pl_module.step_loss * (most / number)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
         assert isinstance(pl_module, Task)
         pl_module.make_known(pl_module.observed)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if trainer.global_step % every == 0 or trainer.should_stop:
+        if completes_step(trainer) and (trainer.global_step % every == 0 or trainer.should_stop):
             pl_module.tell(pl_module.observed, step=trainer.global_step - 1)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -322,9 +333,25 @@ class TaskHooks(Callback):
         assert isinstance(pl_module, Task)
         pl_module.switch("eval")
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            continue_schedules(trainer)
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Task)
         pl_module.switch("eval")
+
+
+def continue_schedules(trainer: L.Trainer) -> None:
+    """Have a resumed epoch step its per-epoch schedules, which Lightning passes over in the epoch of a restart."""
+    if trainer.fit_loop.restarting:
+        trainer.fit_loop.restarting = False
+
+
+def completes_step(trainer: L.Trainer) -> bool:
+    """Return whether the optimizer takes a step after the batch in hand (`trainer.accumulate_grad_batches`)."""
+    number = trainer.accumulate_grad_batches
+    return number == 1 or trainer.is_last_batch or (trainer.fit_loop.epoch_loop.batch_idx + 1) % number == 0
 
 
 def refers_to(method: Any, *names: str) -> bool:
