@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fcntl
+import importlib.util
 import io
 import os
 import pty
@@ -150,7 +151,7 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def start(*words: str, script: str = "train.py", **environment: str) -> subprocess.CompletedProcess[str]:
         settings = {**os.environ, **environment}
-        if any(name.startswith("PYTHON") for name in environment):  # Python itself has to see them
+        if any(name.startswith("PYTHON") and name != "PYTHONPATH" for name in environment):  # Python has to see them
             program = [sys.executable, str(ROOT / script), *words]
             return subprocess.run(
                 program, cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=LIMIT, check=False
@@ -177,7 +178,8 @@ def terminal(tmp_path: Path) -> Callable[..., str]:
         for name in ("COLUMNS", "LINES"):
             settings.pop(name, None)
         line = [sys.executable, *program, *words]
-        process = subprocess.Popen(line, stdin=there, stdout=there, stderr=there, cwd=tmp_path, env=settings)
+        start: Any = subprocess.Popen if program[0].startswith("-") else forked.Popen
+        process = start(line, stdin=there, stdout=there, stderr=there, cwd=tmp_path, env=settings)
         os.close(there)
         shown = b""
         with suppress(OSError):  # the terminal is closed when the process ends
@@ -189,6 +191,16 @@ def terminal(tmp_path: Path) -> Callable[..., str]:
         return text.replace("\r\n", "\n")  # what a terminal makes of a line's end
 
     return start
+
+
+@pytest.fixture
+def faults() -> Any:
+    """The fault harness, scripts/faults.py; what it starts is forked from a process with the libraries."""
+    spec: Any = importlib.util.spec_from_file_location("faults", ROOT / "scripts" / "faults.py")
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": forked.Popen})
+    return module
 
 
 @pytest.fixture
@@ -259,8 +271,6 @@ def data_words(files: Path) -> Callable[[str], list[str]]:
 
     One that is not known here, and needs some, is skipped.
     """
-    import importlib.util
-
     [aeon] = importlib.util.find_spec("aeon").submodule_search_locations  # type: ignore[union-attr]
     motions = Path(aeon) / "datasets" / "data" / "BasicMotions" / "BasicMotions"
     known = {

@@ -8,12 +8,15 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests import forked
 
 LIMIT = 600.0  # seconds: only a hang takes as long, on however busy a machine
 
 
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> None:
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str] | forked.Popen | None = None) -> None:
     """Wait until a condition holds.
 
     Args:
@@ -38,7 +41,7 @@ def accepts_connections(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_until_caught(process: subprocess.Popen[str], number: signal.Signals) -> None:
+def wait_until_caught(process: subprocess.Popen[str] | forked.Popen, number: signal.Signals) -> None:
     """Wait until a process has installed a Python handler for a signal; before that, the signal would kill it."""
 
     def is_caught() -> bool:

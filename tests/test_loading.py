@@ -84,7 +84,8 @@ def test_a_run_with_csv_loads_nothing_of_wandb(command: Callable[..., Any], tmp_
         "        print('loaded:', *sorted({name.split('.')[0] for name in sys.modules}))\n"
     )
     words = ["trainer=smoke", "logger=csv", "+callbacks.seen._target_=seen.Seen"]
-    done = command(*words, PYTHONPATH=f"{tmp_path}:{ROOT / 'src'}")  # a process of its own, not one with libraries
+    fresh = {"PYTHONUNBUFFERED": "1"}  # in a process of its own, not in one with libraries
+    done = command(*words, PYTHONPATH=f"{tmp_path}:{ROOT / 'src'}", **fresh)
     assert done.returncode == 0, done.stderr
     [loaded] = [line.split() for line in done.stdout.splitlines() if line.startswith("loaded:")]
     assert "lightning" in loaded

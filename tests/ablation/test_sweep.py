@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from tests import forked
 from tests.polling import LIMIT, wait_until
 
 from ablab.ablation import local, slurm
@@ -53,9 +54,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small grid, run in one go."""
     place = tmp_path_factory.mktemp("undisturbed")
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"}
-    subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *GRID], cwd=place, env=environment, check=True, timeout=LIMIT
-    )
+    done = forked.run(ROOT / "train.py", GRID, folder=place, environment=environment, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
     return place / "runs" / "norm_batch_size"
 
 
@@ -100,13 +100,12 @@ def test_several_processes_find_what_one_does(command: Command, undisturbed: Pat
     assert outcomes(tmp_path / "runs" / "norm_batch_size") == outcomes(undisturbed)
 
 
-def start(place: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def start(place: Path, *words: str) -> forked.Popen:
+    return forked.Popen(
         [sys.executable, str(ROOT / "train.py"), *words],
         cwd=place,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
         start_new_session=True,
     )
 
@@ -121,7 +120,7 @@ def test_two_launches_at_once_do_every_run_once(undisturbed: Path, tmp_path: Pat
     assert len([line for line in lines if "(in another launch)" not in line]) == 8, lines
 
 
-def wait_for_a_run(launch: subprocess.Popen[str], folder: Path) -> None:
+def wait_for_a_run(launch: forked.Popen, folder: Path) -> None:
     """Until a run of a launch goes on."""
     wait_until(lambda: "running" in {record["status"] for record in records(folder).values()}, launch)
 
@@ -144,12 +143,13 @@ def test_a_signal_stops_an_ablation_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
-def test_an_ablation_that_is_killed_again_and_again_is_the_same_in_the_end(command: Command) -> None:
-    result = command(
-        "--kills", "2", "--processes", "2", "--ablation", *GRID[0].split("=")[1:], *GRID[1:], script="scripts/faults.py"
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "8 of 8 runs equal to the bit" in result.stdout
+def test_an_ablation_that_is_killed_again_and_again_is_the_same_in_the_end(
+    faults: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["--kills", "2", "--processes", "2", "--ablation", *GRID[0].split("=")[1:], *GRID[1:]]
+    monkeypatch.setattr(sys, "argv", ["faults.py", *line])
+    assert faults.main() == 0
+    assert "8 of 8 runs equal to the bit" in capsys.readouterr().out
 
 
 FAULTY = ("-m", "+callbacks.bug._target_=tests.ablation.faulty.Fine,tests.ablation.faulty.Raises", "seed=0,1", *SMALL)

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
-from tests.polling import LIMIT, take_signals, wait_until, wait_until_caught
+from tests import forked
+from tests.polling import LIMIT, wait_until, wait_until_caught
 
 from ablab.runs.outcome import LEFT_AT_ONCE, STOPPED
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def faults() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("faults", ROOT / "scripts" / "faults.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "workers", "processes", "times"), [("rnn", 2, 1, 4), ("resnet", 0, 2, 1)])
 def test_killed_runs_end_as_if_nothing_had_been(
-    faults: ModuleType, tmp_path: Path, model: str, workers: int, processes: int, times: int
+    faults: Any, tmp_path: Path, model: str, workers: int, processes: int, times: int
 ) -> None:
     harness = faults.Harness(tmp_path, seed=3)
     words = faults.words_of(model, workers, processes)
@@ -40,7 +30,7 @@ def test_killed_runs_end_as_if_nothing_had_been(
 
 
 @pytest.mark.slow
-def test_runs_that_get_signals_end_as_if_nothing_had_been(faults: ModuleType, tmp_path: Path) -> None:
+def test_runs_that_get_signals_end_as_if_nothing_had_been(faults: Any, tmp_path: Path) -> None:
     harness = faults.Harness(tmp_path, seed=0)
     words = faults.words_of("transformer", 0, 1)
     harness.reference(words)
@@ -49,14 +39,12 @@ def test_runs_that_get_signals_end_as_if_nothing_had_been(faults: ModuleType, tm
         assert differs == ""
 
 
-def start(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def start(tmp_path: Path, *words: str) -> forked.Popen:
+    return forked.Popen(
         [sys.executable, str(ROOT / "train.py"), "logger=csv", "trainer.max_epochs=200", *words],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=take_signals,
     )
 
 

@@ -19,7 +19,8 @@ import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
-from tests.polling import LIMIT, accepts_connections, take_signals, wait_until
+from tests import forked
+from tests.polling import LIMIT, accepts_connections, wait_until
 from tests.runs import wandb_file
 
 from ablab.config.errors import ConfigError
@@ -149,11 +150,10 @@ def test_a_process_that_waits_for_others_leaves_at_once(number: signal.Signals, 
     """As torchrun starts the first of two, when the second never comes."""
     port = free_port()
     outside = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, str(ROOT / "train.py"), "trainer=ddp_cpu", "logger=csv"],
         cwd=tmp_path,
         env={**os.environ, **outside, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
-        preexec_fn=take_signals,
     )
     try:
         wait_until(lambda: accepts_connections(port), process)

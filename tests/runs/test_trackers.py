@@ -34,6 +34,7 @@ from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
+from tests import forked
 from tests.polling import LIMIT, accepts_connections, wait_until
 from tests.runs.mlflow_server import Server
 
@@ -558,7 +559,7 @@ def test_the_runs_of_a_sweep_are_told_apart_by_their_levels(command: Command, tm
 def test_a_run_that_was_killed_and_resumed_has_each_step_once(command: Command, tmp_path: Path) -> None:
     words = [BOTH, "trainer.max_epochs=20", "trainer.log_every_n_steps=1", "folder=runs/killed"]
     folder = tmp_path / "runs" / "killed"
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, str(ROOT / "train.py"), *words],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,

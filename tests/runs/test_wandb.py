@@ -22,6 +22,7 @@ import pytest
 import torch
 import wandb
 from lightning.pytorch import Callback
+from tests import forked
 from tests.polling import LIMIT, wait_until
 from tests.runs import wandb_file
 from tests.runs.wandb_server import Server, Uploaded
@@ -519,7 +520,7 @@ def test_a_run_that_was_stopped_and_resumed_is_one_run_with_every_row_once(
     well = server()
     words = [*WORDS, "trainer.max_epochs=30"]  # it goes on for seconds after its first rows have arrived
     train = [sys.executable, str(Path(__file__).parents[2] / "train.py"), *words, f"output_dir={tmp_path}/runs"]
-    process = subprocess.Popen(train, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = forked.Popen(train, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_until(lambda: any(len(run.lines) > 5 for run in well.runs.values()))
     process.send_signal(signal.SIGTERM)
     assert process.wait(LIMIT) == 75
@@ -544,10 +545,11 @@ def test_one_command_sends_all_runs_that_were_offline_and_none_of_them_twice(
         loggers = start(tmp_path / "ablation" / name, mode="offline")
         log(loggers, range(6))
         close(loggers)
-    command = [sys.executable, str(ROOT / "scripts" / "sync.py"), str(tmp_path / "ablation")]
 
-    def send() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT)
+    def send(folder: str = "ablation") -> subprocess.CompletedProcess[str]:
+        words = [str(tmp_path / folder)]
+        script = ROOT / "scripts" / "sync.py"
+        return forked.run(script, words, folder=tmp_path, environment=os.environ, timeout=LIMIT)
 
     server("forbids")
     away = send()
@@ -558,5 +560,5 @@ def test_one_command_sends_all_runs_that_were_offline_and_none_of_them_twice(
     assert len(well.runs[ID].history) == 12  # of both, which have one id here
     again = send()
     assert (again.returncode, again.stdout) == (0, "0 sent, 2 had been before, 0 could not be\n")
-    nothing = subprocess.run([*command[:2], str(tmp_path / "nowhere")], capture_output=True, text=True, check=False)
+    nothing = send("nowhere")
     assert (nothing.returncode, nothing.stderr) == (2, f"error: {tmp_path}/nowhere: there is no such folder\n")
