@@ -45,7 +45,7 @@ REFUSED = [
         "trainer=tpu",
         "trainer=tpu: there is no such choice; did you mean gpu? trainer has: ",
     ),
-    ("callbacks=early_stopping", "callbacks=early_stopping: there is no such choice; callbacks has: "),
+    ("callbacks=early_stop", "callbacks=early_stop: there is no such choice; did you mean early_stopping? callbacks"),
     ("logger=comet", "logger=comet: there is no such choice; logger has: "),
     ("hydra/launcher=joblib", "hydra/launcher=joblib: there is no such choice; hydra/launcher has: basic"),
     ("model=transformer model/qk_norm=batchnorm", "model/qk_norm=batchnorm: there is no such choice; model/qk_norm"),
@@ -126,7 +126,7 @@ REFUSED = [
     ),
     (
         "+callbacks.a={_target_:lightning.pytorch.callbacks.GradientAccumulationScheduler,scheduling:{0:2}}",
-        "callbacks.a: data.batch_size is the batch of a step, and its gradients begin anew in each; data.micro_batch",
+        "callbacks.a: data.batch_size is the batch of a step, and its gradients begin anew in each; trainer.acc",
     ),
     ("+callbacks.mine=EarlyStopping", "callbacks.mine=EarlyStopping: an entry with a _target_ is needed, or null to"),
     # a value of another type

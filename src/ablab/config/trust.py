@@ -67,7 +67,7 @@ def check_targets(cfg: DictConfig) -> None:
             continue
         places = {f"{group}.{name}": node for name, node in nodes.items()} if group in SEVERAL else {group: nodes}
         for place, node in places.items():
-            lines += problems(node, (get_object(kind),), place, strict=strict)
+            lines += problems(node, kinds_of(group, kind), place, strict=strict)
     if lines and strict:
         lines.append(
             "  a config from a run's folder builds only these kinds; if you trust that folder as you trust code, add "
@@ -94,6 +94,12 @@ def problems(node: Any, kinds: Kinds, place: str, *, strict: bool) -> Iterator[s
         where = f"{place}.{key}"
         below = kinds if target is None else kinds_in(annotation_of(imported(target), str(key)), items=True)
         yield from problems(child, (get_object(NESTED[where]),) if where in NESTED else below, where, strict=strict)
+
+
+def kinds_of(group: str, kind: str) -> Kinds:
+    """Return the kinds of objects that a group takes; a schedule may say that it steps once an epoch."""
+    more = (get_object("ablab.optim.schedules.EpochScheduler"),) if group == "scheduler" else ()
+    return (get_object(kind), *more)
 
 
 def problem_of(target: Any, kinds: Kinds, *, strict: bool) -> str | None:

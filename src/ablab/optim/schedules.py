@@ -1,17 +1,31 @@
 """Learning-rate schedules, each a function of (optimizer, total steps).
 
-A schedule returns a torch scheduler, which takes a step after each step of the optimizer, or a dictionary as
-Lightning's `configure_optimizers` documents it, which says when it takes one: `{"scheduler": …, "interval": "epoch"}`.
+A schedule returns a torch scheduler, which takes a step after each step of the optimizer, or an `EpochScheduler`, which
+takes one after each epoch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+
+@dataclass(frozen=True)
+class EpochScheduler:
+    """A scheduler that takes a step after each epoch.
+
+    Args:
+        scheduler: a scheduler of torch.
+        monitor: the logged metric that it is given, for ReduceLROnPlateau.
+    """
+
+    scheduler: LRScheduler
+    monitor: str | None = None
 
 
 def lr_scheduler_config(schedule: Callable[..., Any], optimizer: Optimizer, total_steps: int) -> dict[str, Any]:
@@ -23,7 +37,10 @@ def lr_scheduler_config(schedule: Callable[..., Any], optimizer: Optimizer, tota
         total_steps: optimizer steps of the whole run.
     """
     made = schedule(optimizer, total_steps)
-    return made if isinstance(made, dict) else {"scheduler": made, "interval": "step"}
+    if not isinstance(made, EpochScheduler):
+        return {"scheduler": made, "interval": "step"}
+    monitored = {} if made.monitor is None else {"monitor": made.monitor}
+    return {"scheduler": made.scheduler, "interval": "epoch", **monitored}
 
 
 def constant(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0) -> LambdaLR:
@@ -168,7 +185,7 @@ def plateau(
     patience: int = 5,
     threshold: float = 1e-4,
     min_lr: float = 0.0,
-) -> dict[str, Any]:
+) -> EpochScheduler:
     """Multiply lr by `factor` when the monitored metric has stopped improving (torch's ReduceLROnPlateau).
 
     Args:
@@ -193,12 +210,12 @@ def plateau(
     scheduler = ReduceLROnPlateau(
         optimizer, mode=mode, factor=factor, patience=patience, threshold=threshold, min_lr=min_lr
     )
-    return {"scheduler": scheduler, "interval": "epoch", "monitor": monitor}
+    return EpochScheduler(scheduler, monitor)
 
 
 def per_epoch(
     optimizer: Optimizer, total_steps: int, *, schedule: Callable[[Optimizer], LRScheduler]
-) -> dict[str, Any]:
+) -> EpochScheduler:
     """Step any scheduler of torch once an epoch.
 
     Args:
@@ -206,7 +223,7 @@ def per_epoch(
         total_steps: optimizer steps of the whole run; not used.
         schedule: makes the scheduler from the optimizer.
     """
-    return {"scheduler": schedule(optimizer), "interval": "epoch"}
+    return EpochScheduler(schedule(optimizer))
 
 
 def warmup(step: int, warmup_steps: int) -> float:
