@@ -271,7 +271,8 @@ def test_what_a_script_prints_into_a_pipe_is_what_it_found(command: Command, scr
 
 
 def test_what_a_script_prints_on_a_terminal_begins_with_what_it_waits_for(terminal: Callable[..., str]) -> None:
-    shown = terminal(program=(str(ROOT / "scripts" / "report.py"), "nowhere"), returncode=2)
+    fresh = ("-u", str(ROOT / "scripts" / "report.py"), "nowhere")  # a process that has loaded nothing yet
+    shown = terminal(program=fresh, returncode=2)
     assert shown.startswith("loading torch and Lightning\nerror: ")
 
 
