@@ -11,13 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from tests.conftest import choices
 from tests.runs.test_evaluate import files_of
 
 from ablab.config.errors import CONF, ConfigError
 from ablab.config.schema import SEVERAL
-from ablab.config.trust import KINDS, annotation_of, check_targets, kinds_in, kinds_of, problems
+from ablab.config.trust import KINDS, annotation_of, check_targets, kinds_in, problems
 from ablab.evaluate import evaluate
 from ablab.runs.resume import check_overrides, resumed
 from ablab.train import train
@@ -62,7 +63,7 @@ def test_every_shipped_choice_is_of_the_kind_that_its_group_takes(group: str) ->
         content.pop("defaults", None)
         nodes = content.values() if top in SEVERAL else [content]
         for node in nodes:
-            assert list(problems(node, kinds_of(top, KINDS[top]), group, strict=True)) == []
+            assert list(problems(node, tuple(map(get_object, KINDS[top])), group, strict=True)) == []
 
 
 PARENTS = {

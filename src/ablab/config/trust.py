@@ -23,20 +23,20 @@ from omegaconf import DictConfig, OmegaConf
 from ablab.config.errors import ConfigError
 from ablab.config.schema import HYDRA_KEYS, SEVERAL, is_guest, show, source_file
 
-# The base class of what each group builds, imported when it is asked for.
+# The base classes of what each group builds, imported when they are asked for.
 KINDS = {
-    "model": "torch.nn.Module",
-    "norm": "ablab.norms.Norm",
-    "data": "ablab.data.datamodule.DataModule",
-    "task": "ablab.tasks.task.Task",
-    "optimizer": "torch.optim.Optimizer",
-    "scheduler": "torch.optim.lr_scheduler.LRScheduler",
-    "callbacks": "lightning.pytorch.Callback",
-    "logger": "lightning.pytorch.loggers.Logger",
-    "trainer": "ablab.trainer.Trainer",
+    "model": ("torch.nn.Module",),
+    "norm": ("ablab.norms.Norm",),
+    "data": ("ablab.data.datamodule.DataModule",),
+    "task": ("ablab.tasks.task.Task",),
+    "optimizer": ("torch.optim.Optimizer",),
+    "scheduler": ("torch.optim.lr_scheduler.LRScheduler", "ablab.optim.schedules.EpochScheduler"),
+    "callbacks": ("lightning.pytorch.Callback",),
+    "logger": ("lightning.pytorch.loggers.Logger",),
+    "trainer": ("ablab.trainer.Trainer",),
 }
 # Instead, where the task brings its own network.
-GUESTS = {"task": "lightning.LightningModule", "data": "lightning.LightningDataModule"}
+GUESTS = {"task": ("lightning.LightningModule",), "data": ("lightning.LightningDataModule",)}
 # Places below a group whose parameter is annotated with a protocol, which any class might fulfil.
 NESTED = {"model.qk_norm": "ablab.norms.Norm"}
 
@@ -61,13 +61,13 @@ def check_targets(cfg: DictConfig) -> None:
     strict = cfg.trust is False
     lines: list[str] = []
     kinds = {**KINDS, **GUESTS} if is_guest(content) else KINDS
-    for group, kind in kinds.items():
+    for group, paths in kinds.items():
         nodes = content[group] or {}
         if group == "data" and nodes.get("_target_") is None:  # data=lightning, without a data module
             continue
         places = {f"{group}.{name}": node for name, node in nodes.items()} if group in SEVERAL else {group: nodes}
         for place, node in places.items():
-            lines += problems(node, kinds_of(group, kind), place, strict=strict)
+            lines += problems(node, tuple(map(get_object, paths)), place, strict=strict)
     if lines and strict:
         lines.append(
             "  a config from a run's folder builds only these kinds; if you trust that folder as you trust code, add "
@@ -94,12 +94,6 @@ def problems(node: Any, kinds: Kinds, place: str, *, strict: bool) -> Iterator[s
         where = f"{place}.{key}"
         below = kinds if target is None else kinds_in(annotation_of(imported(target), str(key)), items=True)
         yield from problems(child, (get_object(NESTED[where]),) if where in NESTED else below, where, strict=strict)
-
-
-def kinds_of(group: str, kind: str) -> Kinds:
-    """Return the kinds of objects that a group takes; a schedule may say that it steps once an epoch."""
-    more = (get_object("ablab.optim.schedules.EpochScheduler"),) if group == "scheduler" else ()
-    return (get_object(kind), *more)
 
 
 def problem_of(target: Any, kinds: Kinds, *, strict: bool) -> str | None:
