@@ -57,6 +57,12 @@ class BrokenLoss(Classification):
         return logits @ batch.targets
 
 
+class LossThatLooksAtAValue(Classification):
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        loss = super().loss(logits, batch)
+        return loss if loss.item() < 1e9 else -loss
+
+
 def model_words(kind: type) -> tuple[str, ...]:
     own = (f"~model.{key}" for key in ("style", "depth", "width", "zero_init_residual"))
     return ("model=resnet", *own, *in_tests("model", kind))
@@ -65,6 +71,10 @@ def model_words(kind: type) -> tuple[str, ...]:
 @pytest.mark.parametrize("kind", [Linear, LooksAtAValue, ReadsSequencesToo])
 def test_any_model_that_can_read_the_data_trains(run: Start, kind: type) -> None:
     assert run(*model_words(kind)).metrics["test/loss"] > 0
+
+
+def test_a_loss_that_looks_at_a_value_is_tried_on_a_real_batch(run: Start) -> None:
+    assert run(*in_tests("task", LossThatLooksAtAValue)).metrics["test/loss"] > 0
 
 
 def test_a_trial_on_a_real_batch_changes_no_weight(run: Start, last_weights: Callable[..., Any]) -> None:

@@ -67,11 +67,11 @@ def dry_run(cfg: DictConfig, data: DataModule, norm: Norm, world_size: int) -> N
     try:
         with torch.device("meta"):
             pass_batch(cfg, data, norm, batch.on("meta"), world_size)
-    except ConfigError as error:
-        raise ConfigError(kind_problem(cfg, data) or str(error)) from error
     except Exception as error:
         if (problem := kind_problem(cfg, data)) is not None:
             raise ConfigError(problem) from error
+        if isinstance(error, ConfigError):
+            raise
         with torch.random.fork_rng(devices=()):  # the weights of the run are drawn afterwards
             pass_batch(cfg, data, norm, batch, world_size)
 
@@ -98,8 +98,8 @@ def pass_batch(cfg: DictConfig, data: DataModule, norm: Norm, batch: Batch, worl
         try:
             task.loss(outputs[0], batch)
         except (RuntimeError, ValueError, IndexError) as error:
-            if batch.targets.is_meta and isinstance(error, NotImplementedError):
-                raise  # a real batch can tell
+            if batch.targets.is_meta:
+                raise  # it may have looked at a value; a real batch can tell
             shapes = f"{tuple(outputs[0].shape)} from {type(model).__name__}, targets {tuple(batch.targets.shape)}"
             raise ConfigError(
                 f"task: the loss of {type(task).__name__} fails on a batch of {type(data).__name__} ({error}); it was "
@@ -342,7 +342,7 @@ def named_errors(model: nn.Module) -> Iterator[None]:
 
 
 def kind_problem(cfg: DictConfig, data: DataModule) -> str | None:
-    """Return why a model that says what it reads does not go with the data, and what does; None if it does."""
+    """Return the error for a model that declares another kind of input, with choices that fit; None if it fits."""
     model = get_object(cfg.model._target_)
     if data.kind in takes(model, data.kind):
         return None
@@ -382,7 +382,7 @@ def check_task(cfg: DictConfig, data: DataModule) -> None:
 
 
 def tasks_for(data: DataModule) -> Iterator[str]:
-    """The choices of conf/task that take what the data give."""
+    """Yield the choices of conf/task that accept the task sizes of the data."""
     for file in sorted((CONF / "task").glob("*.yaml")):
         content: Any = OmegaConf.load(file)
         if file.stem != "lightning":  # whose class a command names
