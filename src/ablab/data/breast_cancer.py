@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -15,8 +14,7 @@ class BreastCancer(Vectors):
     """Malignant and benign tumours by their cells' nuclei: 364 rows to train, 91 to validate, 114 to test.
 
     Args:
-        val_fraction: held out of the training rows for validation; the test rows are always the same.
-        settings: see `Vectors` and `DataModule`.
+        settings: see `Vectors` and `DataModule`; the test rows are always the same.
 
     Shape:
         inputs `(N, 30)`, targets `(N)`
@@ -26,9 +24,6 @@ class BreastCancer(Vectors):
     """
 
     target_kind = "class"
-
-    def __init__(self, *, val_fraction: float = 0.2, **settings: Any) -> None:
-        super().__init__(val_fraction=val_fraction, **settings)
 
     def load(self) -> Mapping[Part, Rows]:
         measured = ["radius", "texture", "perimeter", "area", "smoothness", "compactness", "concavity"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -15,8 +14,7 @@ class Diabetes(Vectors):
     """The progression of a disease after a year, from 25 to 346: 282 rows to train, 71 to validate, 89 to test.
 
     Args:
-        val_fraction: held out of the training rows for validation; the test rows are always the same.
-        settings: see `Vectors` and `DataModule`.
+        settings: see `Vectors` and `DataModule`; the test rows are always the same.
 
     Shape:
         inputs `(N, 10)`, targets `(N, 1)`
@@ -26,9 +24,6 @@ class Diabetes(Vectors):
     """
 
     target_kind = "number"
-
-    def __init__(self, *, val_fraction: float = 0.2, **settings: Any) -> None:
-        super().__init__(val_fraction=val_fraction, **settings)
 
     def load(self) -> Mapping[Part, Rows]:
         self.feature_names = ["age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6"]

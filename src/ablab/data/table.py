@@ -51,10 +51,9 @@ class Table(Vectors):
         target: str | Sequence[str] | None = None,
         features: Sequence[str] | None = None,
         target_kind: TargetKind = "number",
-        val_fraction: float = 0.2,
         **settings: Any,
     ) -> None:
-        super().__init__(val_fraction=val_fraction, **settings)
+        super().__init__(**settings)
         if target_kind not in get_args(TargetKind):
             raise ValueError(f"target_kind={target_kind}: there are {', '.join(get_args(TargetKind))}")
         if split_column is not None and (val_file, test_file) != (None, None):
@@ -141,7 +140,7 @@ class Table(Vectors):
 
 
 class Source:
-    """A file, or the rows of one that belong to a part.
+    """A table file, or its rows of one split.
 
     Args:
         setting: the setting that names the file, for errors.

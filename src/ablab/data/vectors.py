@@ -47,6 +47,7 @@ class Vectors(DataModule):
     gives the rows and sets `target_kind`, `feature_names` and `target_names`.
 
     Args:
+        val_fraction: held out of the training rows for validation.
         settings: see `DataModule`.
 
     Shape:
@@ -61,8 +62,8 @@ class Vectors(DataModule):
     feature_names: list[str]
     target_names: list[str]  # the classes, or the columns of the labels or numbers
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(self, *, val_fraction: float = 0.2, **settings: Any) -> None:
+        super().__init__(val_fraction=val_fraction, **settings)
         self.remarks: tuple[str, ...] = ()  # on the parts, for the line that describes them
 
     @abstractmethod
@@ -146,8 +147,7 @@ class Vectors(DataModule):
                 f"the feature {enumerated(constant)} has the same value in all {len(seen):,} training rows; leave it "
                 "out of the file, or of data.features"
             )
-        self.mean, self.std = torch.from_numpy(seen.mean(0)), torch.from_numpy(seen.std(0))
-        return finite_float32((features - self.mean) / self.std)
+        return finite_float32((features - torch.from_numpy(seen.mean(0))) / torch.from_numpy(seen.std(0)))
 
     def standardized_targets(self, raw: Samples, train: Samples) -> Tensor:
         targets = raw.tensors.targets
