@@ -195,7 +195,7 @@ def terminal(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def faults() -> Any:
-    """The fault harness, scripts/faults.py; what it starts is forked from a process with the libraries."""
+    """The fault harness scripts/faults.py as a module, which starts its runs by `forked.Popen`."""
     spec: Any = importlib.util.spec_from_file_location("faults", ROOT / "scripts" / "faults.py")
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

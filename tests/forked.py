@@ -1,6 +1,6 @@
-"""Python scripts in processes forked from one that has loaded the libraries, which takes most of a short run.
+"""Run Python scripts in processes forked from one that has imported the libraries.
 
-Each process loads the code under test anew, as the command line does.
+The imports take most of a short run's time. Each process loads the code under test anew, as the command line does.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def run(
 
 @cache
 def search_path() -> list[str]:
-    """Where a new Python looks for modules, without its script's folder and without PYTHONPATH."""
+    """Return the module search path of a new Python, without its script's folder and PYTHONPATH."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     line = [sys.executable, "-c", "import json, sys; print(json.dumps(sys.path[1:]))"]
     found: list[str] = json.loads(subprocess.run(line, env=environment, capture_output=True, check=True).stdout)
