@@ -89,6 +89,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
         {"val_check_interval": 2, "gradient_clip_val": 0.5},
         {"reload_dataloaders_every_n_epochs": 1},
         {"max_steps": 9, "max_epochs": -1},
+        {"max_steps": 9, "max_epochs": -1, "val_check_interval": 2},
         {"precision": "64-true"},
     ],
     ids=str,

@@ -233,3 +233,12 @@ def warmup(step: int, warmup_steps: int) -> float:
 def check_warmup(warmup_steps: int) -> None:
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps={warmup_steps}: steps cannot be negative; 0 is no warmup")
+
+
+def continue_schedules(trainer: Any) -> None:
+    """Have the trainer step its per-epoch schedules at the end of a resumed epoch, which Lightning passes over.
+
+    The attribute is set without its property: with `max_steps`, the property would set it and those of the loops
+    within to True, and the next validation would go on from where the last one ended.
+    """
+    trainer.fit_loop._restarting = False

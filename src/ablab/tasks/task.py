@@ -21,7 +21,7 @@ from torchmetrics import Metric, MetricCollection
 from ablab.data.batch import Batch
 from ablab.data.draws import seed_step
 from ablab.optim.optimizer import make_optimizer
-from ablab.optim.schedules import lr_scheduler_config
+from ablab.optim.schedules import continue_schedules, lr_scheduler_config
 from ablab.tasks.counts import counts, gathered, restore
 from ablab.tasks.exchange import Exchange, several
 
@@ -340,12 +340,6 @@ class TaskHooks(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Task)
         pl_module.switch("eval")
-
-
-def continue_schedules(trainer: L.Trainer) -> None:
-    """Have a resumed epoch step its per-epoch schedules, which Lightning passes over in the epoch of a restart."""
-    if trainer.fit_loop.restarting:
-        trainer.fit_loop.restarting = False
 
 
 def completes_step(trainer: L.Trainer) -> bool:
