@@ -107,7 +107,7 @@ def train(cfg: DictConfig) -> Run:
                 run.weights["best"] = weights_digest(whole_weights(parts.model))
             tested = test(parts, chosen)
         except Stopped as stopped:
-            command = go_on_command(run.folder) + ("" if is_built_without_trust(cfg) else " trust=true")
+            command = go_on_command(run.folder) + (" trust=true" if needs_trust(cfg, trainer) else "")
             say(f"stopped by {stopped}; go on with: {command}", file=stdout)
             raise
         run.metrics = {**chosen, **tested}
@@ -132,15 +132,18 @@ def test(parts: Parts, chosen: Collection[str]) -> dict[str, float]:
     return {name: float(value) for name, value in last.items() if name not in chosen}
 
 
-def is_built_without_trust(cfg: DictConfig) -> bool:
-    """Return whether a config would be built from a run's folder as it is, see `ablab.config.trust`."""
+def needs_trust(cfg: DictConfig, trainer: Trainer) -> bool:
+    """Return whether a run is resumed with `trust=true` only, see `ablab.config.trust` and `VerifiedFiles`."""
+    files = trainer.strategy.checkpoint_io
+    if isinstance(files, VerifiedFiles) and files.has_objects:
+        return True
     foreign = cfg.copy()
     foreign.trust = False
     try:
         check_targets(foreign)
     except ConfigError:
-        return False
-    return True
+        return True
+    return False
 
 
 @dataclass
@@ -308,12 +311,13 @@ def trainer_of(cfg: DictConfig, *, prefix: str, shards: bool = False) -> Trainer
     callbacks.sort(key=lambda callback: not isinstance(callback, Checkpoints))  # the state before others' hooks
     if not any(isinstance(callback, Checkpoints) for callback in callbacks):
         callbacks.insert(0, Unsaved())
+    files = VerifiedFiles(prefix, keeps_objects=is_guest(cfg), trusted=cfg.trust is not False)
     trainer: Trainer = build(
         cfg.trainer,
         callbacks=callbacks,
         logger=False,
         use_distributed_sampler=shards,  # see `ablab.exact.loaders`; this project's loaders shard by themselves
-        plugins=[VerifiedFiles(prefix), cluster_environment()],
+        plugins=[files, cluster_environment()],
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
     )
     check_launcher(trainer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -320,8 +321,50 @@ class Diverges(SumOfInputs):
         return loss * float("nan") if self.global_step == 2 else loss
 
 
-class Holds(SumOfInputs):
-    """Puts an object into its checkpoints that is neither a tensor nor plain data."""
+class Average:
+    """Keeps its value in an object that is no tensor and no plain data."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+
+class HoldsObjects(SumOfInputs):
+    """Trains with an object's value, and has the object in its checkpoints."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average = Average()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.average.value = 0.9 * self.average.value + 0.1 * float(loss.detach())
+        return loss * (1 + self.average.value)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["own"] = {"order": OwnOrder(3)}
+        checkpoint["own"] = {"averages": [self.average]}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        [self.average] = checkpoint["own"]["averages"]
+
+
+class HoldsALock(SumOfInputs):
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["own"] = {"lock": threading.Lock()}
+
+
+class Slots:
+    """A batch of an object that keeps a tensor without a `__dict__`, and prints as its address."""
+
+    __slots__ = ("inputs",)
+
+    def __init__(self, inputs: Tensor) -> None:
+        self.inputs = inputs
+
+
+def in_slots(rows: list[Tensor]) -> Slots:
+    return Slots(torch.stack(rows))
+
+
+class SumOfSlots(SumOfInputs):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch.inputs, batch_idx)

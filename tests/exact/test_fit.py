@@ -29,7 +29,9 @@ from torch.utils.data import DataLoader
 from ablab.config.errors import ConfigError
 from ablab.disk import Lock
 from ablab.exact.fit import fit
+from ablab.exact.loaders import digest_of
 from ablab.runs import signals
+from ablab.runs.checkpoints import VerifiedFiles, in_order
 from ablab.runs.outcome import RunError, Stopped
 
 FEW: dict[str, Any] = {"limit_train_batches": 6, "limit_val_batches": 2}
@@ -250,9 +252,31 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
         fit(trainer, guests.Diverges(), DataLoader(guests.Rows(12), 3), folder=tmp_path)
 
 
-def test_a_checkpoint_of_objects_is_refused_when_it_is_written(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"own.order is a OwnOrder, and a checkpoint holds tensors and plain data only"):
-        train(lambda: (guests.Holds(), DataLoader(guests.Rows(12), 3)), tmp_path)
+def test_objects_in_a_checkpoint_come_back(tmp_path: Path) -> None:
+    resume_everywhere(lambda: (guests.HoldsObjects(), DataLoader(guests.Rows(12), 3)), tmp_path)
+
+
+def test_objects_are_not_read_from_a_folder_that_is_not_trusted(tmp_path: Path) -> None:
+    train(lambda: (guests.HoldsObjects(), DataLoader(guests.Rows(12), 3)), tmp_path)
+    path = in_order(tmp_path / "checkpoints")[-1]
+    with pytest.raises(RunError, match=r"it holds pickled objects, .* add trust=true"):
+        VerifiedFiles(prefix="", keeps_objects=True).load_checkpoint(path)
+    own = VerifiedFiles(prefix="", keeps_objects=True, trusted=True).load_checkpoint(path)["own"]
+    assert isinstance(own["averages"][0], guests.Average)
+
+
+def test_an_object_that_cannot_be_pickled_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"own.lock is a lock that cannot be pickled .*give tensors and plain data"):
+        train(lambda: (guests.HoldsALock(), DataLoader(guests.Rows(12), 3)), tmp_path)
+
+
+def test_batches_of_unknown_objects_are_known_again(tmp_path: Path) -> None:
+    def make() -> Any:
+        return guests.SumOfSlots(), DataLoader(guests.Rows(12), 3, collate_fn=guests.in_slots)
+
+    resume_everywhere(make, tmp_path)
+    first, again, other = (digest_of(guests.Slots(torch.full((2,), value))) for value in (1.0, 1.0, 2.0))
+    assert first == again != other
 
 
 def test_a_folder_in_use_or_of_another_module_is_refused(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ def fit(
         trainer: configured as for plain Lightning, and new; callbacks and a logger are added to it.
         module: any LightningModule, built in the same way each time.
         data: a LightningDataModule, or one or more training loaders; None takes the module's own loaders.
-        folder: of `checkpoints/` and `metrics.csv`; made if there is none.
+        folder: of `checkpoints/` and `metrics.csv`; made if there is none. If the module puts objects into its
+            checkpoints, they are pickled: resume only in a folder that you trust.
         seed: of the order of the batches, of augmentation and of what a step draws.
         every_n_steps, every_n_minutes, keep: see `Checkpoints`.
 
@@ -56,7 +57,7 @@ def fit(
     others = [c for c in trainer.callbacks if not isinstance(c, Checkpoints | Exact)]  # type: ignore[attr-defined]
     trainer.callbacks = [saving, *others]  # type: ignore[attr-defined]
     attach(trainer, seed)
-    trainer.strategy.checkpoint_io = VerifiedFiles(prefix="")
+    trainer.strategy.checkpoint_io = VerifiedFiles(prefix="", keeps_objects=True, trusted=True)
     lock = Lock(folder / LOCK)
     if trainer.is_global_zero and not lock.acquire(seconds=0.2):
         raise ConfigError(f"folder={folder}: another process trains there; wait for it, or choose another folder")

@@ -425,20 +425,40 @@ def as_it_is(batch: Any) -> Any:
 # Batches --------------------------------------------------------------------------------------------------------------
 
 
-def leaves_of(batch: Any) -> Iterator[Any]:
-    """Yield the parts of a nested batch; an unknown object is taken apart by its attributes."""
-    if isinstance(batch, Mapping):
+def leaves_of(batch: Any, within: tuple[int, ...] = ()) -> Iterator[Any]:
+    """Yield the parts of a nested batch; an unknown object is taken apart by its attributes.
+
+    Args:
+        batch: of any kind.
+        within: the ids of the objects that it is a part of; one that contains itself is not taken apart again.
+    """
+    if id(batch) in within:
+        return
+    within = (*within, id(batch))
+    if isinstance(batch, Tensor | np.ndarray | str | bytes):
+        yield batch
+    elif isinstance(batch, type):
+        yield batch.__qualname__
+    elif isinstance(batch, Mapping):
         for key in batch:
             yield key
-            yield from leaves_of(batch[key])
-    elif isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
+            yield from leaves_of(batch[key], within)
+    elif isinstance(batch, Sequence):
         yield len(batch)
         for part in batch:
-            yield from leaves_of(part)
-    elif not isinstance(batch, Tensor | np.ndarray) and hasattr(batch, "__dict__"):
-        yield from leaves_of(vars(batch))
+            yield from leaves_of(part, within)
+    elif hasattr(batch, "__dict__") or type(batch).__repr__ is object.__repr__:  # such a repr is an address in memory
+        yield type(batch).__qualname__
+        yield from leaves_of(attributes_of(batch), within)
     else:
         yield batch
+
+
+def attributes_of(thing: Any) -> dict[str, Any]:
+    """Return an object's attributes, those in slots included."""
+    slots = [name for kind in type(thing).__mro__ for name in np.atleast_1d(vars(kind).get("__slots__", ()))]
+    names = [name for name in map(str, slots) if name not in ("__dict__", "__weakref__") and hasattr(thing, name)]
+    return {**{name: getattr(thing, name) for name in names}, **getattr(thing, "__dict__", {})}
 
 
 def tensors_of(batch: Any) -> list[Tensor]:

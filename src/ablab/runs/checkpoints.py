@@ -7,6 +7,7 @@ is its ZIP comment. `checkpoints/best.safetensors` holds a model's weights and n
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import warnings
@@ -32,6 +33,7 @@ COMMENT = len(MARK) + 64
 # Where a training stands after a number of steps, in the order in which it comes there.
 PHASES = ("validation", "training", "end")  # about to validate, about to take the next step, done
 BEST = "best.safetensors"
+PICKLED = "pickled object"  # the only key of a dict that stands for an object
 
 
 class BrokenFile(RunError):
@@ -217,10 +219,15 @@ class VerifiedFiles(CheckpointIO):
 
     Args:
         prefix: of the model's weights among those of the LightningModule.
+        keeps_objects: pickle what is neither tensors nor plain data, as modules from outside may have it.
+        trusted: unpickle it again, which may run code.
     """
 
-    def __init__(self, prefix: str = "model.") -> None:
+    def __init__(self, prefix: str = "model.", *, keeps_objects: bool = False, trusted: bool = False) -> None:
         self.prefix = prefix
+        self.keeps_objects = keeps_objects
+        self.trusted = trusted
+        self.has_objects = False  # in a file of this run
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
@@ -228,36 +235,46 @@ class VerifiedFiles(CheckpointIO):
             write_weights(
                 model_weights(checkpoint, self.prefix), path, step=checkpoint["global_step"], epoch=checkpoint["epoch"]
             )
-        else:
-            try:
-                state = readable(checkpoint, "")
-            except TypeError as error:
-                raise RunError(
-                    f"{path}: {error}, and a checkpoint holds tensors and plain data only; have on_save_checkpoint or "
-                    "state_dict give those"
-                ) from error
-            write(state, path)
+            return
+        try:
+            state = readable(checkpoint, "", pickled if self.keeps_objects else refused)
+        except TypeError as error:
+            raise RunError(
+                f"{path}: {error}; have on_save_checkpoint or state_dict give tensors and plain data"
+            ) from error
+        self.has_objects = self.has_objects or has_objects(state)
+        write(state, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return read(Path(path))
+        state = read(Path(path))
+        if has_objects(state):
+            if not self.trusted:
+                raise RunError(
+                    f"{path}: it holds pickled objects, and to read those may run code; if you trust that folder as "
+                    "you trust code, add trust=true"
+                )
+            state = with_objects(state)
+        return state
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def readable(value: Any, place: str) -> Any:
-    """Return a checkpoint's content as tensors and plain data, which is all that is read back.
+def readable(value: Any, place: str, other: Callable[[Any, str], Any]) -> Any:
+    """Return a checkpoint's content as tensors and plain data.
 
-    Raises:
-        TypeError: names a value of another kind.
+    Args:
+        value: the content, or a part of it.
+        place: where the part is, for a message.
+        other: is given a value of another kind and its place, and returns what to write instead.
     """
     if isinstance(value, Tensor) or value is None or type(value) in (bool, int, float, str, bytes, torch.Size):
         return value
     if isinstance(value, Mapping):
-        items = {key: readable(part, f"{place}.{key}" if place else str(key)) for key, part in value.items()}
+        items = {key: readable(part, f"{place}.{key}" if place else str(key), other) for key, part in value.items()}
         return items if type(value) is dict else as_known(value, items)
     if isinstance(value, list | tuple):
-        parts = [readable(part, f"{place}[{i}]") for i, part in enumerate(value)]
+        parts = [readable(part, f"{place}[{i}]", other) for i, part in enumerate(value)]
         return parts if isinstance(value, list) else tuple(parts)
     if isinstance(value, np.generic):
         return value.item()
@@ -265,7 +282,50 @@ def readable(value: Any, place: str) -> Any:
         return torch.from_numpy(value)
     if isinstance(value, torch.dtype | torch.device):
         return value
-    raise TypeError(f"{place} is a {type(value).__name__}")
+    return other(value, place)
+
+
+def refused(value: Any, place: str) -> Any:
+    """Refuse what is neither tensors nor plain data.
+
+    Raises:
+        TypeError: names it.
+    """
+    raise TypeError(f"{place} is a {type(value).__name__}, and a checkpoint holds tensors and plain data only")
+
+
+def pickled(value: Any, place: str) -> dict[str, bytes]:
+    """Return an object as plain data, see `with_objects`.
+
+    Raises:
+        TypeError: it cannot be pickled.
+    """
+    file = io.BytesIO()
+    try:
+        torch.save(value, file)
+    except Exception as error:  # whatever an object's own way to be pickled raises
+        raise TypeError(f"{place} is a {type(value).__name__} that cannot be pickled ({error})") from error
+    return {PICKLED: file.getvalue()}
+
+
+def has_objects(value: Any) -> bool:
+    """Return whether a checkpoint's content has a pickled object in it."""
+    if isinstance(value, Mapping):
+        return value.keys() == {PICKLED} or any(map(has_objects, value.values()))
+    return isinstance(value, list | tuple) and any(map(has_objects, value))
+
+
+def with_objects(value: Any) -> Any:
+    """Return a checkpoint's content with its pickled objects in their places. Code may run."""
+    if isinstance(value, dict):
+        if value.keys() == {PICKLED}:
+            return torch.load(io.BytesIO(value[PICKLED]), map_location="cpu", weights_only=False)
+        for key in value:
+            value[key] = with_objects(value[key])
+        return value
+    if type(value) in (list, tuple):
+        return type(value)(map(with_objects, value))
+    return value
 
 
 def as_known(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
