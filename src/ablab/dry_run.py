@@ -85,8 +85,9 @@ def pass_batch(cfg: DictConfig, data: DataModule, norm: Norm, batch: Batch, worl
     with collecting():
         model = build(cfg.model, norm=norm, **data.model_sizes)
         factories = {"optimizer": build(cfg.optimizer), "scheduler": build(cfg.scheduler)}
+        sizes = data.sizes_for(get_class(cfg.task._target_))
         task: Task = build(
-            cfg.task, model=model, **factories, micro_batch_size=data.micro_batch_size, seed=cfg.seed, **data.task_sizes
+            cfg.task, model=model, **factories, micro_batch_size=data.micro_batch_size, seed=cfg.seed, **sizes
         )
         outputs: list[Any] = []
         with named_errors(model):

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Literal
 
 import lightning as L
+from hydra.utils import get_class
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
@@ -186,7 +187,7 @@ def assemble(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test
         scheduler=scheduler,
         micro_batch_size=data.micro_batch_size,
         seed=cfg.seed,
-        **data.task_sizes,
+        **data.sizes_for(get_class(cfg.task._target_)),
     )
     with blame("task"):
         task.check_overrides()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from ablab.data.batch import Batch, Kind, Split, Splits, Tensors
+from ablab.data.batch import Batch, Kind, Samples, Split, Splits, Tensors
 from ablab.data.loader import Loader, Seeded
 from ablab.data.order import BatchOrder
 from ablab.digest import digest
@@ -102,6 +103,21 @@ class DataModule(L.LightningDataModule, ABC):
     @abstractmethod
     def task_sizes(self) -> dict[str, Any]:
         """What a task takes from its data, by the names of its constructor's arguments."""
+
+    def class_counts(self) -> list[int] | None:
+        """Return how many training samples each class has; None where that is not known, or there are no classes."""
+        assert self.splits is not None
+        train = self.splits.train
+        if self.task_sizes.keys() != {"class_names"} or not isinstance(train, Samples):
+            return None
+        return train.targets.bincount(minlength=len(self.task_sizes["class_names"])).tolist()
+
+    def sizes_for(self, task: type) -> dict[str, Any]:
+        """Return what a task's constructor takes of the data: `task_sizes`, and `class_counts` if it asks for them."""
+        asked = {
+            name for kind in task.__mro__ for name in inspect.signature(vars(kind).get("__init__", object)).parameters
+        }
+        return {**self.task_sizes, **({"class_counts": self.class_counts()} if "class_counts" in asked else {})}
 
     @abstractmethod
     def names(self) -> list[str]:

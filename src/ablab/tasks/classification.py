@@ -25,6 +25,32 @@ class ClassAccuracy(MulticlassAccuracy):
         return super().compute().where(counts["tp"] + counts["fn"] > 0, torch.nan)
 
 
+def class_weights_of(
+    weights: Literal["balanced"] | list[float] | None, counts: list[int] | None, num_classes: int
+) -> Tensor | None:
+    """Return the weight of each class `(num_classes)`; None weighs all alike.
+
+    Raises:
+        ValueError: they do not fit the classes, or cannot be counted.
+    """
+    if weights is None:
+        return None
+    if isinstance(weights, str):
+        if weights != "balanced":
+            raise ValueError(f"class_weights={weights}: balanced, a list of one number a class, or null is needed")
+        if counts is None:
+            raise ValueError(
+                "class_weights=balanced: the classes of these training samples are not counted, since they are read "
+                f"as a stream; give a list of {num_classes} numbers"
+            )
+        return sum(counts) / (num_classes * torch.tensor(counts, dtype=torch.float32))
+    if len(weights) != num_classes or not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
+        raise ValueError(
+            f"class_weights={weights}: {num_classes} numbers are needed, one a class, none negative, not all 0"
+        )
+    return torch.tensor(weights, dtype=torch.float32)
+
+
 class Classification(Task):
     """Cross entropy over classes.
 
@@ -35,6 +61,10 @@ class Classification(Task):
         model, optimizer, scheduler, micro_batch_size, seed: see `Task`.
         class_names: the classes, in the order of their numbers.
         label_smoothing: the share of the target that is spread over all classes, in training only.
+        class_weights: what a sample of each class counts in the training loss, which is the mean over samples of weight
+            times cross entropy; "balanced" weighs each class by the inverse of its number of training samples, with a
+            mean weight of 1 over these samples. None weighs all alike, as validation and test always do.
+        class_counts: the training samples of each class, for "balanced".
         per_class: log each class's accuracy in validation and test.
         test_time_augmentation: "mirror" averages the logits of an image and of its mirror image in validation and test;
             "mirror_translate" takes half of its weight from the same two of the image moved by a pixel, up and to the
@@ -46,6 +76,7 @@ class Classification(Task):
     """
 
     monitorable: ClassVar = {"loss": "min", "accuracy": "max", "calibration_error": "min"}
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -55,6 +86,8 @@ class Classification(Task):
         scheduler: Callable[..., Any],
         class_names: list[str],
         label_smoothing: float = 0.0,
+        class_weights: Literal["balanced"] | list[float] | None = None,
+        class_counts: list[int] | None = None,
         per_class: bool = False,
         test_time_augmentation: Literal["none", "mirror", "mirror_translate"] = "none",
         micro_batch_size: int | None = None,
@@ -70,6 +103,8 @@ class Classification(Task):
         self.label_smoothing = label_smoothing
         self.test_time_augmentation = test_time_augmentation
         num_classes = len(class_names)
+        weights = class_weights_of(class_weights, class_counts, num_classes)
+        self.register_buffer("class_weights", weights, persistent=False)  # a setting, so in no checkpoint
         # the data have checked their labels; doing so in each step would wait for the device
         accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.train_metrics = collection({"accuracy": accuracy})
@@ -104,9 +139,14 @@ class Classification(Task):
         return logits
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        smoothing = self.label_smoothing if self.training else 0.0
         targets = batch.targets if batch.mixed is None else batch.mixed
-        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        if not self.training:
+            return F.cross_entropy(logits, targets)
+        if self.class_weights is None:
+            return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        weights = self.class_weights.to(logits.dtype)
+        total = F.cross_entropy(logits, targets, weights, label_smoothing=self.label_smoothing, reduction="sum")
+        return total / len(targets)  # torch would divide by the sum of the weights, which differs from part to part
 
     def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
         for name, metric in metrics.items():
