@@ -85,6 +85,7 @@ ALLOWED = {
     "ablab.dry_run": {"torch", "lightning", "hydra", "omegaconf", "ablab"},
     "ablab.restorable": {"torch", "lightning", "ablab"},
     "ablab.evaluate": {"torch", "omegaconf", "ablab"},
+    "ablab.predict": {"torch", "ablab"},
     "ablab.train": {"torch", "lightning", "omegaconf", "ablab"},
     "ablab.loop": {"torch", "lightning", "ablab.tasks"},
     "ablab.trainer": {"torch", "lightning", "ablab.callbacks", "ablab.loop", "ablab.tasks"},

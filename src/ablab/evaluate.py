@@ -19,7 +19,7 @@ from ablab.runs.checkpoints import BEST, BrokenFile, model_weights, newest_sound
 from ablab.runs.folder import config_of, read_environment, read_record, short
 from ablab.runs.identity import plain
 from ablab.runs.processes import lost_worker
-from ablab.train import assemble, say, test
+from ablab.train import Parts, assemble, say, test
 
 NOT_FOR_SCORING = ("checkpoints", "nonfinite", "samples")  # callbacks that write, or watch a training
 
@@ -51,6 +51,32 @@ def evaluate(
         ConfigError: the folder is no run's, has no such weights, its data have no such shift, or are others now.
     """
     cfg = scoring(folder, split=split, shift=shift, severity=severity)
+    parts = with_weights(folder, cfg, split=split, weights=weights, trust=trust)
+    with lost_worker():
+        found = test(parts, chosen=())
+    if not found:
+        raise ConfigError(f"{folder}: {type(parts.task).__name__} has no test_step, or there is no test_dataloader")
+    return found
+
+
+def with_weights(
+    folder: Path,
+    cfg: DictConfig,
+    *,
+    split: Literal["train", "val", "test"] = "test",
+    weights: Literal["best", "last"] = "best",
+    trust: bool = False,
+) -> Parts:
+    """Build what a run's config describes, and load the run's weights.
+
+    Args:
+        folder: the run's.
+        cfg: the run's config, for scoring.
+        split, weights, trust: see `evaluate`.
+
+    Raises:
+        ConfigError: the folder is no run's, has no such weights, or its data are others now.
+    """
     cfg.trust = trust
     check(cfg, root=CONF / "train.yaml")
     record, environment = read_record(folder), read_environment(folder)
@@ -71,11 +97,7 @@ def evaluate(
     file, chosen = weights_of(folder, weights, parts.model.state_dict(), prefix="" if is_guest(cfg) else "model.")
     parts.model.load_state_dict(chosen)
     say(f"{weights} weights: {short(file)}")
-    with lost_worker():
-        found = test(parts, chosen=())
-    if not found:
-        raise ConfigError(f"{folder}: {type(parts.task).__name__} has no test_step, or there is no test_dataloader")
-    return found
+    return parts
 
 
 def take_threads(environment: dict[str, Any]) -> None:

@@ -107,6 +107,21 @@ class ImageFolder(EncodedImages):
         return samples
 
 
+def images_below(folder: Path, left_out: Counter[str]) -> list[Path]:
+    """Return the images in a folder and its subfolders in the order of their paths; links to folders are not followed.
+
+    Args:
+        folder: to be read.
+        left_out: counts the files that are not used.
+
+    Raises:
+        ValueError: a folder that cannot be read, or a link to nothing.
+    """
+    folders, images = scan(folder, left_out)
+    own = [inner for inner in folders if not inner.is_symlink()]
+    return sorted(images + [file for inner in own for file in images_below(inner, left_out)])
+
+
 class Listing:
     """The images of a part by their classes.
 

@@ -147,7 +147,12 @@ class Vectors(DataModule):
                 f"the feature {enumerated(constant)} has the same value in all {len(seen):,} training rows; leave it "
                 "out of the file, or of data.features"
             )
-        return finite_float32((features - torch.from_numpy(seen.mean(0))) / torch.from_numpy(seen.std(0)))
+        self.feature_mean, self.feature_std = torch.from_numpy(seen.mean(0)), torch.from_numpy(seen.std(0))
+        return self.scaled(features)
+
+    def scaled(self, features: Tensor) -> Tensor:
+        """Return features in units of the training rows' standard deviations `(N, F)`, float32."""
+        return finite_float32((features - self.feature_mean) / self.feature_std)
 
     def standardized_targets(self, raw: Samples, train: Samples) -> Tensor:
         targets = raw.tensors.targets

@@ -122,6 +122,15 @@ class Classification(Task):
         logits = self.over_views(batch)
         self.update(self.metrics(stage), logits, self.loss(logits, batch), batch)
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.over_views(batch)
+
+    def predictions(self, logits: Tensor) -> dict[str, list[Any]]:
+        probabilities = logits.float().softmax(-1).cpu()
+        likely = [self.class_names[number] for number in probabilities.argmax(-1).tolist()]
+        each = zip(self.class_names, probabilities.T.tolist(), strict=True)
+        return {"class": likely, **{f"probability/{name}": column for name, column in each}}
+
     def over_views(self, batch: Batch) -> Tensor:
         """The logits of a batch, or their mean over the views of each image."""
         if self.test_time_augmentation == "none":

@@ -76,6 +76,10 @@ class MultiLabel(Task):
             else:
                 metric.update(logits.float().sigmoid(), batch.targets.long())
 
+    def predictions(self, logits: Tensor) -> dict[str, list[Any]]:
+        columns = logits.float().sigmoid().cpu().T.tolist()
+        return {f"probability/{name}": column for name, column in zip(self.label_names, columns, strict=True)}
+
     def scalars(self, name: str, value: Tensor) -> list[tuple[str, Tensor]]:
         if name == "average_precision":
             value = value.nanmean()

@@ -94,6 +94,10 @@ class Regression(Task):
             else:
                 metric.update(predictions, batch.targets)
 
+    def predictions(self, logits: Tensor) -> dict[str, list[Any]]:
+        values = logits.double().cpu() * torch.tensor(self.target_std) + torch.tensor(self.target_mean)
+        return dict(zip(self.target_names, values.T.tolist(), strict=True))
+
     def scalars(self, name: str, value: Tensor) -> list[tuple[str, Tensor]]:
         if name == "r2" and value.isnan():
             return []

@@ -181,6 +181,14 @@ class Task(L.LightningModule, ABC):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.evaluate(batch, "test")
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the logits of a batch, as in validation."""
+        return self(batch)
+
+    def predictions(self, logits: Tensor) -> dict[str, list[Any]]:
+        """Return what the logits of a batch say, column by column, for scripts/predict.py."""
+        raise NotImplementedError(f"{type(self).__name__} has no predictions()")
+
     def evaluate(self, batch: Batch, stage: Stage) -> None:
         logits = self(batch)
         self.update(self.metrics(stage), logits, self.loss(logits, batch), batch)
