@@ -3,6 +3,7 @@
     python scripts/new.py norm my_norm            src/ablab/norms/my_norm.py, conf/norm/my_norm.yaml
     python scripts/new.py model my_model          src/ablab/models/my_model.py, conf/model/my_model.yaml
     python scripts/new.py data my_data            src/ablab/data/my_data.py, conf/data/my_data.yaml
+    python scripts/new.py task my_task            src/ablab/tasks/my_task.py, conf/task/my_task.yaml
     python scripts/new.py optimizer my_optimizer  src/ablab/optim/my_optimizer.py, conf/optimizer/my_optimizer.yaml
     python scripts/new.py ablation my_ablation    conf/ablation/my_ablation.yaml
 
@@ -46,6 +47,7 @@ KINDS = {
     "norm": Kind("src/ablab/norms", "tests/norms tests/models tests/optim tests/test_train.py"),
     "model": Kind("src/ablab/models", "tests/models tests/config tests/test_train.py"),
     "data": Kind("src/ablab/data", "tests/data tests/config tests/test_train.py"),
+    "task": Kind("src/ablab/tasks", "tests/tasks tests/config"),
     "optimizer": Kind("src/ablab/optim", "tests/optim tests/config tests/test_train.py"),
     "ablation": Kind(None, "tests/ablation"),
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -122,3 +123,14 @@ def test_a_module_can_leave_the_rest_of_an_epoch_out(run: Start, monkeypatch: py
 def test_what_a_step_observed_can_be_monitored_in_any_step(run: Start) -> None:
     early = "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: train/loss}"
     run(*WORDS, "trainer.log_every_n_steps=1000", early)
+
+
+def test_on_a_version_that_was_not_tested_lightnings_own_loop_finds_the_same_to_the_bit(
+    run: Start, last_weights: Callable[..., dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = last_weights(run(*WORDS).folder)
+    monkeypatch.setattr(lightning, "__version__", "9.0.0")
+    monkeypatch.setattr(TrainingEpoch, "__init__", lambda *_, **__: pytest.fail("it was made"))
+    with pytest.warns(UserWarning, match=r"Lightning 9.0.0: the faster training loop is tested with 2.6.x only"):
+        found = last_weights(run(*WORDS).folder)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -23,7 +23,7 @@ from ablab.config.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-KINDS = ["norm", "model", "data", "optimizer", "ablation"]
+KINDS = ["norm", "model", "data", "task", "optimizer", "ablation"]
 COPIED = ["conf", "src", "scripts", "tests", "docs", "train.py", "README.md", "Makefile", "pyproject.toml"]
 # As scripts are started by tests, in a process that has the libraries: with the copy's package instead of this one.
 STARTER = """
@@ -198,7 +198,7 @@ def test_it_is_started_from_anywhere_and_says_what_to_do_next(tmp_path: Path) ->
         result = start("scripts/new.py", *words)
         assert result.returncode == 2
         assert result.stderr.startswith(
-            "error: a kind (norm, model, data, optimizer, ablation) and a name are needed: "
+            "error: a kind (norm, model, data, task, optimizer, ablation) and a name are needed: "
         )
 
 
@@ -295,7 +295,13 @@ def pytest_in(fork: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_what_was_begun_passes_the_tests_that_go_through_it(fork: Path) -> None:
     places = ["norms/test_declarations.py", "norms/test_layers.py", "data/test_datamodule.py", "data/test_reading.py"]
-    places += ["optim/test_optim.py", "models/test_grid.py", "ablation/test_ablation.py", "test_train.py"]
+    places += [
+        "tasks/test_every_task.py",
+        "optim/test_optim.py",
+        "models/test_grid.py",
+        "ablation/test_ablation.py",
+        "test_train.py",
+    ]
     begun = " or ".join(f"my_{kind}" for kind in [*KINDS, "schedule", "callback", "measure", "experiment", "logger"])
     slow = "compiles or resnet50 or recurrent_cell or workers_do or overfits_one_batch or bfloat16 or same_seed"
     result = pytest_in(fork, *(f"tests/{place}" for place in places), "-k", f"({begun}) and not ({slow})")

@@ -82,19 +82,19 @@ def test_every_callbacks_choice_takes_a_step(run: Start, callbacks_choice: str) 
     assert math.isfinite(run(f"callbacks={callbacks_choice}").metrics["test/loss"])
 
 
-def test_every_task_is_what_its_data_chooses(
-    run: Start, task_choice: str, data_words: Callable[[str], list[str]]
+@pytest.mark.parametrize(
+    ("model", "data", "task"),
+    [
+        ("rnn", "digits_rows", "classification"),
+        ("rnn", "text", "language_modeling"),
+        ("mlp", "table_labels", "multilabel"),
+        ("mlp", "diabetes", "regression"),
+    ],
+)
+def test_data_choose_their_task(
+    config: Callable[..., DictConfig], data_words: Callable[[str], list[str]], model: str, data: str, task: str
 ) -> None:
-    if task_choice == "lightning":
-        pytest.skip("a command chooses it: tests/test_guests.py")
-    model, data = {
-        "classification": ("rnn", "digits_rows"),
-        "language_modeling": ("rnn", "text"),
-        "multilabel": ("mlp", "table_labels"),
-        "regression": ("mlp", "diabetes"),
-    }[task_choice]
-    cfg = run(f"model={model}", *data_words(data)).cfg
-    assert cfg.task._target_.split(".")[2] == task_choice
+    assert config(f"model={model}", *data_words(data)).task._target_.split(".")[2] == task
 
 
 def test_every_experiment_takes_a_step(run: Start, experiment_choice: str, shared_data: Callable[[str], Path]) -> None:

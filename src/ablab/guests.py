@@ -15,11 +15,10 @@ from ablab.config.build import blame, build
 from ablab.config.errors import ConfigError
 from ablab.digest import digest
 from ablab.exact.exact import Exact
-from ablab.loop import is_own
 from ablab.optim.optimizer import make_optimizer
 from ablab.optim.schedules import lr_scheduler_config
 from ablab.runs.strategies import Sharded
-from ablab.tasks.task import TaskHooks
+from ablab.tasks.task import TaskHooks, is_own
 from ablab.trainer import Trainer
 
 DEFAULT_DATA = "ablab.data.digits.Digits"  # of conf/train.yaml

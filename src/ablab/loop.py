@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ablab.tasks.task import Task, scaled
+from ablab.tasks.task import Task, is_own, scaled
 
 Hook = Callable[..., Any]
 HOOKS = (
@@ -154,11 +154,6 @@ class TrainingEpoch(_TrainingEpochLoop):
 def is_direct(trainer: Trainer) -> bool:
     """Whether neither the strategy nor the precision does something of its own around the optimizer's step."""
     return isinstance(trainer.strategy, SingleDeviceStrategy) and not scaled(trainer)
-
-
-def is_own(owner: Any, name: str, base: type) -> bool:
-    """Whether a hook of a callback, a module or a data module is not the one of Lightning's base class."""
-    return getattr(getattr(owner, name), "__func__", None) is not getattr(base, name)
 
 
 def is_plain(trainer: Trainer) -> bool:

@@ -18,13 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from ablab.data.datamodule import DataModule
-from ablab.loop import is_own
 from ablab.optim.optimizer import make_optimizer
 from ablab.optim.schedules import lr_scheduler_config
 from ablab.runs.checkpoints import PHASES, place, weights_problem
 from ablab.runs.strategies import Sharded
 from ablab.tasks.counts import counts
-from ablab.tasks.task import Task
+from ablab.tasks.task import Task, is_own
 
 
 class Unfit(ValueError):

@@ -27,7 +27,6 @@ from ablab.data.reading import set_up
 from ablab.digest import weights_digest
 from ablab.dry_run import check_launcher, check_loggers, check_sharding, check_start, check_trainer, dry_run
 from ablab.exact.exact import seed_before_fit
-from ablab.loop import is_own
 from ablab.models.interface import InitFromData
 from ablab.norms import Norm
 from ablab.restorable import check_guest_state, check_state
@@ -41,7 +40,7 @@ from ablab.runs.resume import key_of, own_overrides
 from ablab.runs.run import Run
 from ablab.runs.strategies import cluster_environment, load_weights, whole_weights
 from ablab.screen import fitted, hush
-from ablab.tasks.task import Task
+from ablab.tasks.task import Task, is_own
 from ablab.trainer import Trainer
 
 say = rank_zero_only(print)

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
+import lightning
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from ablab.callbacks.profile import Profile
-from ablab.loop import TrainingEpoch
 from ablab.tasks.task import TaskHooks
 
+TESTED = "2.6."  # versions of Lightning whose training step `ablab.loop` repeats
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
@@ -48,7 +50,15 @@ class Trainer(LightningTrainer):
         # a task brings its hooks, too, for other trainers; but a subclass may override `configure_callbacks`
         callbacks = [*callbacks, TaskHooks(), *([self.profile] if self.profile else [])]
         super().__init__(callbacks=callbacks, **{"profiler": Unobserved(), **settings})
-        self.fit_loop.epoch_loop = TrainingEpoch(self, min_steps=self.min_steps, max_steps=self.max_steps)
+        if lightning.__version__.startswith(TESTED):
+            from ablab.loop import TrainingEpoch  # parts of Lightning that another version may not have
+
+            self.fit_loop.epoch_loop = TrainingEpoch(self, min_steps=self.min_steps, max_steps=self.max_steps)
+        else:
+            rank_zero_warn(
+                f"Lightning {lightning.__version__}: the faster training loop is tested with {TESTED}x only, so "
+                "Lightning's own is used; a step of a small network takes a tenth longer"
+            )
         self.compile = compile
         self.channels_last = channels_last
 

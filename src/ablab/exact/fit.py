@@ -13,12 +13,12 @@ from ablab.disk import Lock
 from ablab.exact.exact import Exact, seed_before_fit
 from ablab.exact.loaders import warn
 from ablab.guests import attach
-from ablab.loop import is_own
 from ablab.restorable import check_guest_state
 from ablab.runs import signals
 from ablab.runs.checkpoints import VerifiedFiles, newest_sound
 from ablab.runs.folder import LOCK
 from ablab.runs.metrics import MetricsCSV, read_rows
+from ablab.tasks.task import is_own
 
 
 def fit(

@@ -137,7 +137,7 @@ class Task(L.LightningModule, ABC):
 
     def overrides(self, name: str) -> bool:
         """Return whether a method is a subclass's own, or the instance's."""
-        return getattr(getattr(self, name), "__func__", None) is not getattr(Task, name)
+        return is_own(self, name, Task)
 
     def check_overrides(self) -> None:
         """Refuse overridden methods that do not go together.
@@ -354,6 +354,11 @@ def completes_step(trainer: L.Trainer) -> bool:
     """Return whether the optimizer takes a step after the batch in hand (`trainer.accumulate_grad_batches`)."""
     number = trainer.accumulate_grad_batches
     return number == 1 or trainer.is_last_batch or (trainer.fit_loop.epoch_loop.batch_idx + 1) % number == 0
+
+
+def is_own(owner: Any, name: str, base: type) -> bool:
+    """Return whether a method of a callback, a module or a data module is not the one of its base class."""
+    return getattr(getattr(owner, name), "__func__", None) is not getattr(base, name)
 
 
 def refers_to(method: Any, *names: str) -> bool:

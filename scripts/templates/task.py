@@ -1,0 +1,77 @@
+"""A task of your own: focal loss over classes, to be made another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from ablab.data.batch import Batch
+from ablab.tasks.task import Task, collection
+
+
+class Template(Task):
+    """Cross entropy in which samples that are right already count less, by (1 − p)^gamma of their probability p.
+
+    To make it yours, change `loss`, and what is counted. The data give `class_names`: for numbers it would be
+    `target_names`, `target_mean` and `target_std`, for labels `label_names`, for text `characters_per_token`. Each
+    argument behind these is a key of the YAML, conf/task/template.yaml. Everything else is an ordinary LightningModule:
+    `training_step` and its other hooks may be overridden.
+
+    Metrics: loss (nats, without the factor), accuracy (share of samples).
+
+    Args:
+        model, optimizer, scheduler, micro_batch_size, seed: see `Task`.
+        class_names: the classes, in the order of their numbers.
+        gamma: how much less; 0 is cross entropy.
+
+    Raises:
+        ValueError: a negative gamma.
+
+    References:
+        Lin et al. 2017, https://arxiv.org/abs/1708.02002
+    """
+
+    # The metrics that may choose the best checkpoint, and whether more of them is better.
+    monitorable: ClassVar = {"loss": "min", "accuracy": "max"}
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., Any],
+        class_names: list[str],
+        gamma: float = 2.0,
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            model=model, optimizer=optimizer, scheduler=scheduler, micro_batch_size=micro_batch_size, seed=seed
+        )
+        if gamma < 0:
+            raise ValueError(f"gamma={gamma}: 0 (cross entropy) or more is needed")
+        self.gamma = gamma
+        number = len(class_names)
+        self.train_metrics = collection({"accuracy": MulticlassAccuracy(number, average="micro")})
+        for stage in ("val", "test"):
+            metrics = {"loss": MeanMetric(), "accuracy": MulticlassAccuracy(number, average="micro")}
+            setattr(self, f"{stage}_metrics", collection(metrics))
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean over samples, a scalar; in validation and test without the factor, so that runs compare."""
+        each = F.cross_entropy(logits, batch.targets, reduction="none")
+        return ((1 - (-each).exp()) ** self.gamma * each if self.training else each).mean()
+
+    def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
+        """Count a batch in: torchmetrics keeps the sums, over all batches and processes."""
+        for name, metric in metrics.items():
+            if name == "loss":
+                metric.update(loss, weight=len(batch.targets))
+            else:
+                metric.update(logits, batch.targets)
