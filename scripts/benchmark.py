@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cifar10, data, lm, measures, memory, norms, scaling, seeds, startup, step, sweep
+from benchmarks import cifar10, data, guest, lm, measures, memory, norms, scaling, seeds, startup, step, sweep
 from benchmarks.measuring import Ratio, Time
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +33,7 @@ Rows = list[Ratio | Time]
 SUITES: dict[str, Callable[[int, torch.device, Path | None], Iterator[Ratio | Time]]] = {
     "cifar10": cifar10.cifar10,
     "data": data.data,
+    "guest": lambda rounds, device, root: guest.guest(rounds, device),
     "lm": lambda rounds, device, root: lm.lm(rounds, device),
     "measures": lambda rounds, device, root: measures.measures(rounds, device),
     "memory": lambda rounds, device, root: memory.memory(rounds, device),

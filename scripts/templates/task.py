@@ -20,8 +20,8 @@ class Template(Task):
 
     To make it yours, change `loss`, and what is counted. The data give `class_names`: for numbers it would be
     `target_names`, `target_mean` and `target_std`, for labels `label_names`, for text `characters_per_token`. Each
-    argument behind these is a key of the YAML, conf/task/template.yaml. Everything else is an ordinary LightningModule:
-    `training_step` and its other hooks may be overridden.
+    argument behind these is a key of the YAML, conf/task/template.yaml.
+    Everything else is an ordinary LightningModule: `training_step` and its other hooks may be overridden.
 
     Metrics: loss (nats, without the factor), accuracy (share of samples).
 

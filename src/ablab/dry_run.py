@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ablab.config.build import blame, build
+from ablab.config.build import blame, build, target_of
 from ablab.config.errors import CONF, ConfigError, menu
 from ablab.config.schema import is_guest, show
 from ablab.data.batch import Batch
@@ -85,7 +85,7 @@ def pass_batch(cfg: DictConfig, data: DataModule, norm: Norm, batch: Batch, worl
     with collecting():
         model = build(cfg.model, norm=norm, **data.model_sizes)
         factories = {"optimizer": build(cfg.optimizer), "scheduler": build(cfg.scheduler)}
-        sizes = data.sizes_for(get_class(cfg.task._target_))
+        sizes = data.sizes_for(target_of(cfg.task))
         task: Task = build(
             cfg.task, model=model, **factories, micro_batch_size=data.micro_batch_size, seed=cfg.seed, **sizes
         )

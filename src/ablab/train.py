@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, Literal
 
 import lightning as L
-from hydra.utils import get_class
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
@@ -18,7 +17,7 @@ from torch import nn
 
 from ablab import guests, terminal
 from ablab.callbacks.checkpoints import Checkpoints, Unsaved, network
-from ablab.config.build import blame, build
+from ablab.config.build import blame, build, target_of
 from ablab.config.errors import ConfigError
 from ablab.config.schema import is_guest
 from ablab.config.trust import check_targets
@@ -186,7 +185,7 @@ def assemble(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test
         scheduler=scheduler,
         micro_batch_size=data.micro_batch_size,
         seed=cfg.seed,
-        **data.sizes_for(get_class(cfg.task._target_)),
+        **data.sizes_for(target_of(cfg.task)),
     )
     with blame("task"):
         task.check_overrides()

@@ -30,7 +30,7 @@ from ablab.train import train, try_out
 Start = Callable[..., SimpleNamespace]
 FIRST = ["digits", "breast_cancer", "diabetes", "text", "table_labels"]  # tried first, in this order
 SHORT = ["trainer=cpu", "trainer.max_epochs=2", "trainer.limit_train_batches=3", "trainer.log_every_n_steps=1"]
-SHORT += ["trainer.limit_val_batches=2", "trainer.limit_test_batches=1"]
+SHORT += ["trainer.limit_val_batches=2", "trainer.limit_test_batches=1", "callbacks.samples.num_tokens=5"]
 
 
 FOUND: dict[str, list[str]] = {}  # the words of each task, once a process
@@ -115,6 +115,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 def test_its_loss_falls_on_one_batch(run: Start, words_of: Any, task_choice: str) -> None:
     words = [*words_of(task_choice), "trainer=cpu", "trainer.overfit_batches=1", "trainer.max_epochs=40"]
+    words += ["callbacks.samples.num_tokens=5"]
     rows = read_rows(run(*words, "trainer.log_every_n_steps=1", "trainer.check_val_every_n_epoch=40").folder)
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     if not losses:
