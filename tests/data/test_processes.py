@@ -19,9 +19,10 @@ CASES = {
         *("norm=groupnorm", "data/augment=crop_flip", "data.augment.crop_padding=1", "data.augment.mixup=0.5"),
         *("data.augment.cutmix=1", "data.augment.cutout=2", "data.classes_per_batch=4", "data.micro_batch_size=6"),
     ),
-    "japanese_vowels": (2, "model=rnn", "data=japanese_vowels", "norm=layernorm", "data.micro_batch_size=3"),
     # 27 validation samples in batches of 24: the last has one for each of three processes, and none for the fourth
-    "uneven": (4, "model=rnn", "data=japanese_vowels", "norm=layernorm", "data.batch_size=24"),
+    "japanese_vowels": (
+        *(4, "model=rnn", "data=japanese_vowels", "norm=layernorm", "data.batch_size=24", "data.micro_batch_size=3"),
+    ),
 }
 
 
