@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env train browse test test-latest check format docs schema fork update clean
+.PHONY: help env train browse test test-all test-latest check format docs schema fork update clean
 
 help:  ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,10 @@ train: env  ## train the default: a ResNet on the digits, three minutes from not
 browse: env  ## a page of all runs in runs/, opened in the browser
 	$(RUN) scripts/browse.py
 
-test: env  ## run every test
+test: env  ## run the tests of every promise, as CI does
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist worksteal --durations=20 -m "not thorough"
+
+test-all: env  ## run every test: also those marked thorough, further cases of the same promises
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist worksteal --durations=20
 
 check: env  ## linters, types and notebooks without outputs, as pre-commit looks at them
@@ -47,7 +50,7 @@ docs: env  ## make the site of docs/, in build/docs
 schema: env  ## JSON Schema of conf/, for editors, in .schema/
 	$(RUN) scripts/schema.py
 
-test-latest:  ## the same tests with the newest of every dependency, in an environment of their own
+test-latest:  ## every test with the newest of every dependency, in an environment of their own
 	$(PYTHON) -m venv .venv-latest
 	.venv-latest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
 	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest -n $(JOBS) --dist worksteal --durations=20

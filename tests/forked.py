@@ -25,6 +25,16 @@ from typing import Any
 LIBRARIES = ["torch", "lightning.pytorch", "torchmetrics.classification", "hydra", "safetensors.torch"]
 LIBRARIES += ["sklearn.datasets", "pandas", "scipy.stats", "matplotlib.figure", "rich.live"]
 
+# A script that is `python -m pytest` with its arguments, in the working directory. Processes that its tests fork import
+# it again. Hydra brings a plugin for pytest, which complains that the libraries have been loaded before it.
+PYTEST = """import os, sys
+import pytest
+
+if __name__ == "__main__":
+    sys.path[0] = os.getcwd()
+    sys.exit(pytest.main(["-W", "ignore:Module already imported so cannot be rewritten", *sys.argv[1:]]))
+"""
+
 context = mp.get_context("forkserver")
 context.set_forkserver_preload(LIBRARIES)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import importlib
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,9 +75,9 @@ def test_a_run_and_the_script_by_hand_tell_the_time_after_their_first_step(
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_a_sweep_times_cells_with_both_loggers() -> None:
-    script = [sys.executable, "scripts/benchmark.py", "sweep", "--rounds", "1"]
-    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True)
+def test_the_benchmark_of_a_sweep_times_cells_with_both_loggers(command: Callable[..., Any]) -> None:
+    done = command("sweep", "--rounds", "1", script="scripts/benchmark.py")
+    assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith("a cell")]
     assert [" ".join(row[4:-2]) for row in rows] == ["steps, logger=csv", "steps, W&B offline"]
     assert all(float(row[-2]) > 0 for row in rows)

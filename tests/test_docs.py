@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from ablab.ablation.ablation import Ablation
 from ablab.config.errors import ConfigError
+from ablab.norms import LayerNorm, NoNorm, RMSNorm, WeightNorm
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "norms.md").read_text()
@@ -25,10 +27,10 @@ def blocks(language: str, page: str = PAGE) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
-def test_the_table_of_norms_is_what_the_norms_say() -> None:
+def test_the_table_of_norms_is_what_the_norms_say(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     """Norms that somebody adds have a row when the script has written one."""
-    script = [sys.executable, "scripts/norms_table.py"]
-    result = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True)
+    result = command(script="scripts/norms_table.py")
+    assert result.returncode == 0, result.stderr
     [table] = re.findall(r"<!-- written by .*? -->\n(.*?)\n<!-- end -->", PAGE, re.DOTALL)
     assert len(table.splitlines()) > 20
     for row in table.splitlines():
@@ -88,30 +90,55 @@ def test_the_page_on_ablations_shows_a_file_that_is_one() -> None:
     assert len(Ablation(**content, **yaml.safe_load(tune)).cells()) == 3
 
 
-def test_the_benchmark_measures_pairs() -> None:
-    script = [sys.executable, "scripts/benchmark.py", "norms", "--rounds", "1"]
-    result = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True)
-    rows = [line.split() for line in result.stdout.splitlines()[1:]]
-    assert {row[0].strip(",") for row in rows} == {"ResNet-20", "transformer", "LSTM"}
-    assert all(float(row[-3]) > 0 for row in rows)
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, dict[str, Any]], list[Any]]:
+    """The rows of a benchmark of few rounds, some of whose module's constants are smaller."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+
+    def measure(suite: str, smaller: dict[str, Any]) -> list[Any]:
+        module = importlib.import_module(f"benchmarks.{suite}")
+        for name, value in smaller.items():
+            monkeypatch.setattr(module, name, value)
+        return list(importlib.import_module("benchmark").SUITES[suite](1, torch.device("cpu"), None))
+
+    return measure
 
 
-@pytest.mark.slow
-def test_the_benchmark_of_data_measures_against_two_peers() -> None:
-    script = [sys.executable, "scripts/benchmark.py", "data", "--rounds", "1"]
-    result = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True)
-    rows = [line.split() for line in result.stdout.splitlines() if line.startswith("CIFAR-10")]
-    assert {" ".join(row[1:-3]) for row in rows} >= {"crop, flip, standardize PIL decode", "mixup not augmented"}
+def test_the_benchmark_of_norms_measures_pairs(rows: Callable[..., list[Any]]) -> None:
+    norms = {"layernorm": LayerNorm(), "rmsnorm": RMSNorm(), "weightnorm": NoNorm(weight=WeightNorm())}
+    found = rows("norms", {"NORMS": norms})
+    assert {row.place for row in found} == {"ResNet-20", "transformer", "LSTM", "LSTM, deeper"}
+    assert {row.peer for row in found} >= {"nn.LSTM", "nn.LayerNorm", "weight_norm", "no norm"}
+    assert all(row.ours > 0 for row in found)
+
+
+def test_the_benchmark_of_data_measures_against_two_peers(rows: Callable[..., list[Any]]) -> None:
+    found = rows("data", {"BATCH": 64, "BATCHES": 4})
+    peers = {(row.what, row.peer) for row in found}
+    assert peers >= {("crop, flip, standardize", "PIL decode"), ("mixup", "not augmented")}
+    assert all(row.ours > 0 for row in found)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("suite", ["norms", "data"])
+def test_a_whole_benchmark_prints_its_rows(suite: str, command: Callable[..., Any]) -> None:
+    done = command(suite, "--rounds", "1", script="scripts/benchmark.py")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[1:] if not line.startswith(" ")]
+    assert len(rows) >= 6
     assert all(float(row[-3]) > 0 for row in rows)
 
 
 CLUSTER = (ROOT / "docs" / "cluster.md").read_text()
 
 
+def of_clusters(line: str) -> Any:
+    """A command of the page, without its comment; four processes are tested in tests/data/test_processes.py, too."""
+    return pytest.param(line.split("#")[0].strip(), marks=[pytest.mark.thorough] * ("trainer.devices=4" in line))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "line", [line.split("#")[0].strip() for c in blocks("bash", CLUSTER) for line in c.splitlines()]
-)
+@pytest.mark.parametrize("line", [of_clusters(line) for c in blocks("bash", CLUSTER) for line in c.splitlines()])
 def test_every_command_of_the_page_on_clusters_runs(
     line: str, command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.forked import PYTEST
+from tests.forked import run as start
+from tests.polling import LIMIT
 from tests.repository import committed, git
 
 ROOT = Path(__file__).parents[1]
@@ -18,11 +21,20 @@ OLD = "ablab"
 Result = subprocess.CompletedProcess[str]
 
 
+def settings_of(folder: Path) -> dict[str, str]:
+    who = {f"GIT_{role}_{key}": "someone" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
+    return {**os.environ, **who, "PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
 def python(folder: Path, *words: str) -> Result:
     """Run the Python of a checkout, with its own package."""
-    who = {f"GIT_{role}_{key}": "someone" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
-    settings = {**os.environ, **who, "PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run([sys.executable, *words], cwd=folder, env=settings, capture_output=True, text=True)
+    words = (sys.executable, *words)
+    return subprocess.run(words, cwd=folder, env=settings_of(folder), capture_output=True, text=True)
+
+
+def forked_python(folder: Path, *words: str) -> Result:
+    """Do the same in a process that has loaded the libraries."""
+    return start(folder / words[0], words[1:], folder=folder, environment=settings_of(folder), timeout=LIMIT)
 
 
 def change(file: Path, old: str, new: str) -> None:
@@ -68,7 +80,6 @@ def text_of(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in git(folder, "ls-files", "-z").strip("\0").split("\0")}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"), [("zebra", []), ("a_study_of_normalization", ["--drop-examples"])], ids=["kept", "dropped"]
 )
@@ -86,12 +97,22 @@ def test_a_fork_is_a_whole_project_of_another_name(forked: Callable[..., Path], 
         assert result.returncode == 0, result.stdout
     help = python(fork, "train.py", "--help")
     assert "python train.py norm=groupnorm" in help.stdout
-    smoke = python(fork, "train.py", "trainer=smoke", "logger=csv")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [pytest.param([], marks=pytest.mark.thorough), ["--drop-examples"]], ids=["kept", "dropped"]
+)
+def test_a_fork_trains_and_passes_its_tests(forked: Callable[..., Path], words: list[str]) -> None:
+    fork = forked("a_study_of_normalization", *words)
+    smoke = forked_python(fork, "train.py", "trainer=smoke", "logger=csv")
     assert (smoke.returncode, smoke.stderr) == (0, "")
 
     telling = ["test_docs.py", "test_readme.py", *(["test_imports.py", "test_new.py"] if words else [])]
-    quick = ["-p", "no:cacheprovider", "-m", "not slow", "-k", "not command and not benchmark"]
-    result = python(fork, "-m", "pytest", *quick, *(f"tests/{file}" for file in telling))
+    quick = ["-p", "no:cacheprovider", "-m", "not slow and not thorough"]
+    quick += ["-k", "not command and not benchmark and not training and not started_from_anywhere"]
+    (fork.parent / "run_pytest.py").write_text(PYTEST)
+    result = forked_python(fork, "../run_pytest.py", *quick, *(f"tests/{file}" for file in telling))
     assert result.returncode == 0, result.stdout
 
 

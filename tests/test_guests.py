@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests import forked
 from tests.cluster.conftest import with_tests
 from tests.polling import LIMIT, wait_until
 
@@ -125,6 +126,10 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": with_tests(os.environ), "OMP_NUM_THREADS": "1"}
 
 
+def start(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return forked.run(ROOT / "train.py", words, folder=folder, environment=environment(), timeout=LIMIT)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["cpu", "ddp_cpu"])
 def test_a_killed_run_goes_on_to_the_same_bits(trainer: str, tmp_path: Path) -> None:
@@ -132,16 +137,16 @@ def test_a_killed_run_goes_on_to_the_same_bits(trainer: str, tmp_path: Path) -> 
     words = [
         word for word in words if word not in ("trainer=cpu", "trainer.max_epochs=2") or word == f"trainer={trainer}"
     ]
-    program = [sys.executable, str(ROOT / "train.py")]
-    subprocess.run([*program, *words, "output_dir=whole"], cwd=tmp_path, env=environment(), check=True)
+    assert start(tmp_path, *words, "output_dir=whole").returncode == 0
     often = "callbacks.checkpoints.every_n_steps=1"
-    killed = subprocess.Popen([*program, *words, often, "output_dir=killed"], cwd=tmp_path, env=environment())
+    line = [sys.executable, str(ROOT / "train.py"), *words, often, "output_dir=killed"]
+    killed = forked.Popen(line, cwd=tmp_path, env=environment())
     wait_until(lambda: list(tmp_path.glob("killed/*/checkpoints/*5-training.ckpt")), killed)
     killed.send_signal(signal.SIGKILL)
     killed.wait(LIMIT)
     [run] = tmp_path.glob("killed/*")
     wait_until(lambda: subprocess.run(["pgrep", "-f", str(run)], capture_output=True, check=False).returncode)
-    subprocess.run([*program, f"resume={run}", "trust=true"], cwd=tmp_path, env=environment(), check=True)
+    assert start(tmp_path, f"resume={run}", "trust=true").returncode == 0
     [whole] = tmp_path.glob("whole/*")
     assert (run / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
     assert record(run)["weights_sha256"] == record(whole)["weights_sha256"]
@@ -152,8 +157,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(trainer: str, tmp_path: Path) -> 
 def test_a_grid_of_a_modules_own_argument_has_a_report(tmp_path: Path) -> None:
     words = ["-m", "seed=0,1", "task.hidden=2,8", *(word.removeprefix("++") for word in GUEST)]
     words += ["logger=csv", *SHORT, "monitor.metric=valid_mae"]
-    program = [sys.executable, str(ROOT / "train.py"), *words]
-    done = subprocess.run(program, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    done = start(tmp_path, *words)
     assert (done.returncode, done.stderr) == (0, "")
     [folder] = (tmp_path / "runs").iterdir()
     report = (folder / "report" / "report.md").read_text()

@@ -93,8 +93,8 @@ def test_the_moved_network_reads_what_the_page_says() -> None:
 
 @pytest.mark.slow
 def test_the_moved_experiment_takes_every_norm_by_one_word(start: Callable[..., Any], tmp_path: Path) -> None:
-    norms = ["batchnorm", "groupnorm", "evonorm_s0", "weightnorm", "none"]
-    records = start("-m", f"norm={','.join(norms)}", "seed=0")
+    norms = ["batchnorm", "evonorm_s0", "weightnorm"]
+    records = start("-m", f"norm={','.join(norms)}", "seed=0", "trainer.limit_val_batches=2")
     assert len(records) == len(norms)
     assert all(0 < record["metrics"]["test/accuracy"] <= 1 for record in records)
     [config, *_] = [OmegaConf.load(file) for file in (tmp_path / "runs").rglob("config.yaml")]

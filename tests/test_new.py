@@ -280,16 +280,8 @@ def test_the_python_of_the_page_runs(fork: Path) -> None:
 
 
 def pytest_in(fork: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(fork / "src"), "OMP_NUM_THREADS": "1"}
-    options = ["-p", "no:cacheprovider", "-p", "no:xdist"]
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *words],
-        cwd=fork,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    (fork / "run_pytest.py").write_text(forked.PYTEST)
+    return starts(fork)("run_pytest.py", "-p", "no:cacheprovider", "-p", "no:xdist", *words)
 
 
 @pytest.mark.slow

@@ -42,6 +42,12 @@ def test_it_runs_without_a_warning_and_leaves_the_repository_as_it_was(
     copy = Path(shutil.copy(file, tmp_path))
     before = repository()
     notebook = nbformat.read(copy, as_version=4)
+    sources = [cell.source for cell in notebook.cells]
+    for cell in notebook.cells:  # its trainings are started as they stand, and end early
+        if cell.source.startswith("%%bash\npython train.py"):
+            assert " output_dir=" in cell.source
+            few = " trainer.limit_train_batches=8 trainer.limit_val_batches=4 output_dir="
+            cell.source = cell.source.replace("seed=0,1,2", "seed=0,1").replace(" output_dir=", few)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert repository() == before
 
@@ -51,6 +57,8 @@ def test_it_runs_without_a_warning_and_leaves_the_repository_as_it_was(
     assert [stream.text for stream in streams if stream.name == "stderr"] == []
     assert not any("\x1b" in stream.text for stream in streams), "a notebook is no terminal"
 
+    for cell, source in zip(notebook.cells, sources, strict=True):
+        cell.source = source
     nbformat.write(notebook, copy)
     assert strip("--check", copy).returncode == 1
     assert strip(copy).returncode == 0

@@ -177,6 +177,7 @@ def steps(folder: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("model", ["resnet", "transformer", "rnn"])
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(run: Start, model: str) -> None:
     words = ("trainer=cpu", f"model={model}", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
+    words += ("trainer.limit_train_batches=8", "trainer.limit_test_batches=2")
     first, again, other = run(*words), run(*words), run(*words, "seed=1")
     assert steps(first.folder) == steps(again.folder)
     assert steps(first.folder) != steps(other.folder)
@@ -235,7 +236,7 @@ def test_a_run_that_ends_before_its_first_validation_tests_its_last_weights(run:
 
 @pytest.mark.slow
 def test_two_processes_are_one_run_with_the_metrics_of_one(command: Command, tmp_path: Path) -> None:
-    words = ("norm=groupnorm", "trainer.max_epochs=2", "trainer.deterministic=true")
+    words = ("norm=groupnorm", "trainer.max_epochs=2", "trainer.limit_train_batches=12", "trainer.deterministic=true")
     two = command(*words, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "output_dir=two")
     assert two.returncode == 0, two.stderr
     one = command(*words, "output_dir=one", "logger=csv")

@@ -19,7 +19,7 @@ from rich.console import Console
 from ablab.ablation.ablation import Ablation, Planned
 from ablab.ablation.figures import Drawing, figures, is_numeric, label, readable
 from ablab.ablation.progress import Progress
-from ablab.ablation.report import compose, show, write
+from ablab.ablation.report import Report, compose, show, write
 from ablab.ablation.results import Results, read
 from ablab.config.errors import ConfigError
 
@@ -77,6 +77,13 @@ def spoiled() -> Results:
     return found
 
 
+@pytest.fixture(scope="module")
+def spoiled_report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
+    """A report on results some of which are missing, and the folder that it is in."""
+    folder = tmp_path_factory.mktemp("spoiled")
+    return write(spoiled(), folder), folder / "report"
+
+
 def test_the_verdict_is_what_the_numbers_are() -> None:
     report = compose(results())
     assert report.facts == ["45 of 45 runs finished: 3 of norm × 3 of batch size × 5 seeds."]
@@ -92,15 +99,15 @@ def test_a_few_seeds_cannot_tell_and_one_says_nothing() -> None:
     assert "cannot tell with n = 2; " in compose(results(seeds=2)).verdicts[-1]
 
 
-def test_runs_that_did_not_end_well_are_counted_where_they_are_missing(tmp_path: Path) -> None:
-    report = write(spoiled(), tmp_path)
+def test_runs_that_did_not_end_well_are_counted_where_they_are_missing(spoiled_report: tuple[Report, Path]) -> None:
+    report, place = spoiled_report
     assert report.facts[:3] == [
         "39 of 45 runs finished: 3 of norm × 3 of batch size × 5 seeds.",
         "5 diverged: norm none, batch size 2, seed 0, norm none, batch size 2, seed 1, norm none, batch size 2, "
         "seed 2, norm none, batch size 2, seed 3, ….",
         "1 failed: groupnorm, batch size 8, seed 1.",
     ]
-    text = (tmp_path / "report" / "report.md").read_text()
+    text = (place / "report.md").read_text()
     assert "| 5 diverged |" in text
     assert "(4, 1 failed)" in text
     assert "the loss is inf in step 3" in text
@@ -109,8 +116,8 @@ def test_runs_that_did_not_end_well_are_counted_where_they_are_missing(tmp_path:
     assert nothing in report.verdicts
 
 
-def test_a_verdict_of_some_seeds_alone_says_so(tmp_path: Path) -> None:
-    report = write(spoiled(), tmp_path)
+def test_a_verdict_of_some_seeds_alone_says_so(spoiled_report: tuple[Report, Path]) -> None:
+    report, place = spoiled_report
     [table] = [table for table in report.tables if table.title.startswith("test accuracy: differences")]
     assert table.header[-2:] == ["lost", "verdict"]
     [row] = [row for row in table.rows if row[0] == "groupnorm, batch size 8"]
@@ -118,7 +125,7 @@ def test_a_verdict_of_some_seeds_alone_says_so(tmp_path: Path) -> None:
     [line] = [line for line in report.verdicts if line.startswith("groupnorm against batchnorm at batch size 8: ")]
     assert ", higher † (Holm p = " in line
     assert any(note.startswith("† Some seeds have no pair, because a run diverged") for note in report.notes)
-    assert r"higher \dag{}" in (tmp_path / "report" / "tables.tex").read_text()
+    assert r"higher \dag{}" in (place / "tables.tex").read_text()
     whole = compose(results())
     assert not any("lost" in table.header for table in whole.tables)
     assert not any(note.startswith("†") for note in whole.notes)
@@ -127,11 +134,11 @@ def test_a_verdict_of_some_seeds_alone_says_so(tmp_path: Path) -> None:
 UNTIL = "steps_until(val/loss <= 0.3)"
 
 
-def test_a_level_that_never_gets_there_is_told_from_one_without_a_value(tmp_path: Path) -> None:
+def test_a_level_that_never_gets_there_is_told_from_one_without_a_value() -> None:
     found = results(metrics=[UNTIL, "test/accuracy"])
     at = (found.runs["norm"] == "none") & (found.runs["data.batch_size"] == "2")
     found.runs.loc[at, [UNTIL, "test/accuracy"]] = math.nan
-    report = write(found, tmp_path)
+    report = compose(found)
     assert (
         "norm none against batchnorm at batch size 2: cannot tell with n = 0; seeds without a pair: 5 "
         "(never in 5 of 5, against 0 of 5)" in report.verdicts

@@ -84,10 +84,12 @@ Look = Callable[..., Page]
 def look(browser: Browser) -> Iterator[Look]:
     """Open the page of a folder, written if it is not there; nothing is complained of, nothing asked of a network."""
     complaints: list[str] = []
+    pages: list[Page] = []
 
     def start(folder: Path, view: str = "", *, width: int = 1280, height: int = 800, **settings: Any) -> Page:
         file = folder / NAME if (folder / NAME).exists() else write(collect(folder), folder)
         page = browser.new_page(viewport={"width": width, "height": height}, **settings)
+        pages.append(page)
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(dialog.message))
@@ -97,4 +99,6 @@ def look(browser: Browser) -> Iterator[Look]:
         return page
 
     yield start
+    for page in pages:
+        page.close()
     assert complaints == []

@@ -128,8 +128,8 @@ def test_the_cells_of_a_sweep_read_their_data_once(command: Callable[..., Any], 
         "        return super().load()\n"
     )
     words = ["-m", "trainer=smoke", "logger=csv", "data._target_=counted.Counted", "name=once"]
-    grid = ["norm=batchnorm,none", "data.batch_size=8,16", "seed=0,1"]
+    grid = ["norm=none", "data.batch_size=8,16", "seed=0,1"]
     done = command(*words, *grid, PYTHONPATH=f"{tmp_path}:{ROOT / 'src'}")
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "runs" / "once").glob("*/run.json"))) == 8
+    assert len(list((tmp_path / "runs" / "once").glob("*/run.json"))) == 4
     assert (tmp_path / "readings").read_text() == "read\n"

@@ -41,7 +41,7 @@ def test_runs_that_get_signals_end_as_if_nothing_had_been(faults: Any, tmp_path:
 
 def start(tmp_path: Path, *words: str) -> forked.Popen:
     return forked.Popen(
-        [sys.executable, str(ROOT / "train.py"), "logger=csv", "trainer.max_epochs=200", *words],
+        [sys.executable, str(ROOT / "train.py"), "logger=csv", "trainer.max_epochs=1000", *words],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -51,7 +51,7 @@ def start(tmp_path: Path, *words: str) -> forked.Popen:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
-    process = start(tmp_path)
+    process = start(tmp_path, "trainer.limit_train_batches=5")
     wait_until(lambda: list(tmp_path.glob("runs/*/checkpoints/*.ckpt")), process)
     process.send_signal(number)
     printed, errors = process.communicate(timeout=LIMIT)

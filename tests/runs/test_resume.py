@@ -6,7 +6,9 @@ import json
 import shlex
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +29,7 @@ from ablab.runs.checkpoints import in_order, read
 from ablab.runs.folder import config_of, go_on_command
 from ablab.runs.outcome import RunError
 from ablab.runs.resume import changed, is_finished, own_overrides, resumed, words_for_hydra
+from ablab.tasks.task import Task
 from ablab.train import train
 
 Start = Callable[..., SimpleNamespace]
@@ -54,6 +57,26 @@ RUNS = {
 }
 
 
+KINDS = ("training_step", "validation_step", "test_step")
+
+
+@contextmanager
+def counting(passed: Counter[str]) -> Iterator[None]:
+    """Count the steps of each kind that a task takes."""
+
+    def counted(name: str, original: Any) -> Any:
+        def step(self: Task, *arguments: Any) -> Any:
+            passed[name] += 1
+            return original(self, *arguments)
+
+        return step
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in KINDS:
+            patch.setattr(Task, name, counted(name, getattr(Task, name)))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_signal_is_left() -> Iterator[None]:
     yield
@@ -77,26 +100,34 @@ def result(folder: Path) -> dict[str, Any]:
     return {**{key: record[key] for key in ("status", "metrics", "weights_sha256")}, **files}
 
 
+def spread_of(steps: int) -> list[int]:
+    """The first, the second, a middle and the last of so many steps."""
+    return sorted({1, min(2, steps), (steps + 1) // 2, steps})
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["spread", "every"])
 @pytest.mark.parametrize("name", [*RUNS, "stream"])
 def test_a_run_stopped_in_any_step_goes_on_to_the_same_bits(
-    run: Start, stop: Stop, go_on: Callable[[Path], None], files: Path, name: str
+    run: Start, stop: Stop, go_on: Callable[[Path], None], files: Path, name: str, every: bool
 ) -> None:
     stream = ["trainer=cpu", "trainer.max_epochs=2", "data=hf_image", f"data.root={files}/images", "data.name=digits"]
     stream += ["data.streaming=true", "data.val_split=validation", "data.shuffle_block=60", "data.batch_size=70"]
     words = [*RUNS.get(name, stream), *SHORT]
-    expected = result(run(*words).folder)
+    passed = Counter[str]()
+    with counting(passed):
+        expected = result(run(*words).folder)
     assert expected["status"] == "finished"
     places = set()
-    for step in ("training_step", "validation_step", "test_step"):
-        k = 1
-        while (folder := stop(step, k, *words)) is not None:
+    for step in KINDS:
+        assert passed[step] > 1, "it is stopped in more than one"
+        for k in range(1, passed[step] + 1) if every else spread_of(passed[step]):
+            folder = stop(step, k, *words)
+            assert folder is not None
             assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
             places.add(in_order(folder / "checkpoints")[-1].name)
             go_on(folder)
             assert result(folder) == expected, f"stopped in {step} number {k}"
-            k += 1
-        assert k > 1, "it was never stopped"
     assert {name.partition("-")[2] for name in places} == {"training.ckpt", "validation.ckpt", "end.ckpt"}
 
 

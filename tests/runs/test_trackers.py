@@ -557,7 +557,8 @@ def test_the_runs_of_a_sweep_are_told_apart_by_their_levels(command: Command, tm
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_and_resumed_has_each_step_once(command: Command, tmp_path: Path) -> None:
-    words = [BOTH, "trainer.max_epochs=20", "trainer.log_every_n_steps=1", "folder=runs/killed"]
+    words = [BOTH, "trainer.max_epochs=12", "trainer.limit_train_batches=15", "folder=runs/killed"]
+    words += ["trainer.log_every_n_steps=1"]
     folder = tmp_path / "runs" / "killed"
     process = forked.Popen(
         [sys.executable, str(ROOT / "train.py"), *words],

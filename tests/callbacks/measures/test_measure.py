@@ -102,9 +102,10 @@ def result(folder: Path) -> Any:
 @pytest.mark.parametrize(
     ("name", "places"),
     [
-        ("rnn", [("training_step", 2), ("training_step", 5), ("validation_step", 1)]),
+        ("rnn", [("training_step", 5), ("validation_step", 1)]),
+        pytest.param("rnn", [("training_step", 2)], marks=pytest.mark.thorough),
         pytest.param("resnet", [("training_step", 4)], marks=pytest.mark.slow),
-        pytest.param("transformer", [("training_step", 4)], marks=pytest.mark.slow),
+        pytest.param("transformer", [("training_step", 4)], marks=pytest.mark.thorough),
     ],
 )
 def test_a_stopped_run_with_all_measures_goes_on_to_the_same_bytes(
