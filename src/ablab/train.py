@@ -24,7 +24,16 @@ from ablab.config.trust import check_targets
 from ablab.data.datamodule import DataModule
 from ablab.data.reading import set_up
 from ablab.digest import weights_digest
-from ablab.dry_run import check_launcher, check_loggers, check_sharding, check_start, check_trainer, dry_run
+from ablab.dry_run import (
+    build_task,
+    check_launcher,
+    check_loggers,
+    check_sharding,
+    check_start,
+    check_trainer,
+    dry_run,
+    task_class,
+)
 from ablab.exact.exact import seed_before_fit
 from ablab.loop import is_own
 from ablab.models.interface import InitFromData
@@ -175,18 +184,7 @@ def assemble(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test
     model = build(cfg.model, norm=norm, **data.model_sizes)
     if isinstance(model, InitFromData):
         model.init_from_data(data.first(SHOWN).inputs)
-    optimizer, scheduler = build(cfg.optimizer), build(cfg.scheduler)
-    task = build(
-        cfg.task,
-        model=model,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        micro_batch_size=data.micro_batch_size,
-        seed=cfg.seed,
-        **data.task_sizes,
-    )
-    with blame("task"):
-        task.check_overrides()
+    task = build_task(cfg, data, norm, model)
     trainer.precision_plugin.convert_module(task)  # Lightning does after it has read a checkpoint, into float32
     trainer.prepare(task.model)
     return Parts(data, norm, trainer, task, checkpoints_of(trainer))
@@ -231,6 +229,7 @@ def tried(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") 
     cfg = with_trial_options(cfg)
     data = data_of(cfg, scored=scored)
     data.repeats_first_epoch = overfits
+    data.num_views = task_class(cfg).num_views
     norm = build(cfg.norm)
     trainer = trainer_of(cfg, prefix="model.")
     check_sharding(cfg, trainer)
