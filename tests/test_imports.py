@@ -23,7 +23,10 @@ ALLOWED = {
         *("torch", "lightning", "numpy", "pandas", "scipy", "sklearn", "datasets", "pyarrow", "PIL", "tokenizers"),
         *("mlxtend", "ablab.data", "ablab.digest", "ablab.disk", "ablab.runs.outcome", "ablab.waiting"),
     },
-    "ablab.tasks": {"torch", "lightning", "torchmetrics", "ablab.tasks", "ablab.data", "ablab.optim"},
+    "ablab.tasks": {
+        *("torch", "lightning", "torchmetrics", "ablab.tasks", "ablab.data", "ablab.optim"),
+        "ablab.models.interface",
+    },
     "ablab.exact.randomness": {"torch", "numpy", "ablab.data.draws"},
     "ablab.exact.state": {"torch", "lightning", "torchmetrics"},
     "ablab.exact.loaders": {"torch", "lightning", "numpy", "ablab.exact"},
@@ -41,7 +44,7 @@ ALLOWED = {
     "ablab.guests": {"lightning", "omegaconf", "ablab"},
     "ablab.callbacks": {
         *("torch", "lightning", "ablab.callbacks", "ablab.data", "ablab.norms", "ablab.runs", "ablab.tasks"),
-        *("ablab.screen", "ablab.waiting"),
+        *("ablab.screen", "ablab.waiting", "PIL"),
     },
     "ablab.config.errors": {
         *("hydra", "omegaconf", "yaml", "ablab.config.yaml_files", "ablab.runs.outcome", "ablab.runs.place"),

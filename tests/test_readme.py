@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CHOICES = (ROOT / "docs" / "choices.md").read_text()
 # whose commands have no tests of their own
-PAGES = ["index", "guests", "runs", "measures", "speed", "terminal", "browse"]
+PAGES = ["index", "tasks", "guests", "runs", "measures", "speed", "terminal", "browse"]
 
 
 def commands(text: str) -> list[str]:

@@ -24,9 +24,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ablab.config.build import blame, build, target_of
+from ablab.config.build import blame, build
 from ablab.config.errors import CONF, ConfigError, menu
-from ablab.config.schema import is_guest, show
+from ablab.config.schema import is_guest, read_signature, show
 from ablab.data.batch import Batch
 from ablab.data.datamodule import DataModule
 from ablab.norms import Norm, collecting, problems
@@ -84,16 +84,12 @@ def pass_batch(cfg: DictConfig, data: DataModule, norm: Norm, batch: Batch, worl
     """
     with collecting():
         model = build(cfg.model, norm=norm, **data.model_sizes)
-        factories = {"optimizer": build(cfg.optimizer), "scheduler": build(cfg.scheduler)}
-        sizes = data.sizes_for(target_of(cfg.task))
-        task: Task = build(
-            cfg.task, model=model, **factories, micro_batch_size=data.micro_batch_size, seed=cfg.seed, **sizes
-        )
+        task = build_task(cfg, data, norm, model)
         outputs: list[Any] = []
-        with named_errors(model):
-            found = problems(model, norm, lambda: outputs.append(task(batch)), num_processes=world_size)
+        with named_errors(task.model):
+            found = problems(task.model, norm, lambda: outputs.append(task(batch)), num_processes=world_size)
         if found:
-            fitting = [name for name, other in norms() if fits(other, cfg, data, task, batch, world_size)]
+            fitting = [name for name, other in norms() if fits(other, cfg, data, batch, world_size)]
             raise ConfigError(report(found, fitting))
     if not task.overrides("training_step"):
         try:
@@ -106,10 +102,57 @@ def pass_batch(cfg: DictConfig, data: DataModule, norm: Norm, batch: Batch, worl
                 f"task: the loss of {type(task).__name__} fails on a batch of {type(data).__name__} ({error}); it was "
                 f"given {shapes}"
             ) from error
-    with blame("optimizer"):
-        optimizer = make_optimizer(factories["optimizer"], model)
-    with blame("scheduler"):
-        lr_scheduler_config(factories["scheduler"], optimizer, 1000)
+    for part in task.trained_parts():
+        with blame("optimizer"):
+            optimizer = make_optimizer(task.optimizer_factory, part)
+        with blame("scheduler"):
+            schedule = lr_scheduler_config(task.scheduler_factory, optimizer, 1000)
+        if "monitor" in schedule and not task.automatic_optimization:
+            raise ConfigError(
+                f"scheduler: it waits for {schedule['monitor']}, and {type(task).__name__} steps its schedules by "
+                "itself, in its training step; choose scheduler=constant, or another of steps or epochs"
+            )
+
+
+def build_task(cfg: DictConfig, data: DataModule, norm: Norm, model: nn.Module) -> Task:
+    """Build the task of a config around a model.
+
+    Its constructor is given the sizes of the data, and if it asks for them the norm, the shape of a sample's inputs and
+    the number of training samples of each class.
+
+    Raises:
+        ConfigError: the task refuses a value, the model, the data or one of its own methods.
+    """
+    signature = read_signature(cfg.task._target_)
+    given = {name: size for name, size in data.task_sizes.items() if name in signature.parameters or signature.open}
+    if "class_counts" in signature.parameters:
+        given["class_counts"] = data.class_counts()
+    if "norm" in signature.parameters:
+        given["norm"] = norm
+    if "input_shape" in signature.parameters:
+        given["input_shape"] = data.input_shape
+    task: Task = build(
+        cfg.task,
+        model=model,
+        optimizer=build(cfg.optimizer),
+        scheduler=build(cfg.scheduler),
+        micro_batch_size=data.micro_batch_size,
+        seed=cfg.seed,
+        **given,
+    )
+    with blame("data"):
+        task.check_data(data)
+    with blame("task"):
+        task.check_overrides()
+    usual = {"gradient_clip_val": None, "accumulate_grad_batches": 1}
+    for name, value in usual.items():
+        if not task.automatic_optimization and cfg.trainer.get(name, value) != value:
+            raise ConfigError(
+                f"trainer.{name}={cfg.trainer[name]}: {type(task).__name__} steps its optimizers by itself "
+                "(automatic_optimization=False), and Lightning leaves their gradients alone; "
+                f"set trainer.{name}={show(value)}"
+            )
+    return task
 
 
 def report(found: dict[str, list[str]], fitting: list[str]) -> str:
@@ -123,9 +166,9 @@ def report(found: dict[str, list[str]], fitting: list[str]) -> str:
     return "\n".join(lines)
 
 
-def fits(norm: Norm, cfg: DictConfig, data: DataModule, task: Task, batch: Batch, world_size: int) -> bool:
+def fits(norm: Norm, cfg: DictConfig, data: DataModule, batch: Batch, world_size: int) -> bool:
     """Return whether a model can be built and trained with another norm."""
-    task.model = build(cfg.model, norm=norm, **data.model_sizes)
+    task = build_task(cfg, data, norm, build(cfg.model, norm=norm, **data.model_sizes))
     return not problems(task.model, norm, lambda: task(batch), num_processes=world_size)
 
 
@@ -355,14 +398,18 @@ def kind_problem(cfg: DictConfig, data: DataModule) -> str | None:
     )
 
 
+def task_class(cfg: DictConfig) -> Any:
+    """Return the class of a config's task."""
+    return get_class(cfg.task._target_)
+
+
 def check_task(cfg: DictConfig, data: DataModule) -> None:
     """Refuse a task that is not the data's, and a monitored metric that the task does not log."""
-    task: Any = get_class(cfg.task._target_)
-    parameters = inspect.signature(task).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    if (strange := set(data.task_sizes) - set(parameters)) and not takes_any:
+    task = task_class(cfg)
+    strange = strange_to(task, data)
+    if strange:
         raise ConfigError(
-            f"task: {task.__name__} does not go with {type(data).__name__}, which gives {', '.join(sorted(strange))}; "
+            f"task: {task.__name__} does not go with {type(data).__name__}, which gives {', '.join(strange)}; "
             f"leave task= out, the data chooses it, or choose task={'|'.join(tasks_for(data))}"
         )
     if cfg.task.get("test_time_augmentation", "none") != "none" and data.kind != "images":
@@ -383,18 +430,26 @@ def check_task(cfg: DictConfig, data: DataModule) -> None:
 
 
 def tasks_for(data: DataModule) -> Iterator[str]:
-    """Yield the choices of conf/task that accept the task sizes of the data."""
+    """Yield the choices of conf/task that go with the data."""
     for file in sorted((CONF / "task").glob("*.yaml")):
         content: Any = OmegaConf.load(file)
-        if file.stem != "lightning":  # whose class a command names
-            parameters = inspect.signature(get_class(content.task._target_)).parameters
-            if {*data.task_sizes} <= {*parameters}:
-                yield file.stem
+        # the class of task=lightning is named by a command
+        if file.stem != "lightning" and not strange_to(get_class(content.task._target_), data):
+            yield file.stem
+
+
+def strange_to(task: Any, data: DataModule) -> list[str]:
+    """Return what the data give that a task does not take: their kind, or sizes that its constructor has no use for."""
+    if task.takes:
+        return [] if data.kind in task.takes else [data.kind]
+    parameters = inspect.signature(task).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return [] if takes_any else sorted(set(data.task_sizes) - set(parameters))
 
 
 def check_callbacks(cfg: DictConfig) -> None:
     """Refuse a callback that watches a metric which is not logged, or the wrong way round; and one that never acts."""
-    task: Any = get_class(cfg.task._target_)
+    task = task_class(cfg)
     for name, callback in cfg.callbacks.items():
         if callback is None:
             continue

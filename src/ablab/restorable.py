@@ -68,7 +68,7 @@ def check_state(path: Path, state: Any, *, task: Task, trainer: L.Trainer, data:
         for rank, process in enumerate(saved):
             check_like(process, here, f"train_metrics[{rank}]", counted=True, shapes=True)
     if type(task).configure_optimizers is Task.configure_optimizers and not isinstance(trainer.strategy, Sharded):
-        check_optimizer(task, state)
+        check_optimizers(task, state)
 
 
 def check_guest_state(path: Path, state: Any, *, module: L.LightningModule, trainer: L.Trainer) -> None:
@@ -140,15 +140,25 @@ def check_callback(callback: L.Callback, saved: Any) -> None:
         raise Unfit(f"{name} cannot be loaded ({type(error).__name__}: {error})") from error
 
 
-def check_optimizer(task: Task, state: Mapping[str, Any]) -> None:
-    """Refuse the states of an optimizer and a schedule unlike those that the task would make.
+def check_optimizers(task: Task, state: Mapping[str, Any]) -> None:
+    """Refuse the states of optimizers and schedules unlike those that the task would make."""
+    parts = task.trained_parts()
+    found = [len(state[name]) for name in ("optimizer_states", "lr_schedulers")]
+    if found != [len(parts)] * 2:
+        raise Unfit(f"it has {found[0]} optimizers and {found[1]} schedules, and {len(parts)} each is needed")
+    for number, part in enumerate(parts):
+        check_optimizer(task, part, state, number)
+
+
+def check_optimizer(task: Task, part: nn.Module, state: Mapping[str, Any], number: int) -> None:
+    """Refuse the states of the optimizer and the schedule of a part unlike those that the task would make.
 
     These are made on the meta device, where a step costs nothing, and shows what the optimizer keeps of a parameter.
     An optimizer that cannot do that is not checked.
     """
     with warnings.catch_warnings(action="ignore"), torch.device("meta"):
         try:
-            optimizer = make_optimizer(task.optimizer_factory, on_meta(task.model))
+            optimizer = make_optimizer(task.optimizer_factory, on_meta(part))
             total_steps = max(1000, state["global_step"])
             schedule = lr_scheduler_config(task.scheduler_factory, optimizer, total_steps)["scheduler"]
             for group in optimizer.param_groups:
@@ -158,24 +168,23 @@ def check_optimizer(task: Task, state: Mapping[str, Any]) -> None:
             optimizer.step()
         except Exception:  # whatever an optimizer of somebody's needs that is not there
             return
-    found, expected = state["optimizer_states"], optimizer.state_dict()
-    if len(found) != 1 or len(state["lr_schedulers"]) != 1:
-        raise Unfit(f"it has {len(found)} optimizers and {len(state['lr_schedulers'])} schedules, and 1 each is needed")
-    check_like(found[0], {"state": {}, "param_groups": []}, "optimizer_states[0]")
-    groups = found[0]["param_groups"]
-    number = len(expected["param_groups"])
-    if len(groups) != number or not all(isinstance(group, Mapping) for group in groups):
-        raise Unfit(f"optimizer_states[0].param_groups is {groups!r:.60}, and a list of {number} is needed")
+    found, expected = state["optimizer_states"][number], optimizer.state_dict()
+    at = f"optimizer_states[{number}]"
+    check_like(found, {"state": {}, "param_groups": []}, at)
+    groups = found["param_groups"]
+    num_groups = len(expected["param_groups"])
+    if len(groups) != num_groups or not all(isinstance(group, Mapping) for group in groups):
+        raise Unfit(f"{at}.param_groups is {groups!r:.60}, and a list of {num_groups} is needed")
     wanted = [  # another version of torch may add a key, and fills it in itself
         {key: value for key, value in new.items() if key in old or key in ("params", "lr")}
         for new, old in zip(expected["param_groups"], groups, strict=True)
     ]
-    check_like(groups, wanted, "optimizer_states[0].param_groups", lengths=True)
+    check_like(groups, wanted, f"{at}.param_groups", lengths=True)
     # what is below a mapping may depend on the number of steps, which is not known here: MultiStepLR's milestones
     plan = {key: {} if isinstance(value, Mapping) else value for key, value in schedule.state_dict().items()}
-    check_like(state["lr_schedulers"][0], plan, "lr_schedulers[0]", lengths=True)
-    for index, values in found[0]["state"].items():
-        where = f"optimizer_states[0].state[{index}]"
+    check_like(state["lr_schedulers"][number], plan, f"lr_schedulers[{number}]", lengths=True)
+    for index, values in found["state"].items():
+        where = f"{at}.state[{index}]"
         if index not in expected["state"]:
             raise Unfit(f"{where} is of a parameter that the model does not have")
         check_like(values, expected["state"][index], where, shapes=True)

@@ -17,14 +17,23 @@ from torch import nn
 
 from ablab import guests, terminal
 from ablab.callbacks.checkpoints import Checkpoints, Unsaved, network
-from ablab.config.build import blame, build, target_of
+from ablab.config.build import blame, build
 from ablab.config.errors import ConfigError
 from ablab.config.schema import is_guest
 from ablab.config.trust import check_targets
 from ablab.data.datamodule import DataModule
 from ablab.data.reading import set_up
 from ablab.digest import weights_digest
-from ablab.dry_run import check_launcher, check_loggers, check_sharding, check_start, check_trainer, dry_run
+from ablab.dry_run import (
+    build_task,
+    check_launcher,
+    check_loggers,
+    check_sharding,
+    check_start,
+    check_trainer,
+    dry_run,
+    task_class,
+)
 from ablab.exact.exact import seed_before_fit
 from ablab.models.interface import InitFromData
 from ablab.norms import Norm
@@ -177,18 +186,7 @@ def assemble(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test
     model = build(cfg.model, norm=norm, **data.model_sizes)
     if isinstance(model, InitFromData):
         model.init_from_data(data.first(SHOWN).inputs)
-    optimizer, scheduler = build(cfg.optimizer), build(cfg.scheduler)
-    task = build(
-        cfg.task,
-        model=model,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        micro_batch_size=data.micro_batch_size,
-        seed=cfg.seed,
-        **data.sizes_for(target_of(cfg.task)),
-    )
-    with blame("task"):
-        task.check_overrides()
+    task = build_task(cfg, data, norm, model)
     trainer.precision_plugin.convert_module(task)  # Lightning does after it has read a checkpoint, into float32
     trainer.prepare(task.model)
     return Parts(data, norm, trainer, task, checkpoints_of(trainer))
@@ -233,6 +231,7 @@ def tried(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") 
     cfg = with_trial_options(cfg)
     data = data_of(cfg, scored=scored)
     data.repeats_first_epoch = overfits
+    data.num_views = task_class(cfg).num_views
     norm = build(cfg.norm)
     trainer = trainer_of(cfg, prefix="model.")
     check_sharding(cfg, trainer)

@@ -142,5 +142,5 @@ def time_left(trainer: L.Trainer, spent: float, first: int) -> str:
 
 
 def shown(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The metrics worth a place on the screen: losses and accuracies."""
-    return {name: value for name, value in sorted(metrics.items()) if name.endswith(("/loss", "/accuracy"))}
+    """The metrics worth a place on the screen: losses, accuracies and distances."""
+    return {name: value for name, value in sorted(metrics.items()) if name.endswith(("loss", "accuracy", "/mmd"))}

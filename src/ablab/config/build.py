@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
@@ -30,11 +30,6 @@ def build(node: DictConfig, **given: Any) -> Any:
         # partial: live objects in `given` must not pass through OmegaConf, which would copy them
         call = instantiate(node, _partial_=True, _convert_="all")
         return call if node.get("_partial_") else call(**given)
-
-
-def target_of(node: DictConfig) -> Any:
-    """Return the class or function that a node's `_target_` names."""
-    return get_object(node._target_)
 
 
 @contextmanager

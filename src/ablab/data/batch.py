@@ -27,6 +27,8 @@ class Batch(NamedTuple):
         text: inputs `(N, L)`, targets `(N, L)` with -100 where there is nothing to predict
         seeds `(N, 2)`: of a training sample, its own and the epoch; see `ablab.data.draws`
         mixed `(N, num_classes)`: each class's share of a sample that is mixed of two
+        views `(N, num_views, C, H, W)`: augmented independently of each other, for a task that asks for them
+            (`Task.num_views`); `inputs` then are the images without augmentation
     """
 
     inputs: Tensor
@@ -34,6 +36,7 @@ class Batch(NamedTuple):
     valid: Tensor | None = None
     seeds: Tensor | None = None
     mixed: Tensor | None = None
+    views: Tensor | None = None
 
     def on(self, device: torch.device | str) -> Batch:
         """Return the batch on a device."""

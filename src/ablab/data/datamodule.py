@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,6 +43,7 @@ class DataModule(L.LightningDataModule, ABC):
     kind: ClassVar[Kind]
     outside: Sequence[Path] = ()  # files that were read and that no setting names, set by `read`
     repeats_first_epoch = False  # every epoch has the batches of the first one (trainer.overfit_batches)
+    num_views = 0  # augmented views of each sample beside its inputs, as the task asks for (`Task.num_views`)
     scored: Literal["train", "val", "test"] = "test"  # the split that a test is of; ablab.evaluate chooses another
 
     def __init__(
@@ -112,16 +112,15 @@ class DataModule(L.LightningDataModule, ABC):
             return None
         return train.targets.bincount(minlength=len(self.task_sizes["class_names"])).tolist()
 
-    def sizes_for(self, task: type) -> dict[str, Any]:
-        """Return what a task's constructor takes of the data: `task_sizes`, and `class_counts` if it asks for them."""
-        asked = {
-            name for kind in task.__mro__ for name in inspect.signature(vars(kind).get("__init__", object)).parameters
-        }
-        return {**self.task_sizes, **({"class_counts": self.class_counts()} if "class_counts" in asked else {})}
-
     @abstractmethod
     def names(self) -> list[str]:
         """What the numbers of the targets stand for: classes, or tokens."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of a sample's inputs, without the batch dimension."""
+        with torch.device("cpu"):  # a dry run asks on the meta device
+            return tuple(self.first(1).inputs.shape[1:])
 
     @property
     def augmented(self) -> bool:
@@ -213,7 +212,9 @@ class DataModule(L.LightningDataModule, ABC):
         # no batch of an evaluation is larger than a forward pass of training may be
         size = min(self.batch_size, (self.micro_batch_size or self.batch_size) * world_size)
         order = BatchOrder(len(split), batch_size=size, shuffle=False, seed=self.seed, rank=rank, world_size=world_size)
-        return Loader(split, order, num_workers=self.num_workers)
+        # the views of an evaluation are those of epoch 0: the same in each evaluation
+        seeded = self.augmented and self.num_views > 0
+        return Loader(split, order, num_workers=self.num_workers, seeded=seeded)
 
     @property
     def place(self) -> tuple[int, int]:

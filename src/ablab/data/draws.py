@@ -34,6 +34,11 @@ def in_epoch(seeds: Tensor, epoch: Tensor) -> Tensor:
     return scramble(seeds + epoch * 1_000_000_007)
 
 
+def in_view(seeds: Tensor, view: int) -> Tensor:
+    """Return the samples' seeds of one of several views; the first view has the samples' own."""
+    return scramble(seeds + view * 1_000_000_009) if view else seeds
+
+
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed the global generators for a training step of a process."""
     seed_generators(int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:8]))

@@ -17,6 +17,7 @@ from torch import Tensor
 from ablab.data.augment import Augment
 from ablab.data.batch import Batch, Samples, Split, Splits
 from ablab.data.datamodule import DataModule
+from ablab.data.draws import in_view
 from ablab.data.order import BatchOrder, FewClasses
 from ablab.data.shifts import Shift
 from ablab.data.stream import ImageStream, StreamLoader
@@ -188,17 +189,27 @@ class LabelledData(DataModule):
         return [*found, *self.remarks]
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        augment = self.augment if batch.seeds is not None else None
-        if augment is not None:
-            batch = augment.before(batch, self.value_range)
+        if batch.seeds is None or self.augment is None:
+            return self.standardized(batch)
+        if not self.num_views:
+            return self.augmented_once(batch, self.augment)
+        own, epoch = batch.seeds.unbind(1)
+        seeds = [torch.stack([in_view(own, view), epoch], 1) for view in range(self.num_views)]
+        views = [self.augmented_once(batch._replace(seeds=of_view), self.augment).inputs for of_view in seeds]
+        return self.standardized(batch)._replace(views=torch.stack(views, 1))
+
+    def augmented_once(self, batch: Batch, augment: Augment) -> Batch:
+        batch = self.standardized(augment.before(batch, self.value_range))
+        return augment.after(batch, len(self.class_names))
+
+    def standardized(self, batch: Batch) -> Batch:
         inputs = batch.inputs.to(torch.float32, copy=True)  # a copy, to be worked on in place
         if self.mean.device != inputs.device:  # once: a copy in each step would wait for the device
             self.mean, self.std = self.mean.to(inputs.device), self.std.to(inputs.device)
         inputs.sub_(self.mean).div_(self.std)
         if batch.valid is not None:
             inputs *= batch.valid[..., None]
-        batch = batch._replace(inputs=inputs)
-        return batch if augment is None else augment.after(batch, len(self.class_names))
+        return batch._replace(inputs=inputs)
 
     @property
     def task_sizes(self) -> dict[str, Any]:

@@ -100,6 +100,8 @@ class FixedBuckets(DDPStrategy):
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
         if self.fixed and self.world_size > 2:  # of two numbers the sum is the same in any order
             self._ddp_kwargs["find_unused_parameters"] = True  # torch then never rebuilds them
+        if not getattr(model, "automatic_optimization", True) and not self._ddp_kwargs.get("static_graph"):
+            self._ddp_kwargs["find_unused_parameters"] = True  # a backward pass may be of one network of several
         return super()._setup_model(model)
 
 

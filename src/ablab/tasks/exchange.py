@@ -50,6 +50,25 @@ class Exchange:
         return {name: count > 0 for name, count in zip(self.wishes, counts, strict=True)}
 
 
+class AllGather(torch.autograd.Function):
+    """Gather the rows of all processes; gradients return to the process that a row is from.
+
+    Every process has the same number of rows. torch's own, of `torch.distributed.nn`, is deprecated.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        everywhere = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(everywhere, rows.contiguous())
+        return torch.cat(everywhere)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
 def in_any(here: bool, device: torch.device) -> bool:
     """Whether something is so in any process."""
     if not several():

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric, MetricCollection
 
-from ablab.data.batch import Batch
+from ablab.data.batch import Batch, Kind
+from ablab.data.datamodule import DataModule
 from ablab.data.draws import seed_step
 from ablab.optim.optimizer import make_optimizer
 from ablab.optim.schedules import continue_schedules, lr_scheduler_config
@@ -46,6 +47,9 @@ class Task(L.LightningModule, ABC):
 
     # the validation metrics that may choose the best checkpoint, and whether more of them is better
     monitorable: ClassVar[dict[str, Literal["max", "min"]]]
+    # the kinds of data that it learns from, whatever their targets; empty: data whose `task_sizes` it takes
+    takes: ClassVar[tuple[Kind, ...]] = ()
+    num_views: ClassVar[int] = 0  # augmented views of each sample that it asks the data for, `Batch.views`
 
     def __init__(
         self,
@@ -168,6 +172,17 @@ class Task(L.LightningModule, ABC):
                 "data.micro_batch_size=null"
             )
 
+    def check_data(self, data: DataModule) -> None:
+        """Refuse data that the task cannot learn from, before the training; a subclass says which.
+
+        Raises:
+            ValueError: names the setting and the remedy.
+        """
+
+    def trained_parts(self) -> list[nn.Module]:
+        """Return the parts of the model that have an optimizer and a schedule of their own; by default, the model."""
+        return [self.model]
+
     def part_of_loss(self, part: Batch, batch: Batch) -> Tensor:
         """What a part of a batch adds to the batch's mean loss."""
         logits = self(part)
@@ -240,10 +255,10 @@ class Task(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         # a fused optimizer unscales gradients itself, and nobody before it sees what they are
-        optimizer = make_optimizer(self.optimizer_factory, self.model, fused=not scaled(self.trainer))
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        schedule = lr_scheduler_config(self.scheduler_factory, optimizer, total_steps)
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        fused, total_steps = not scaled(self.trainer), int(self.trainer.estimated_stepping_batches)
+        optimizers = [make_optimizer(self.optimizer_factory, part, fused=fused) for part in self.trained_parts()]
+        schedules = [lr_scheduler_config(self.scheduler_factory, optimizer, total_steps) for optimizer in optimizers]
+        return optimizers, schedules
 
 
 class TaskHooks(Callback):
@@ -379,7 +394,7 @@ def without_exchange(strategy: Strategy) -> AbstractContextManager[None]:
 
 def on_the_bar(name: str) -> bool:
     """Whether a metric is worth a place on the progress bar."""
-    return name.endswith(("/loss", "/accuracy", "/rmse"))
+    return name.endswith(("loss", "accuracy", "/rmse", "/mmd"))
 
 
 def collection(metrics: dict[str, Metric]) -> MetricCollection:
