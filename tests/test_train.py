@@ -44,7 +44,8 @@ def test_every_data_set_takes_a_step(
 
     words = data_words(data_choice)
     kind = get_class(config(*words).data._target_).kind
-    done = run(f"model={ {'images': 'resnet', 'vectors': 'mlp'}.get(kind, 'transformer') }", *words)
+    models = {"images": "resnet", "masks": "unet", "vectors": "mlp"}
+    done = run(f"model={models.get(kind, 'transformer')}", *words)
     assert math.isfinite(done.metrics["test/loss"])
     record = json.loads((done.folder / "run.json").read_text())
     assert len(record["data"]["fingerprint"]) == 64
@@ -92,6 +93,7 @@ def test_every_task_is_what_its_data_chooses(
         "language_modeling": ("rnn", "text"),
         "multilabel": ("mlp", "table_labels"),
         "regression": ("mlp", "diabetes"),
+        "segmentation": ("unet", "digit_scenes"),
     }[task_choice]
     cfg = run(f"model={model}", *data_words(data)).cfg
     assert cfg.task._target_.split(".")[2] == task_choice

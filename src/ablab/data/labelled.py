@@ -67,11 +67,15 @@ class LabelledData(DataModule):
         self.shift = shift
         self.classes_per_batch = classes_per_batch
         self.remarks: tuple[str, ...] = ()  # on the parts, for the line that describes them
-        if shift is not None and self.kind not in shift.kinds:
+        if shift is not None and not self.can_shift(shift):
             raise ValueError(
                 f"shift: {type(shift).__name__} is for {' and '.join(shift.kinds)}, and {type(self).__name__} gives "
                 f"{self.kind}; choose another, or data/shift=none"
             )
+
+    def can_shift(self, shift: Shift) -> bool:
+        """Return whether a shift is for data of this kind and leaves their labels true."""
+        return self.kind in shift.kinds
 
     @abstractmethod
     def load(self) -> Official:
