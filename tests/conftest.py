@@ -250,6 +250,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pydoc_data.topics import topics
 
     import datasets
+    import numpy as np
     import pandas as pd
     from PIL import Image
 
@@ -274,6 +275,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder = root / "folder" / split / label.names[targets[i]]
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(images[i]).save(folder / f"{i:05}.png")
+    for i, image in enumerate(images[:60]):  # a digit, its ink as a class of its own, its border ignored
+        mask = np.where(image >= 60, 1, 0).astype(np.uint8)
+        mask[[0, -1]] = 255
+        for folder, pixels in (("images", image), ("masks", mask)):
+            (root / "scenes" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / "scenes" / folder / f"{i:05}.png")
     documents = [topics[name] for name in sorted(topics)]
     measured = Diabetes()
     rows = measured.load()["train"]
@@ -299,6 +306,7 @@ def data_words(files: Path) -> Callable[[str], list[str]]:
         "cifar100": [f"root={files}/images"],
         "hf_image": [f"root={files}/images", "name=digits"],
         "hf_text": [f"root={files}/text", "name=topics"],
+        "image_masks": [f"root={files}/scenes"],
         "imagefolder": [f"root={files}/folder"],
         "table": [f"train_file={files}/table.csv", "target=progression"],
         "table_classes": [f"train_file={files}/table.csv", "target=sex"],
@@ -320,19 +328,21 @@ def data_words(files: Path) -> Callable[[str], list[str]]:
 
 @pytest.fixture
 def batch() -> Callable[[str], Any]:
-    """A real batch and the sizes that go with it: "images", "sequences", "vectors" or "text"."""
+    """A real batch and the sizes that go with it: "images", "masks", "sequences", "vectors" or "text"."""
     return lambda kind, size=16: copy.deepcopy(example_batch(kind, size))
 
 
 @cache
 def example_batch(kind: str, size: int) -> Any:
     from ablab.data.breast_cancer import BreastCancer
+    from ablab.data.digit_scenes import DigitScenes
     from ablab.data.digits import Digits
     from ablab.data.digits_rows import DigitsRows
     from ablab.data.text import Text
 
     data: Any = {
         "images": lambda: Digits(batch_size=size),
+        "masks": lambda: DigitScenes(batch_size=size),
         "sequences": lambda: DigitsRows(batch_size=size),
         "vectors": lambda: BreastCancer(batch_size=size),
         "text": lambda: Text(batch_size=size, context_length=16),

@@ -257,7 +257,7 @@ REFUSED = [
     # what does not go together
     (
         "model=resnet data=digits_rows",
-        "model: ResNet reads images, and DigitsRows gives sequences; choose data=",
+        "model: ResNet is for images, and DigitsRows gives sequences; choose data=",
     ),
     ("task=language_modeling", "task: LanguageModeling does not go with Digits, which gives class_names; leave task="),
     ("data/shift=time_warp", "data: shift: TimeWarp is for sequences, and Digits gives images; choose another"),

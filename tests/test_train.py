@@ -44,7 +44,8 @@ def test_every_data_set_takes_a_step(
 
     words = data_words(data_choice)
     kind = get_class(config(*words).data._target_).kind
-    done = run(f"model={ {'images': 'resnet', 'vectors': 'mlp'}.get(kind, 'transformer') }", *words)
+    models = {"images": "resnet", "masks": "unet", "vectors": "mlp"}
+    done = run(f"model={models.get(kind, 'transformer')}", *words)
     assert math.isfinite(done.metrics["test/loss"])
     record = json.loads((done.folder / "run.json").read_text())
     assert len(record["data"]["fingerprint"]) == 64
@@ -89,6 +90,7 @@ def test_every_callbacks_choice_takes_a_step(run: Start, callbacks_choice: str) 
         ("rnn", "text", "language_modeling"),
         ("mlp", "table_labels", "multilabel"),
         ("mlp", "diabetes", "regression"),
+        ("unet", "digit_scenes", "segmentation"),
     ],
 )
 def test_data_choose_their_task(

@@ -126,7 +126,7 @@ def build_task(cfg: DictConfig, data: DataModule, norm: Norm, model: nn.Module) 
     signature = read_signature(cfg.task._target_)
     given = {name: size for name, size in data.task_sizes.items() if name in signature.parameters or signature.open}
     if "class_counts" in signature.parameters:
-        given["class_counts"] = data.class_counts()
+        given["class_counts"] = data.training_class_counts()
     if "norm" in signature.parameters:
         given["norm"] = norm
     if "input_shape" in signature.parameters:
@@ -393,7 +393,7 @@ def kind_problem(cfg: DictConfig, data: DataModule) -> str | None:
     fitting_data = [name for name, c in choices("data") if c.kind in takes(model, "")]
     fitting_models = [name for name, c in choices("model") if data.kind in takes(c, data.kind)]
     return (
-        f"model: {model.__name__} reads {' or '.join(takes(model, ''))}, and {type(data).__name__} gives {data.kind}; "
+        f"model: {model.__name__} is for {' or '.join(takes(model, ''))}, and {type(data).__name__} gives {data.kind}; "
         f"choose data={'|'.join(fitting_data)} for this model, or model={'|'.join(fitting_models)} for this data"
     )
 
@@ -408,9 +408,11 @@ def check_task(cfg: DictConfig, data: DataModule) -> None:
     task = task_class(cfg)
     strange = strange_to(task, data)
     if strange:
+        models = [name for name, c in choices("model") if {*takes(c, "")} & {*takes(task, "")}]
         raise ConfigError(
             f"task: {task.__name__} does not go with {type(data).__name__}, which gives {', '.join(strange)}; "
             f"leave task= out, the data chooses it, or choose task={'|'.join(tasks_for(data))}"
+            + (f"; for {task.__name__}, choose model={'|'.join(models)}" if models else "")
         )
     if cfg.task.get("test_time_augmentation", "none") != "none" and data.kind != "images":
         raise ConfigError(
@@ -544,9 +546,9 @@ def check_validation(cfg: DictConfig, num_batches: int) -> None:
         )
 
 
-def takes(model: type, otherwise: str) -> tuple[str, ...]:
-    """The kinds of data that a model says it reads; one that says nothing is let pass."""
-    return getattr(model, "takes", (otherwise,))
+def takes(model_or_task: type, otherwise: str) -> tuple[str, ...]:
+    """The kinds of data that a model or a task says it is for; one that says nothing is let pass."""
+    return getattr(model_or_task, "takes", (otherwise,))
 
 
 def choices(group: str) -> Iterator[tuple[str, Any]]:

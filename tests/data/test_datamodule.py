@@ -15,6 +15,7 @@ from torch import nn
 from ablab.config.build import build
 from ablab.data.batch import Batch, Samples
 from ablab.data.datamodule import DataModule
+from ablab.data.digit_scenes import DigitScenes
 from ablab.data.digits import Digits
 from ablab.data.digits_rows import DigitsRows
 from ablab.data.japanese_vowels import JapaneseVowels
@@ -59,6 +60,13 @@ def test_every_data_set_gives_batches_of_the_shapes_that_it_promises(make: Make,
     batch, sizes = data.example(1), data.model_sizes
     if data.kind == "images":
         assert batch.inputs.shape[:2] == (8, sizes["in_channels"])
+    elif data.kind == "masks":
+        assert batch.inputs.shape == (8, sizes["in_channels"], *batch.targets.shape[1:])
+        assert batch.inputs.dtype == torch.float32
+        assert batch.targets.dtype == torch.int64
+        assert set(batch.targets.unique().tolist()) <= {*range(sizes["num_classes"]), 255}
+        assert len(data.task_sizes["pixel_classes"]) == sizes["num_classes"]
+        return
     elif data.kind == "sequences":
         assert batch.inputs.shape == (8, sizes["context_length"], sizes["in_features"])
     elif data.kind == "vectors":
@@ -118,7 +126,7 @@ def test_folds_have_the_classes_in_equal_shares() -> None:
         assert len(data.splits.val) in (287, 288)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("make_data", [Digits, DigitsRows, MNIST5k, JapaneseVowels])
+@pytest.mark.parametrize("make_data", [Digits, DigitScenes, DigitsRows, MNIST5k, JapaneseVowels])
 def test_no_sample_is_in_two_splits_by_its_content(make_data: Callable[[], DataModule]) -> None:
     data = make_data()
     data.setup()

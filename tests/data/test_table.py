@@ -227,8 +227,8 @@ def test_what_makes_no_data_is_refused(tmp_path: Path) -> None:
     assert "classes are in one column" in message(file, target=["big_a", "big_b"], target_kind="class")
     assert message(file, target="y", target_kind="real") == "target_kind=real: there are class, multilabel, number"
     assert "set val_file and test_file to null" in message(file, target="y", split_column="word", test_file=file)
-    assert "val_fraction=1.5: both parts of 32 different rows" in message(file, target="y", val_fraction=1.5)
-    assert "folds=50: there are only 32 different training rows" in message(file, target="y", folds=50)
+    assert "val_fraction=1.5: both parts of 32 different samples" in message(file, target="y", val_fraction=1.5)
+    assert "folds=50: there are only 32 different training samples" in message(file, target="y", folds=50)
     assert message(str(tmp_path / "none.csv")) == f"train_file={tmp_path}/none.csv: there is no such file"
     assert "a .csv, .parquet or .npz file is needed" in message("table.xlsx", target="y")
 

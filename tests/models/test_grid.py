@@ -49,6 +49,7 @@ UNDEFINED = {
 }
 PAIRS = [
     ("resnet", "images"),
+    ("unet", "masks"),
     ("transformer", "sequences"),
     ("transformer", "text"),
     ("mlp", "vectors"),
@@ -56,7 +57,7 @@ PAIRS = [
     ("rnn", "text"),
 ]
 
-KNOWN = {"airbench", "mlp", "resnet", "resnet18", "resnet50", "rnn", "transformer"}
+KNOWN = {"airbench", "mlp", "resnet", "resnet18", "resnet50", "rnn", "transformer", "unet"}
 OWN = [(name, "its own") for name in choices("model") if name not in KNOWN]  # each with the data that it chooses
 
 # What is left of the first loss after a few hundred steps on one batch. The others come down to a tenth; these cannot:
@@ -66,6 +67,8 @@ LEFT = {
     "frozenbatchnorm": 0.97,  # inside a recurrence all it does is to multiply by a fixed 0.1
 }
 
+SMALL = {"unet": ("model.depth=1", "model.width=8")}  # for the time that its tests take
+
 Make = Callable[..., tuple[nn.Module, Any]]
 
 
@@ -74,19 +77,24 @@ def make(config: Callable[..., DictConfig], batch: Callable[..., Any]) -> Make:
     """A model of the config with a norm of the config, and a real batch for it."""
 
     def build_pair(model: str, norm: str, kind: str, *words: str) -> tuple[nn.Module, Any]:
-        cfg = config(f"model={model}", *words)
+        cfg = config(f"model={model}", *SMALL.get(model, ()), *words)
         its_norm = config(f"norm={norm}").norm  # composed on its own, once for all models
         if kind == "its own":
             data = build(cfg.data)
             data.setup()
             example, sizes = data.first(16), data.model_sizes
         else:
-            example, sizes = batch(kind)
+            example, sizes = batch(kind, 4 if kind == "masks" else 16)  # a mask has hundreds of targets
         torch.manual_seed(0)
         with collecting():
             return build(cfg.model, norm=build(its_norm), **sizes), example
 
     return build_pair
+
+
+def classes_last(logits: torch.Tensor) -> torch.Tensor:
+    """Logits of segmentation, `(N, num_classes, H, W)`, with the classes where other models have them."""
+    return logits.movedim(1, -1) if logits.dim() == 4 else logits
 
 
 def defined(model: str, kind: str, norm: str) -> bool:
@@ -98,9 +106,9 @@ def defined(model: str, kind: str, norm: str) -> bool:
 def declared(model: str, kind: str, choice: str) -> bool:
     """Whether a norm says, by its statistics, that it is defined in all places of a model."""
     norm = chosen(choice)
-    if isinstance(norm.weight, WeightStandardization) and kind != "images":
+    if isinstance(norm.weight, WeightStandardization) and kind not in ("images", "masks"):
         return False
-    layouts: dict[str, Layout] = {"images": "image", "vectors": "vector"}
+    layouts: dict[str, Layout] = {"images": "image", "masks": "image", "vectors": "vector"}
     layout = layouts.get(kind, "recurrence" if model == "rnn" else "sequence")
     taken = [statistic for statistic in norm.statistics(layout) if statistic.source != "stored"]
     if (model, kind) == ("transformer", "text") and any(statistic.positions for statistic in taken):
@@ -139,7 +147,7 @@ def overfit(model: nn.Module, example: Any, left: float) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     first = last = float("nan")
     for step in range(300):
-        logits = model(example.inputs)
+        logits = classes_last(model(example.inputs))
         loss = F.cross_entropy(logits.flatten(0, -2), example.targets.flatten())
         first, last = (loss.item() if step == 0 else first), loss.item()
         if last < left * first:
@@ -178,7 +186,7 @@ def keeps_its_contract_or_is_refused(
         names = {name for name, _ in model.named_modules()} | {type(model).__name__}
         assert all(name in names for places in found.values() for name in places)
         return
-    logits = model(example.inputs)
+    logits = classes_last(model(example.inputs))
     assert logits.shape[:-1] == example.targets.shape
     assert logits.shape[-1] > example.targets.max()
     assert kind == "its own" or logits.shape[-1] == model.head.out_features

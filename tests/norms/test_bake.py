@@ -17,6 +17,7 @@ from ablab.norms import BatchNorm, LayerNorm, NormLayer, WeightNorm, bake
 # model, kind of data, and norms that cannot be there or have a test of their own
 PLACES = [
     ("resnet", "images"),
+    ("unet", "masks"),
     ("mlp", "vectors"),
     ("transformer", "sequences"),
     ("transformer", "text"),

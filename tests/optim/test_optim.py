@@ -21,7 +21,7 @@ from ablab.optim.optimizer import make_optimizer
 
 @pytest.mark.parametrize(
     ("model", "kind"),
-    [("resnet", "images"), ("transformer", "sequences"), ("mlp", "vectors"), ("rnn", "text")],
+    [("resnet", "images"), ("unet", "masks"), ("transformer", "sequences"), ("mlp", "vectors"), ("rnn", "text")],
 )
 def test_every_parameter_is_in_exactly_one_group(
     config: Callable[..., DictConfig], batch: Callable[..., Any], model: str, kind: str, norm_choice: str

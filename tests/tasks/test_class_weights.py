@@ -54,7 +54,7 @@ def test_balanced_weights_are_scikit_learns_of_the_training_samples() -> None:
     data.setup()
     assert data.splits is not None
     targets = data.splits.train.targets  # type: ignore[attr-defined]
-    sizes = {**data.task_sizes, "class_counts": data.class_counts()}
+    sizes = {**data.task_sizes, "class_counts": data.training_class_counts()}
     make = partial(torch.optim.SGD, lr=0.1)
     balanced = Classification(
         model=nn.Identity(), optimizer=make, scheduler=lambda *_: None, class_weights="balanced", **sizes

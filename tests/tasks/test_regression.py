@@ -97,7 +97,7 @@ def test_another_task_than_the_datas_is_refused_with_the_one_that_fits(run: Star
         run("model=mlp", "task=regression")
     with pytest.raises(ConfigError, match=r"Diabetes, which gives target_mean, .* choose task=regression"):
         run("model=mlp", "data=diabetes", "task=classification")
-    with pytest.raises(ConfigError, match=r"ResNet reads images, and Diabetes gives vectors.*model=.*mlp"):
+    with pytest.raises(ConfigError, match=r"ResNet is for images, and Diabetes gives vectors.*model=.*mlp"):
         run("model=resnet", "data=diabetes")
 
 

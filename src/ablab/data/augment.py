@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablab.data.batch import Batch
+from ablab.data.batch import IGNORED_PIXEL, Batch
 from ablab.data.draws import in_epoch, uniform
 
 # Each use of random numbers has a stream of its own, so that switching one off changes no other.
@@ -25,6 +25,8 @@ class Augment:
     random numbers follow from (seed, epoch, index), so neither workers, processes nor a resume change them. Two samples
     are mixed that stand half a batch apart: in a shuffled order those are random pairs, and they are the same on any
     number of processes that each have an even number of samples.
+
+    Crop and flip move a mask with its image; where crop adds zeros to the image, its pixels are ignored (255).
 
     Args:
         crop_padding: pixels added on each side, before a window of the old size is cut out anywhere.
@@ -87,12 +89,15 @@ class Augment:
         """What is done to images as they are stored."""
         assert batch.seeds is not None
         own, epoch = batch.seeds.unbind(1)
-        images = batch.inputs
+        images, targets = batch.inputs, batch.targets
         if self.crop_padding or self.flip != "none":
-            images = self.moved(images, own, epoch)
+            rows, columns = self.sources(images, own, epoch)
+            images = self.looked_up(images, rows, columns, outside=0)
+            if targets.dim() == 3:  # masks
+                targets = self.looked_up(targets[:, None], rows, columns, outside=IGNORED_PIXEL)[:, 0]
         if self.color_jitter:
             images = self.jittered(images.float(), in_epoch(own, epoch), value_range)
-        return batch._replace(inputs=images)
+        return batch._replace(inputs=images, targets=targets)
 
     def after(self, batch: Batch, num_classes: int) -> Batch:
         """What is done to images that are standardized, where 0 is the mean."""
@@ -110,9 +115,9 @@ class Augment:
             batch = batch._replace(inputs=batch.inputs.masked_fill(hole, 0.0))
         return self.mixed(batch, seeds, num_classes) if self.mixup or self.cutmix else batch
 
-    def moved(self, images: Tensor, own: Tensor, epoch: Tensor) -> Tensor:
-        """Cropped and flipped, both by one look-up of where each pixel comes from."""
-        num, channels, height, width = images.shape
+    def sources(self, images: Tensor, own: Tensor, epoch: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows `(N, H)` and columns `(N, W)` that crop and flip take pixels from; some may lie outside."""
+        height, width = images.shape[2:]
         seeds, padding = in_epoch(own, epoch), self.crop_padding
         if padding >= min(height, width):
             raise ValueError(
@@ -129,10 +134,16 @@ class Augment:
             if self.flip == "alternating":
                 flipped = flipped ^ (epoch % 2 == 1)
             columns = torch.where(flipped[:, None], columns.flip(1), columns)
+        return rows, columns
+
+    def looked_up(self, images: Tensor, rows: Tensor, columns: Tensor, *, outside: int) -> Tensor:
+        """Images made of the pixels at some rows and columns, reflected, or `outside` where there are none."""
+        num, channels, height, width = images.shape
+        padding = self.crop_padding
         if self.crop_mode == "reflect":
             rows, columns = reflected(rows, height), reflected(columns, width)
         else:
-            images = F.pad(images, (padding,) * 4)
+            images = F.pad(images, (padding,) * 4, value=outside)
             rows, columns = rows + padding, columns + padding
         source = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).view(num, 1, height * width)
         return images.flatten(2).gather(2, source.expand(-1, channels, -1)).view(num, channels, height, width)

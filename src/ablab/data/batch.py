@@ -14,7 +14,9 @@ from torch.utils.data import Dataset
 
 from ablab.digest import digest
 
-Kind = Literal["images", "sequences", "vectors", "text"]
+Kind = Literal["images", "masks", "sequences", "vectors", "text"]
+
+IGNORED_PIXEL = 255  # in a mask: a pixel that neither loss nor metrics count, as in PASCAL VOC and Cityscapes
 
 
 class Batch(NamedTuple):
@@ -22,6 +24,7 @@ class Batch(NamedTuple):
 
     Shape:
         images: inputs `(N, C, H, W)`, targets `(N)`
+        masks: inputs `(N, C, H, W)`, targets `(N, H, W)` of classes, with 255 where nothing counts
         sequences: inputs `(N, L, features)`, targets `(N)`, valid `(N, L)`: which steps are real
         vectors: inputs `(N, F)`, targets `(N)` of classes, or `(N, K)` of labels or numbers
         text: inputs `(N, L)`, targets `(N, L)` with -100 where there is nothing to predict

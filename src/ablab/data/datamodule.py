@@ -104,7 +104,7 @@ class DataModule(L.LightningDataModule, ABC):
     def task_sizes(self) -> dict[str, Any]:
         """What a task takes from its data, by the names of its constructor's arguments."""
 
-    def class_counts(self) -> list[int] | None:
+    def training_class_counts(self) -> list[int] | None:
         """Return how many training samples each class has; None where that is not known, or there are no classes."""
         assert self.splits is not None
         train = self.splits.train

@@ -147,15 +147,31 @@ def load_image(
     Args:
         encoded, i: the images, and the number of one of them.
         image_size, in_channels: see `EncodedImages`.
+        notes: see `open_image`.
+
+    Raises:
+        ValueError: see `open_image`.
+    """
+    image = open_image(encoded.images[i], lambda: encoded.where(i), in_channels, notes)
+    return as_tensor(image if image_size is None else scaled(image, image_size))
+
+
+def open_image(
+    source: bytes | Path, where: Callable[[], str], in_channels: int, notes: list[str] | None = None
+) -> Image.Image:
+    """Decode an image into the mode of so many channels.
+
+    Args:
+        source: its bytes, or its file.
+        where: says where the image is to be found, for an error.
+        in_channels: see `EncodedImages`.
         notes: gets TRANSPARENT and ANIMATED if they are true of the image.
 
     Raises:
         ValueError: the image cannot be decoded, or has more than 8 bits a channel.
     """
-    import numpy as np
     from PIL import ExifTags, Image, ImageOps
 
-    source = encoded.images[i]
     found: list[str] = []
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
@@ -174,22 +190,28 @@ def load_image(
                         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
                 image = image.convert(MODES[in_channels])
     except Exception as error:  # Pillow raises whatever its decoders raise
-        raise ValueError(f"{encoded.where(i)}: it cannot be decoded ({error}); replace it, or leave it out") from error
+        raise ValueError(f"{where()}: it cannot be decoded ({error}); replace it, or leave it out") from error
     if mode not in EIGHT_BITS:
-        raise ValueError(f"{encoded.where(i)}: it has more than 8 bits a channel (mode {mode}); convert it first")
+        raise ValueError(f"{where()}: it has more than 8 bits a channel (mode {mode}); convert it first")
     if notes is not None:
         notes += found
-    if image_size is not None:
-        image = scaled(image, image_size)
-    return torch.from_numpy(np.array(image)).view(image.height, image.width, in_channels).permute(2, 0, 1)
+    return image
 
 
-def scaled(image: Image.Image, size: int) -> Image.Image:
-    """The middle of an image whose shorter side was brought to `size`."""
+def as_tensor(image: Image.Image) -> Tensor:
+    """The pixels of an image `(C, H, W)`."""
+    import numpy as np
+
+    return torch.from_numpy(np.array(image)).view(image.height, image.width, -1).permute(2, 0, 1)
+
+
+def scaled(image: Image.Image, size: int, resample: Image.Resampling | None = None) -> Image.Image:
+    """The middle of an image whose shorter side was brought to `size`, by bicubic interpolation unless told."""
     from PIL import Image
 
+    resample = Image.Resampling.BICUBIC if resample is None else resample
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     left, top = (width - size) // 2, (height - size) // 2
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    image = image.resize((width, height), resample)
     return image.crop((left, top, left + size, top + size))

@@ -68,11 +68,15 @@ class LabelledData(DataModule):
         self.shift = shift
         self.classes_per_batch = classes_per_batch
         self.remarks: tuple[str, ...] = ()  # on the parts, for the line that describes them
-        if shift is not None and self.kind not in shift.kinds:
+        if shift is not None and not self.can_shift(shift):
             raise ValueError(
                 f"shift: {type(shift).__name__} is for {' and '.join(shift.kinds)}, and {type(self).__name__} gives "
                 f"{self.kind}; choose another, or data/shift=none"
             )
+
+    def can_shift(self, shift: Shift) -> bool:
+        """Return whether a shift is for data of this kind and leaves their labels true."""
+        return self.kind in shift.kinds
 
     @abstractmethod
     def load(self) -> Official:
@@ -84,14 +88,13 @@ class LabelledData(DataModule):
             raise ValueError(f"the data have one class, {self.class_names[0]}; at least two are needed to tell apart")
         for name, samples in vars(official).items():
             if isinstance(samples, Samples):
-                self.check_labels(name, samples.targets)
+                self.check_labels(name, samples)
         train, val = self.training_and_validation(official)
         if official.val is not None and self.folds is None:
             self.remarks += ("validated on the given validation part, val_fraction is not used",)
         elif official.val is not None:
             self.remarks += (f"the {len(official.val):,} samples of the given validation part are not used",)
-        self.remarks += (*self.without_samples(val, official.test), *overlaps(train, val, official.test))
-        self.remarks += tuple(contradictions(train, val, official.test))
+        self.remarks += tuple(self.remarks_on(train, val, official.test))
         self.mean, self.std = moments(train if isinstance(train, Samples) else train.head, self.keep)
         return Splits(train=train, val=val, test=official.test)
 
@@ -109,12 +112,23 @@ class LabelledData(DataModule):
         if self.val_fraction == 0 and self.folds is None:
             return train, train.part(torch.arange(0))
         if self.folds is None:
-            kept, held_out = hold_out(train, self.val_fraction, self.split_seed)
+            kept, held_out = self.held_out(train, self.val_fraction, self.split_seed, "val_fraction")
         else:
-            kept, held_out = one_fold(train, self.folds, self.fold, self.split_seed)
+            kept, held_out = self.one_fold(train)
         return train.part(kept), train.part(held_out)
 
-    def check_labels(self, part: str, targets: Tensor) -> None:
+    def held_out(self, samples: Samples, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
+        """Return the samples that stay and those held out; copies of a sample on one side."""
+        return hold_out(samples, fraction, seed, name)
+
+    def one_fold(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """Return the samples outside and inside the fold."""
+        assert self.folds is not None
+        return one_fold(samples, self.folds, self.fold, self.split_seed)
+
+    def check_labels(self, part: str, samples: Samples) -> None:
+        """Refuse labels that no class has, and a class without training samples."""
+        targets = samples.targets
         wrong = ((targets < 0) | (targets >= len(self.class_names))).nonzero().flatten()
         if len(wrong):
             row = int(wrong[0])
@@ -122,18 +136,28 @@ class LabelledData(DataModule):
                 f"the {part} part has labels that are not from 0 to {len(self.class_names) - 1}: {int(targets[row])} "
                 f"at row {row}" + (f", and {len(wrong) - 1} more" if len(wrong) > 1 else "") + "; fix or leave out"
             )
-        if part == "train" and (missing := self.missing_classes(targets)):
+        if part == "train" and (missing := self.missing_classes(samples)):
             raise ValueError(f"no training sample has the class {missing}; give some, or leave the class out")
 
-    def missing_classes(self, targets: Tensor) -> str:
+    def class_counts(self, samples: Samples) -> Tensor:
+        """Count the targets of each class `(num_classes)`."""
+        return samples.targets.bincount(minlength=len(self.class_names))
+
+    def missing_classes(self, samples: Samples) -> str:
         """Return the names of the classes that no target has."""
-        counts = targets.bincount(minlength=len(self.class_names)).tolist()
+        counts = self.class_counts(samples).tolist()
         return enumerated([name for name, count in zip(self.class_names, counts, strict=True) if not count])
+
+    def remarks_on(self, train: Samples | ImageStream, val: Samples, test: Samples) -> Iterator[str]:
+        """Yield what a reader should know of the parts before trusting a number."""
+        yield from self.without_samples(val, test)
+        yield from overlaps(train, val, test)
+        yield from contradictions(train, val, test)
 
     def without_samples(self, val: Samples, test: Samples) -> Iterator[str]:
         """Name the classes that the validation and the test part lack."""
         for name, part in (("validation", val), ("test", test)):
-            if len(part) and (missing := self.missing_classes(part.targets)):
+            if len(part) and (missing := self.missing_classes(part)):
                 yield f"no {name} sample has the class {missing}"
 
     @property
@@ -268,19 +292,19 @@ def hold_out(samples: Samples, fraction: float, seed: int, name: str = "val_frac
         fraction: to be held out.
         name: the setting that says so, for errors.
     """
-    return with_copies(samples, lambda targets: stratified_holdout(targets, fraction, seed, name)[1])
+    return with_copies(samples, lambda rows: stratified_holdout(samples.targets[rows], fraction, seed, name)[1])
 
 
 def one_fold(samples: Samples, folds: int, fold: int, seed: int) -> tuple[Tensor, Tensor]:
     """The numbers of the samples outside and inside a fold; samples of the same content stay together."""
-    return with_copies(samples, lambda targets: stratified_fold(targets, folds, fold, seed))
+    return with_copies(samples, lambda rows: stratified_fold(samples.targets[rows], folds, fold, seed))
 
 
 def with_copies(samples: Samples, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Choose among the different samples, by their targets; their copies go with them."""
+    """Choose among the different samples, by the number of each among all samples; their copies go with them."""
     first, group = copies(samples.digests)
     chosen = torch.zeros(len(first), dtype=torch.bool)
-    chosen[choose(samples.targets[first])] = True
+    chosen[choose(first)] = True
     chosen = chosen[group]
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
@@ -361,3 +385,21 @@ def stratified_fold(targets: Tensor, folds: int, fold: int, seed: int) -> Tensor
         )
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(np.zeros(len(targets)), targets.numpy())
     return torch.as_tensor([held_out for _, held_out in parts][fold])
+
+
+def random_holdout(number: int, fraction: float, seed: int, name: str) -> Tensor:
+    """Draw the samples to hold out, `fraction` of all, where there is no class to stratify by."""
+    num_held_out = math.ceil(fraction * number)
+    if not 0 < fraction < 1 or num_held_out >= number:
+        raise ValueError(
+            f"{name}={fraction}: both parts of {number} different samples need at least one; choose a fraction above 0 "
+            "and below 1, or give more samples"
+        )
+    return torch.from_numpy(np.random.RandomState(seed).permutation(number)[:num_held_out])
+
+
+def random_fold(number: int, folds: int, fold: int, seed: int) -> Tensor:
+    """Draw one of the disjoint folds that cover all samples."""
+    if number < folds:
+        raise ValueError(f"folds={folds}: there are only {number} different training samples; choose fewer folds")
+    return torch.from_numpy(np.array_split(np.random.RandomState(seed).permutation(number), folds)[fold])

@@ -39,6 +39,7 @@ class Shift(ABC):
     """
 
     kinds: ClassVar[tuple[Kind, ...]]
+    moves_pixels: ClassVar[bool] = False  # so that a mask would no longer fit its image
     sizes: ClassVar[tuple[float, float, float, float, float]]
 
     def __init__(self, *, severity: int, seed: int = 0) -> None:
@@ -203,6 +204,7 @@ class Rotation(Shift):
     """
 
     kinds = ("images",)
+    moves_pixels = True
     sizes = (5.0, 10.0, 15.0, 20.0, 30.0)
 
     def changed(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:

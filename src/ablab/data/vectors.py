@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -22,6 +21,8 @@ from ablab.data.labelled import (
     hold_out,
     one_fold,
     overlaps,
+    random_fold,
+    random_holdout,
     with_copies,
 )
 
@@ -124,7 +125,7 @@ class Vectors(DataModule):
         """Return the rows that stay and those held out; classes in equal shares, equal rows on one side."""
         if self.target_kind == "class":
             return hold_out(rows, fraction, seed, name)
-        return with_copies(rows, lambda targets: random_holdout(len(targets), fraction, seed, name))
+        return with_copies(rows, lambda different: random_holdout(len(different), fraction, seed, name))
 
     def one_fold(self, rows: Samples) -> tuple[Tensor, Tensor]:
         """Return the rows outside and inside the fold."""
@@ -132,7 +133,7 @@ class Vectors(DataModule):
         folds, fold, seed = self.folds, self.fold, self.split_seed
         if self.target_kind == "class":
             return one_fold(rows, folds, fold, seed)
-        return with_copies(rows, lambda targets: random_fold(len(targets), folds, fold, seed))
+        return with_copies(rows, lambda different: random_fold(len(different), folds, fold, seed))
 
     def check_classes(self, train: Samples) -> None:
         counts = train.targets.bincount(minlength=len(self.target_names)).tolist()
@@ -208,21 +209,3 @@ def finite_float32(values: Tensor) -> Tensor:
     """Return float32; a value far outside the training rows' range becomes the largest there is, not infinite."""
     largest = torch.finfo(torch.float32).max
     return values.clamp(-largest, largest).float()
-
-
-def random_holdout(number: int, fraction: float, seed: int, name: str) -> Tensor:
-    """Draw the rows to hold out, `fraction` of all."""
-    num_held_out = math.ceil(fraction * number)
-    if not 0 < fraction < 1 or num_held_out >= number:
-        raise ValueError(
-            f"{name}={fraction}: both parts of {number} different rows need at least one; choose a fraction above 0 "
-            "and below 1, or give more rows"
-        )
-    return torch.from_numpy(np.random.RandomState(seed).permutation(number)[:num_held_out])
-
-
-def random_fold(number: int, folds: int, fold: int, seed: int) -> Tensor:
-    """Draw one of the disjoint folds that cover all rows."""
-    if number < folds:
-        raise ValueError(f"folds={folds}: there are only {number} different training rows; choose fewer folds")
-    return torch.from_numpy(np.array_split(np.random.RandomState(seed).permutation(number), folds)[fold])

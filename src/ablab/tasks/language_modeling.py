@@ -49,9 +49,12 @@ class LanguageModeling(Task):
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
 
+    def num_targets(self, batch: Batch) -> Tensor:
+        return (batch.targets >= 0).sum()  # -100 is nothing to predict
+
     def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
         for metric in metrics.values():
-            metric.update(loss, weight=(batch.targets >= 0).sum())
+            metric.update(loss, weight=self.num_targets(batch))
 
     def scalars(self, name: str, value: Tensor) -> list[tuple[str, Tensor]]:
         return [

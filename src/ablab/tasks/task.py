@@ -87,6 +87,14 @@ class Task(L.LightningModule, ABC):
     def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
         """Count one batch in."""
 
+    def num_targets(self, batch: Batch) -> int | Tensor:
+        """Return the number of targets that the mean loss of a batch is taken over: its samples.
+
+        A task that leaves targets out of its mean, such as pixels or tokens that are ignored, counts the others and
+        returns a tensor. Parts of a batch, and the batches of several processes, are weighted by it.
+        """
+        return len(batch.targets)
+
     def forward(self, batch: Batch) -> Tensor:
         inputs = batch.inputs.to(self.dtype) if batch.inputs.is_floating_point() else batch.inputs
         return self.model(inputs) if batch.valid is None else self.model(inputs, batch.valid)
@@ -185,10 +193,27 @@ class Task(L.LightningModule, ABC):
 
     def part_of_loss(self, part: Batch, batch: Batch) -> Tensor:
         """What a part of a batch adds to the batch's mean loss."""
+        share = self.share(part, batch)
         logits = self(part)
         loss = self.loss(logits, part)
         self.update(self.metrics("train"), logits.detach(), loss.detach(), part)
-        return loss if part is batch else loss * (len(part.targets) / len(batch.targets))
+        return loss if isinstance(share, float) and share == 1 else loss * share
+
+    def share(self, part: Batch, batch: Batch) -> float | Tensor:
+        """Return the share of a part in the targets of its batch.
+
+        Gradients are averaged over processes. Where these count different numbers of targets, a share is of their mean
+        number, so that the average is the gradient of the mean over the targets of all processes.
+        """
+        if part is batch and not several():
+            return 1.0
+        number, total = self.num_targets(part), self.num_targets(batch)
+        if not isinstance(total, Tensor):  # samples, of which all processes have the same number
+            return number / total
+        if several():
+            number = number * dist.get_world_size()
+            dist.all_reduce(total)
+        return number / total.clamp(min=1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.evaluate(batch, "val")

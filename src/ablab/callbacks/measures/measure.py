@@ -299,9 +299,9 @@ class Trial:
         return self.task.loss(self(batch), batch)
 
     def shares(self, batches: list[Batch]) -> Iterable[tuple[Batch, float]]:
-        """Each batch with the share of all samples that is in it."""
-        total = sum(len(batch.targets) for batch in batches)
-        return [(batch, len(batch.targets) / total) for batch in batches]
+        """Each batch with the share of all targets that is in it."""
+        numbers = [float(self.task.num_targets(batch)) for batch in batches]
+        return [(batch, number / sum(numbers)) for batch, number in zip(batches, numbers, strict=True)]
 
     def gradient(self, batches: list[Batch], parameters: list[nn.Parameter] | None = None) -> tuple[float, Tensor]:
         """The mean loss over batches, and its gradient by some parameters, by all if None, as one vector."""
