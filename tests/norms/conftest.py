@@ -52,11 +52,13 @@ SCOPES: dict[str, Norm] = {
 }
 
 
+SETTINGS = [*sorted(file.stem for file in (ROOT / "conf/norm").glob("*.yaml")), *SCOPES]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests of a `setting` go through every choice of conf/norm, and through the scopes that no choice has."""
     if "setting" in metafunc.fixturenames:
-        choices = sorted(file.stem for file in (ROOT / "conf/norm").glob("*.yaml"))
-        metafunc.parametrize("setting", [*choices, *SCOPES])
+        metafunc.parametrize("setting", SETTINGS)
 
 
 def chosen(setting: str) -> Norm:

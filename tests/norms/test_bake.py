@@ -25,11 +25,11 @@ PLACES = [
 ]
 
 
-def trained(cfg: DictConfig, kind: str, batch: Callable[..., Any]) -> tuple[nn.Module, Any] | None:
+def trained(model: Any, norm: Any, kind: str, batch: Callable[..., Any]) -> tuple[nn.Module, Any] | None:
     """A model whose weights and averages have moved a little; None where the norm is refused."""
     example, sizes = batch(kind)
     try:
-        model = build(cfg.model, norm=build(cfg.norm), **sizes)
+        model = build(model, norm=build(norm), **sizes)
         model(example.inputs)
     except ValueError:
         return None
@@ -46,7 +46,7 @@ def test_a_baked_model_computes_the_same_and_is_exported(
     model_name: str, kind: str, norm_choice: str, config: Callable[..., DictConfig], batch: Callable[..., Any]
 ) -> None:
     words = ["model.hidden_size=16"] if model_name == "rnn" else []
-    ready = trained(config(f"model={model_name}", f"norm={norm_choice}", *words), kind, batch)
+    ready = trained(config(f"model={model_name}", *words).model, config(f"norm={norm_choice}").norm, kind, batch)
     if ready is None:
         return  # the refusal is tested in test_refusals and in the grid
     model, inputs = ready
