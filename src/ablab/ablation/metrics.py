@@ -133,7 +133,8 @@ def check(metrics: list[str], cfg: DictConfig) -> None:
     known = [] if guest else [str(cfg.monitor.metric), *(f"test/{name}" for name in task.monitorable)]
     for metric in metrics:
         is_final = re.fullmatch(r"[\w./-]+", metric) is not None
-        if is_final and not guest and metric not in ("seconds", *known) and not metric.startswith("test/accuracy/"):
+        is_known = metric in ("seconds", *known) or metric.startswith(("test/accuracy/", "test/iou/"))
+        if is_final and not guest and not is_known:
             raise ConfigError(
                 f"ablation.metrics: {metric} is no final metric; {menu(metric, known, 'a run')}; last({metric}) is the "
                 "last value of a column of metrics.csv"

@@ -419,7 +419,7 @@ def without_exchange(strategy: Strategy) -> AbstractContextManager[None]:
 
 def on_the_bar(name: str) -> bool:
     """Whether a metric is worth a place on the progress bar."""
-    return name.endswith(("loss", "accuracy", "/rmse", "/mmd"))
+    return name.endswith(("loss", "accuracy", "/rmse", "/mean_iou", "/mmd"))
 
 
 def collection(metrics: dict[str, Metric]) -> MetricCollection:
