@@ -30,8 +30,7 @@ class Batch(NamedTuple):
         text: inputs `(N, L)`, targets `(N, L)` with -100 where there is nothing to predict
         seeds `(N, 2)`: of a training sample, its own and the epoch; see `ablab.data.draws`
         mixed `(N, num_classes)`: each class's share of a sample that is mixed of two
-        views `(N, num_views, C, H, W)`: augmented independently of each other, for a task that asks for them
-            (`Task.num_views`); `inputs` then are the images without augmentation
+        views `(N, num_views, C, H, W)`: augmented, if the task asks for them; `inputs` are then not augmented
     """
 
     inputs: Tensor
