@@ -218,7 +218,10 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param(shape, marks=[pytest.mark.thorough] * (shape in ("one of numbers", "many"))) for shape in SHAPES],
+)
 def test_a_grid_of_any_shape_has_a_report(tmp_path: Path, shape: str) -> None:
     report = write(results(seeds=2, **SHAPES[shape]), tmp_path)
     assert report.tables
