@@ -227,7 +227,9 @@ class Task(L.LightningModule, ABC):
 
     def predictions(self, logits: Tensor) -> dict[str, list[Any]]:
         """Return what the logits of a batch say, column by column, for scripts/predict.py."""
-        raise NotImplementedError(f"{type(self).__name__} has no predictions()")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no predictions() for a table; load checkpoints/best.safetensors in a program"
+        )
 
     def evaluate(self, batch: Batch, stage: Stage) -> None:
         logits = self(batch)
