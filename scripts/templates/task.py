@@ -66,7 +66,8 @@ class Template(Task):
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean over samples, a scalar; in validation and test without the factor, so that runs compare."""
         each = F.cross_entropy(logits, batch.targets, reduction="none")
-        return ((1 - (-each).exp()) ** self.gamma * each if self.training else each).mean()
+        wrong = (1 - (-each).exp()).clamp(min=1e-6)  # of 0, a power below 1 has no finite derivative
+        return (wrong**self.gamma * each if self.training else each).mean()
 
     def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
         """Count a batch in: torchmetrics keeps the sums, over all batches and processes."""

@@ -464,6 +464,8 @@ def check_callbacks(cfg: DictConfig) -> None:
                 f"callbacks.{name}: data.batch_size is the batch of a step, and its gradients begin anew in each; "
                 "trainer.accumulate_grad_batches sums the gradients of a fixed number of batches"
             )
+        if task.num_views or task.trained_parts is not Task.trained_parts:
+            check_no_measure(name, callback, task)
         metric = callback.get("monitor")
         if metric is None:
             continue
@@ -476,6 +478,19 @@ def check_callbacks(cfg: DictConfig) -> None:
         better = task.monitorable[metric.removeprefix("val/")]
         if callback.get("mode", "min") != better:  # min is Lightning's default
             raise ConfigError(f"callbacks.{name}.mode: of {metric} it is {better}; set callbacks.{name}.mode={better}")
+
+
+def check_no_measure(name: str, callback: DictConfig, task: Any) -> None:
+    """Refuse a measure of a task that has no loss of samples as they are."""
+    from ablab.callbacks.measures.measure import Measure  # off, nothing of it is loaded
+
+    made_by = get_object(callback._target_)
+    if isinstance(made_by, type) and issubclass(made_by, Measure):
+        why = "compares augmented views" if task.num_views else "trains each of its networks by a loss of its own"
+        raise ConfigError(
+            f"callbacks.{name}: it measures on the loss of samples that are not augmented, and {task.__name__} {why}; "
+            "leave it out"
+        )
 
 
 def check_loggers(cfg: DictConfig) -> None:

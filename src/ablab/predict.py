@@ -22,7 +22,7 @@ from ablab.data.encoded_images import Encoded, load_image
 from ablab.data.image_folder import images_below
 from ablab.data.labelled import LabelledData
 from ablab.data.table import Source
-from ablab.data.token_stream import TokenStream, Windows
+from ablab.data.token_stream import IGNORED, TokenStream, Windows
 from ablab.data.vectors import Vectors
 from ablab.evaluate import scoring, with_weights
 from ablab.runs.folder import whole
@@ -74,12 +74,18 @@ def predict(
         raise ConfigError(f"out={out}: there is no folder {out.parent}; make it, or give another file")
     if not source.exists():
         raise ConfigError(f"source={source}: there is no such file or folder")
-    parts = with_weights(folder, scoring(folder), weights=weights, trust=trust)
+    cfg = scoring(folder)
+    parts = with_weights(folder, cfg, weights=weights, trust=trust)
     data, task = parts.data, parts.task
     if not isinstance(data, DataModule) or not isinstance(task, Task):
         raise ConfigError(
             f"{folder}: {type(task).__name__} brings its own way to read inputs; load the weights of "
             "checkpoints/best.safetensors into it in a program"
+        )
+    if any(str(node.get("_target_", "")).endswith(".Recalibration") for node in cfg.callbacks.values() if node):
+        say(
+            "callbacks: the statistics of norms are the moving averages, not recalibrated as in the test",
+            file=sys.stderr,
         )
     task.eval().to(device_of(parts))
     try:
@@ -142,9 +148,12 @@ def images(data: LabelledData, source: Path) -> Inputs:
     files = images_below(source, left_out) if source.is_dir() else [source]
     if not files:
         raise ValueError("there is no image in it that Pillow here can decode; give a folder of images, or one image")
+    left_out = +left_out  # what there is none of is not said
     if left_out:
         say(f"left out: {', '.join(f'{count:,} {what}' for what, count in sorted(left_out.items()))}", file=sys.stderr)
     in_channels, height, width = data.first(1).inputs.shape[1:]
+    if in_channels not in (1, 3):
+        raise ValueError(f"the run was trained on images of {in_channels} channels; predictions are for 1 or 3")
     encoded = Encoded(files, [0] * len(files), lambda i: str(files[i]))
     low, high = data.value_range
 
@@ -172,7 +181,8 @@ def table_rows(data: Vectors, source: Path) -> Inputs:
         raise ValueError("it is a folder; a .csv or .parquet file is needed")
     features = data.scaled(torch.from_numpy(Source("source", source).numbers("features", data.feature_names)))
     rows = features.split(BATCH_SIZE)
-    return Inputs("row", range(1, len(features) + 1), (Batch(part, torch.zeros(len(part))) for part in rows))
+    label = "row number" if "row" in data.target_names else "row"
+    return Inputs(label, range(1, len(features) + 1), (Batch(part, torch.zeros(len(part))) for part in rows))
 
 
 @torch.inference_mode()
@@ -194,21 +204,20 @@ def text_columns(parts: Parts, data: TokenStream, source: Path, num_tokens: int)
             tokens = data.tokens.encode(line)
         except ValueError as error:
             raise ValueError(f"line {number}: {error}, which is of the training text; leave that out") from error
-        total = 0.0
+        total, predicted = 0.0, max(0, len(tokens) - 1)  # the first token is given
         windows = Windows([tokens], data.context_length, keep_short=True)
-        if len(windows):
-            batch = windows[range(len(windows))].on(device_of(parts))
+        for some in torch.arange(len(windows)).split(BATCH_SIZE):
+            batch = windows[some].on(device_of(parts))
             with precision_of(parts):
                 loss = parts.task.loss(parts.task(batch), batch)  # type: ignore[operator]
-            total = float(loss)
+            total += float(loss) * int((batch.targets != IGNORED).sum()) / predicted
         written = generate(
             parts.model, tokens.long().to(device_of(parts)), num_tokens, context_length=data.context_length
         )
-        scored = len(tokens) > 1  # the first token is given, not predicted
         found["line"].append(number)
         found["tokens"].append(len(tokens))
-        found["loss"].append(total if scored else "")
-        found["perplexity"].append(math.exp(total) if scored else "")
+        found["loss"].append(total if predicted else "")
+        found["perplexity"].append(math.exp(total) if predicted else "")
         found["continuation"].append(data.tokens.decode(written[len(tokens) :].cpu()))
     if not found["line"]:
         raise ValueError("there is no text in it; give one with at least one line")

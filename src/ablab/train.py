@@ -309,7 +309,7 @@ def trainer_of(cfg: DictConfig, *, prefix: str, shards: bool = False) -> Trainer
     callbacks.sort(key=lambda callback: not isinstance(callback, Checkpoints))  # the state before others' hooks
     if not any(isinstance(callback, Checkpoints) for callback in callbacks):
         callbacks.insert(0, Unsaved())
-    files = VerifiedFiles(prefix, keeps_objects=is_guest(cfg), trusted=cfg.trust is not False)
+    files = VerifiedFiles(prefix, keeps_objects=is_guest(cfg), trusted=cfg.trust is True)
     trainer: Trainer = build(
         cfg.trainer,
         callbacks=callbacks,

@@ -244,6 +244,15 @@ def test_folders_that_are_no_layout_are_refused(tree: Tree, parts: tuple[str, ..
         read(tree(*parts))
 
 
+def test_a_part_beside_images_and_masks_is_refused(tree: Tree) -> None:
+    root = tree()
+    (root / "test").mkdir()
+    with pytest.raises(
+        ValueError, match="it has the folder test beside images and masks; move these two into a folder"
+    ):
+        read(root)
+
+
 def test_a_root_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"root=.*nothing: there is no such folder; give one with the folders"):
         read(tmp_path / "nothing")

@@ -341,7 +341,7 @@ class HoldsObjects(SumOfInputs):
         return loss * (1 + self.average.value)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["own"] = {"averages": [self.average]}
+        checkpoint["own"] = {"averages": [self.average], "array": np.arange(3)[::-1], np.int64(3): "a strange key"}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         [self.average] = checkpoint["own"]["averages"]

@@ -10,6 +10,8 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import lightning as L
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import (
@@ -22,6 +24,7 @@ from lightning.pytorch.demos.boring_classes import (
 )
 from lightning.pytorch.demos.lstm import LightningLSTM
 from lightning.pytorch.demos.transformer import LightningTransformer
+from PIL import Image
 from tests.exact import guests
 from tests.exact.resuming import quiet_trainer, resume_everywhere, train
 from torch.utils.data import DataLoader
@@ -263,6 +266,17 @@ def test_objects_are_not_read_from_a_folder_that_is_not_trusted(tmp_path: Path) 
         VerifiedFiles(prefix="", keeps_objects=True).load_checkpoint(path)
     own = VerifiedFiles(prefix="", keeps_objects=True, trusted=True).load_checkpoint(path)["own"]
     assert isinstance(own["averages"][0], guests.Average)
+    assert isinstance(own["array"], np.ndarray)
+    assert own[np.int64(3)] == "a strange key"
+
+
+def test_an_object_whose_class_is_gone_is_an_error_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(lambda: (guests.HoldsObjects(), DataLoader(guests.Rows(12), 3)), tmp_path)
+    monkeypatch.delattr(guests, "Average")
+    with pytest.raises(RunError, match=r"its pickled objects cannot be read .*use the code that wrote them"):
+        VerifiedFiles(prefix="", trusted=True).load_checkpoint(in_order(tmp_path / "checkpoints")[-1])
 
 
 def test_an_object_that_cannot_be_pickled_is_named(tmp_path: Path) -> None:
@@ -277,6 +291,39 @@ def test_batches_of_unknown_objects_are_known_again(tmp_path: Path) -> None:
     resume_everywhere(make, tmp_path)
     first, again, other = (digest_of(guests.Slots(torch.full((2,), value))) for value in (1.0, 1.0, 2.0))
     assert first == again != other
+
+
+class Node:
+    """Refers to others of its kind, as atoms do to their neighbors."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+        self.others: list[Node] = []
+
+
+def graph(value: int) -> list[Node]:
+    nodes = [Node(i) for i in range(30)]
+    nodes[-1].value = value
+    for node in nodes:
+        node.others = nodes
+    return nodes
+
+
+@pytest.mark.parametrize(
+    ("make", "values"),
+    [
+        (graph, (0, 1)),
+        (lambda word: np.array([word, "b"], dtype=object), ("a", "c")),
+        (lambda word: pd.DataFrame({"column": [word]}), ("a", "b")),
+        (lambda colour: Image.new("L", (2, 2), colour), (0, 255)),
+        (lambda words: set(words), (["a", "b"], ["a", "c"])),
+        (lambda value: {"kind": Node, "value": [value, None, 2.5, b"x"]}, (1, 2)),
+    ],
+    ids=["graph", "array of objects", "data frame", "image", "set", "dict"],
+)
+def test_the_hash_of_a_batch_is_of_its_content(make: Callable[[Any], Any], values: tuple[Any, Any]) -> None:
+    one, other = values
+    assert digest_of(make(one)) == digest_of(make(one)) != digest_of(make(other))
 
 
 def test_a_folder_in_use_or_of_another_module_is_refused(tmp_path: Path) -> None:

@@ -35,8 +35,12 @@ def test_the_training_loss_is_the_mean_of_weighted_cross_entropies(label_smoothi
     logits, targets = torch.randn(20, 3), torch.randint(3, (20,))
     weights = [0.5, 2.0, 0.0]
     weighted = task(class_weights=weights, label_smoothing=label_smoothing)
-    each = F.cross_entropy(logits, targets, torch.tensor(weights), label_smoothing=label_smoothing, reduction="none")
-    torch.testing.assert_close(weighted.loss(logits, Batch(logits, targets)), each.mean())
+    each = F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none")
+    expected = (torch.tensor(weights)[targets] * each).mean()
+    torch.testing.assert_close(weighted.loss(logits, Batch(logits, targets)), expected)
+    if not label_smoothing:
+        total = F.cross_entropy(logits, targets, torch.tensor(weights), reduction="sum")
+        torch.testing.assert_close(expected, total / 20)
     weighted.eval()
     torch.testing.assert_close(weighted.loss(logits, Batch(logits, targets)), F.cross_entropy(logits, targets))
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ablab.config.build import build
 from ablab.config.errors import ConfigError, describe
 from ablab.data.batch import Batch
+from ablab.evaluate import evaluate
 from ablab.runs.checkpoints import BEST, read_weights
 from ablab.runs.metrics import read_rows
 from ablab.runs.resume import resumed
@@ -226,3 +227,17 @@ def test_two_processes_are_one(command: Callable[..., Any], last_weights: Callab
         assert found["two"][0][name] == pytest.approx(value, rel=1e-6), name
     losses = [[row["train/loss"] for row in rows if "train/loss" in row] for _, _, rows in found.values()]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("task", "why"), [("contrastive", "compares augmented views"), ("gan", "trains each of its networks by a loss")]
+)
+def test_a_measure_on_the_loss_of_samples_as_they_are_is_refused(run: Start, task: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=f"callbacks.gradient_noise: it measures on the loss .* {why}"):
+        run(f"task={task}", "+callbacks/measure=gradient_noise")
+
+
+def test_the_training_samples_are_not_scored(run: Start) -> None:
+    folder = run("task=contrastive").folder
+    with pytest.raises(ConfigError, match="each sample would be its own nearest neighbor"):
+        evaluate(folder, split="train")

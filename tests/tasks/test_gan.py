@@ -171,7 +171,7 @@ def test_a_norm_that_the_generator_cannot_have_is_named_with_its_place(run: Star
         (("task.noise_size=0",), r"^task\.noise_size=0: at least 1 is needed"),
         (("scheduler=plateau",), r"^scheduler: it waits for val/mmd, and GAN steps its schedules by itself"),
         (("model=mlp", "data=breast_cancer"), r"^task: GAN does not go with BreastCancer, .* task=classification"),
-        (("model=transformer",), r"^model: Transformer reads sequences or text, and Digits gives images"),
+        (("model=transformer",), r"^model: Transformer is for sequences or text, and Digits gives images"),
     ],
     ids=["micro_batch_size", "clipping", "accumulation", "noise_size", "plateau", "data", "model"],
 )

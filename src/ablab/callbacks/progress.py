@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from torch import Tensor
 
 from ablab.screen import watched
+from ablab.tasks.task import on_the_bar
 from ablab.waiting import pause
 
 
@@ -142,5 +143,5 @@ def time_left(trainer: L.Trainer, spent: float, first: int) -> str:
 
 
 def shown(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The metrics worth a place on the screen: losses, accuracies and distances."""
-    return {name: value for name, value in sorted(metrics.items()) if name.endswith(("loss", "accuracy", "/mmd"))}
+    """Return the metrics that are worth a place on the screen."""
+    return {name: value for name, value in sorted(metrics.items()) if on_the_bar(name)}

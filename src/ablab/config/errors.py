@@ -36,6 +36,8 @@ IN_OUR_WORDS = {
     "'+\\2'",
     r"Could not override '.*/(.+)'\.(?:\n|.)*use \+(.+)": r"\2: nothing that is chosen has a \1; leave it out",
     r"Could not override '(.*)'\.(?:\n|.)*use \+(.+)": r"\2: there is no group \1 to choose from",
+    r"In '(.+)/(.+)': Could not override 'task'\.(?:.|\n)*": r"\1=\2: it overrides the task; data name theirs in "
+    "defaults by override /task_of_data@_global_.task_of_data: NAME",
     r"In '(.+)/(.+)': Could not override '(.+)'\. No match.*": r"\1=\2: it sets \3, which nothing that is chosen has; "
     "leave it out",
     r"Multiple values for .*'override (.+): (.+)'": r"+\1=\2: one is chosen already; leave the + out, \1=\2",

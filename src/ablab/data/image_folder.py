@@ -119,6 +119,7 @@ def images_below(folder: Path, left_out: Counter[str]) -> list[Path]:
     """
     folders, images = scan(folder, left_out)
     own = [inner for inner in folders if not inner.is_symlink()]
+    left_out["links to folders"] += len(folders) - len(own)
     return sorted(images + [file for inner in own for file in images_below(inner, left_out)])
 
 

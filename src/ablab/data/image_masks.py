@@ -54,7 +54,7 @@ class ImageMasks(Masks, EncodedImages):
 
     Raises:
         ValueError: no such folder, an image without a mask or a mask without an image, another size than the image's, a
-            mask of colours, a class number that there is not, or a file that cannot be decoded.
+            mask of colours, an unknown class number, or a file that cannot be decoded.
     """
 
     def __init__(
@@ -151,6 +151,12 @@ def find_parts(root: Path, left_out: Counter[str]) -> dict[str, Path]:
     folders, images = scan(root, inside)
     names = {folder.name.lower() for folder in folders}
     if names & {"images", "masks"}:
+        if beside := [folder.name for folder in folders if folder.name.lower() in PARTS]:
+            raise ValueError(
+                f"root={root}: it has the folder {beside[0]} beside images and masks; move these two into a folder "
+                f"train, or {beside[0]} elsewhere; {LAYOUTS}"
+            )
+        left_out.update(inside)
         return {"train": root}
     parts: dict[str, Path] = {}
     for folder in folders:

@@ -31,6 +31,7 @@ def fit(
     every_n_steps: int | None = None,
     every_n_minutes: float = 10.0,
     keep: int = 2,
+    trust: bool = False,
 ) -> None:
     """Train a module; begin, or resume from the newest sound checkpoint of the folder, to the same bits.
 
@@ -38,10 +39,11 @@ def fit(
         trainer: configured as for plain Lightning, and new; callbacks and a logger are added to it.
         module: any LightningModule, built in the same way each time.
         data: a LightningDataModule, or one or more training loaders; None takes the module's own loaders.
-        folder: of `checkpoints/` and `metrics.csv`; made if there is none. If the module puts objects into its
-            checkpoints, they are pickled: resume only in a folder that you trust.
+        folder: of `checkpoints/` and `metrics.csv`; made if there is none.
         seed: of the order of the batches, of augmentation and of what a step draws.
         every_n_steps, every_n_minutes, keep: see `Checkpoints`.
+        trust: read back the objects that the module has put into its checkpoints. They are pickled, and reading them
+            may run code: only for a folder that you trust as you trust code.
 
     Raises:
         ConfigError: another process trains in this folder, or no checkpoint in it fits the module.
@@ -57,7 +59,7 @@ def fit(
     others = [c for c in trainer.callbacks if not isinstance(c, Checkpoints | Exact)]  # type: ignore[attr-defined]
     trainer.callbacks = [saving, *others]  # type: ignore[attr-defined]
     attach(trainer, seed)
-    trainer.strategy.checkpoint_io = VerifiedFiles(prefix="", keeps_objects=True, trusted=True)
+    trainer.strategy.checkpoint_io = VerifiedFiles(prefix="", keeps_objects=True, trusted=trust)
     lock = Lock(folder / LOCK)
     if trainer.is_global_zero and not lock.acquire(seconds=0.2):
         raise ConfigError(f"folder={folder}: another process trains there; wait for it, or choose another folder")

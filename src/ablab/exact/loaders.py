@@ -425,31 +425,46 @@ def as_it_is(batch: Any) -> Any:
 # Batches --------------------------------------------------------------------------------------------------------------
 
 
-def leaves_of(batch: Any, within: tuple[int, ...] = ()) -> Iterator[Any]:
+def leaves_of(batch: Any, visited: dict[int, tuple[int, Any]] | None = None) -> Iterator[Any]:
     """Yield the parts of a nested batch; an unknown object is taken apart by its attributes.
 
     Args:
         batch: of any kind.
-        within: the ids of the objects that it is a part of; one that contains itself is not taken apart again.
+        visited: the objects that were taken apart already, with their numbers; one that comes again is its number.
     """
-    if id(batch) in within:
-        return
-    within = (*within, id(batch))
-    if isinstance(batch, Tensor | np.ndarray | str | bytes):
+    if batch is None or isinstance(batch, Tensor | str | bytes | bool | int | float):
         yield batch
-    elif isinstance(batch, type):
+        return
+    visited = {} if visited is None else visited
+    if id(batch) in visited:
+        yield visited[id(batch)][0]
+        return
+    visited[id(batch)] = (len(visited), batch)  # kept alive, so that no other object gets its id
+    if isinstance(batch, type):
         yield batch.__qualname__
+    elif isinstance(batch, np.ndarray) and batch.dtype.hasobject:
+        yield batch.shape
+        yield from leaves_of(batch.tolist(), visited)
+    elif isinstance(batch, np.ndarray):
+        yield batch
     elif isinstance(batch, Mapping):
         for key in batch:
             yield key
-            yield from leaves_of(batch[key], within)
+            yield from leaves_of(batch[key], visited)
+    elif isinstance(batch, set | frozenset):
+        yield from sorted(map(digest_of, batch))  # their order differs between processes
     elif isinstance(batch, Sequence):
         yield len(batch)
         for part in batch:
-            yield from leaves_of(part, within)
+            yield from leaves_of(part, visited)
+    elif hasattr(batch, "__array__") or hasattr(batch, "__array_interface__"):  # images, data frames
+        yield type(batch).__qualname__
+        yield from leaves_of(np.asarray(batch), visited)
     elif hasattr(batch, "__dict__") or type(batch).__repr__ is object.__repr__:  # such a repr is an address in memory
         yield type(batch).__qualname__
-        yield from leaves_of(attributes_of(batch), within)
+        for key, value in attributes_of(batch).items():
+            yield key
+            yield from leaves_of(value, visited)
     else:
         yield batch
 

@@ -237,7 +237,7 @@ class VerifiedFiles(CheckpointIO):
             )
             return
         try:
-            state = readable(checkpoint, "", pickled if self.keeps_objects else refused)
+            state = readable(checkpoint, "", pickles=self.keeps_objects)
         except TypeError as error:
             raise RunError(
                 f"{path}: {error}; have on_save_checkpoint or state_dict give tensors and plain data"
@@ -247,51 +247,62 @@ class VerifiedFiles(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         state = read(Path(path))
-        if has_objects(state):
-            if not self.trusted:
-                raise RunError(
-                    f"{path}: it holds pickled objects, and to read those may run code; if you trust that folder as "
-                    "you trust code, add trust=true"
-                )
-            state = with_objects(state)
-        return state
+        if not has_objects(state):
+            return state
+        self.has_objects = True
+        if not self.trusted:
+            raise RunError(
+                f"{path}: it holds pickled objects, and reading them may run code; if you trust that folder as you "
+                "trust code, add trust=true (in a program: fit(..., trust=True))"
+            )
+        try:
+            return with_objects(state)
+        except Exception as error:  # whatever the classes of the objects raise, or a class that is no longer there
+            raise RunError(
+                f"{path}: its pickled objects cannot be read ({type(error).__name__}: {error}); use the code that "
+                "wrote them, or begin a new run"
+            ) from error
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def readable(value: Any, place: str, other: Callable[[Any, str], Any]) -> Any:
+PLAIN = (bool, int, float, str, bytes, torch.Size)
+KEYS = (bool, int, float, str, tuple)  # of mappings
+
+
+def readable(value: Any, place: str, *, pickles: bool) -> Any:
     """Return a checkpoint's content as tensors and plain data.
 
     Args:
         value: the content, or a part of it.
         place: where the part is, for a message.
-        other: is given a value of another kind and its place, and returns what to write instead.
-    """
-    if isinstance(value, Tensor) or value is None or type(value) in (bool, int, float, str, bytes, torch.Size):
-        return value
-    if isinstance(value, Mapping):
-        items = {key: readable(part, f"{place}.{key}" if place else str(key), other) for key, part in value.items()}
-        return items if type(value) is dict else as_known(value, items)
-    if isinstance(value, list | tuple):
-        parts = [readable(part, f"{place}[{i}]", other) for i, part in enumerate(value)]
-        return parts if isinstance(value, list) else tuple(parts)
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
-    if isinstance(value, torch.dtype | torch.device):
-        return value
-    return other(value, place)
-
-
-def refused(value: Any, place: str) -> Any:
-    """Refuse what is neither tensors nor plain data.
+        pickles: pickle what is neither, so that it comes back as it was. Otherwise arrays become tensors, and kinds of
+            mappings and tuples plain ones.
 
     Raises:
-        TypeError: names it.
+        TypeError: names what is neither tensors nor plain data, or cannot be pickled.
     """
-    raise TypeError(f"{place} is a {type(value).__name__}, and a checkpoint holds tensors and plain data only")
+    kind = type(value)
+    if isinstance(value, Tensor) or value is None or kind in PLAIN or isinstance(value, torch.dtype | torch.device):
+        return value
+    if isinstance(value, np.generic) and type(value.item()) in PLAIN:
+        return value.item()
+    if isinstance(value, Mapping) and (kind in (dict, OrderedDict, Counter) or not pickles):
+        if all(type(key) in KEYS for key in value):
+            named = ((key, f"{place}.{key}" if place else str(key)) for key in value)
+            items = {key: readable(value[key], where, pickles=pickles) for key, where in named}
+            return kind(items) if kind in (OrderedDict, Counter) else items
+    elif isinstance(value, list | tuple) and (kind in (list, tuple) or not pickles):
+        parts = [readable(part, f"{place}[{i}]", pickles=pickles) for i, part in enumerate(value)]
+        return parts if isinstance(value, list) else tuple(parts)
+    elif isinstance(value, np.ndarray) and not pickles and value.dtype.kind in "biufc":
+        return torch.from_numpy(value.copy())
+    if pickles:
+        return pickled(value, place)
+    keys = {type(key).__name__ for key in value if type(key) not in KEYS} if isinstance(value, Mapping) else set()
+    what = f"has keys of type {', '.join(sorted(keys))}" if keys else f"is a {kind.__name__}"
+    raise TypeError(f"{place} {what}, and a checkpoint holds tensors and plain data only")
 
 
 def pickled(value: Any, place: str) -> dict[str, bytes]:
@@ -326,12 +337,6 @@ def with_objects(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(map(with_objects, value))
     return value
-
-
-def as_known(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    """Keep the kinds of mappings that torch reads, and give others as dicts."""
-    kind: Any = type(value)
-    return kind(items) if kind in (OrderedDict, Counter) else items
 
 
 def model_weights(checkpoint: dict[str, Any], prefix: str = "model.") -> dict[str, Tensor]:

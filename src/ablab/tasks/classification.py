@@ -44,7 +44,8 @@ def class_weights_of(
                 f"as a stream; give a list of {num_classes} numbers"
             )
         return sum(counts) / (num_classes * torch.tensor(counts, dtype=torch.float32))
-    if len(weights) != num_classes or not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
+    numbers = all(isinstance(weight, int | float) and 0 <= weight < float("inf") for weight in weights)
+    if not numbers or len(weights) != num_classes or not any(weights):
         raise ValueError(
             f"class_weights={weights}: {num_classes} numbers are needed, one a class, none negative, not all 0"
         )
@@ -61,9 +62,10 @@ class Classification(Task):
         model, optimizer, scheduler, micro_batch_size, seed: see `Task`.
         class_names: the classes, in the order of their numbers.
         label_smoothing: the share of the target that is spread over all classes, in training only.
-        class_weights: what a sample of each class counts in the training loss, which is the mean over samples of weight
-            times cross entropy; "balanced" weighs each class by the inverse of its number of training samples, with a
-            mean weight of 1 over these samples. None weighs all alike, as validation and test always do.
+        class_weights: what a sample of each class counts in the training loss, which is the mean over samples of their
+            weight times their cross entropy, smoothed or not; "balanced" weighs each class by the inverse of its number
+            of training samples, with a mean weight of 1 over these samples. None weighs all alike, as validation and
+            test always do.
         class_counts: the training samples of each class, for "balanced".
         per_class: log each class's accuracy in validation and test.
         test_time_augmentation: "mirror" averages the logits of an image and of its mirror image in validation and test;
@@ -153,9 +155,11 @@ class Classification(Task):
             return F.cross_entropy(logits, targets)
         if self.class_weights is None:
             return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        weights = self.class_weights.to(logits.dtype)
-        total = F.cross_entropy(logits, targets, weights, label_smoothing=self.label_smoothing, reduction="sum")
-        return total / len(targets)  # torch would divide by the sum of the weights, which differs from part to part
+        log_shares = logits.float().log_softmax(-1)
+        smoothing = self.label_smoothing
+        each = -(1 - smoothing) * log_shares - smoothing * log_shares.mean(-1, keepdim=True)  # were it of each class
+        shares = F.one_hot(targets, each.shape[-1]) if batch.mixed is None else targets
+        return (shares * self.class_weights * each).sum(-1).mean()  # not over the weights' sum: parts have to add up
 
     def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
         for name, metric in metrics.items():

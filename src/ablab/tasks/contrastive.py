@@ -122,6 +122,8 @@ class Contrastive(Task):
                 "augment is off, and both views of an image would be the same; choose data/augment=contrastive, or "
                 "turn on what suits the images, data.augment.crop_padding=4"
             )
+        if data.scored == "train":
+            raise ValueError("scored=train: each sample would be its own nearest neighbor; score val or test")
         assert data.splits is not None
         if isinstance(data.splits.train, ImageStream):
             raise ValueError("streaming=true: the neighbors are searched among all training images; set it to false")
@@ -155,7 +157,9 @@ class Contrastive(Task):
         """Return the class that the nearest training samples vote for `(N)`."""
         assert self.known is not None
         features, labels = self.known
-        similarities, nearest = (self.features(batch) @ features.T).topk(self.num_neighbors)
+        own = self.features(batch)
+        with torch.autocast(own.device.type, enabled=False):
+            similarities, nearest = (own @ features.T).topk(self.num_neighbors)
         votes = F.one_hot(labels[nearest]) * (similarities / VOTE_TEMPERATURE).exp()[..., None]
         return votes.sum(1).argmax(1)
 
@@ -171,7 +175,8 @@ class Contrastive(Task):
         features, labels = [], []
         for start in range(0, number, CHUNK):
             batch = self.transfer_batch_to_device(split[share[start : start + CHUNK]], self.device, 0)
-            features.append(self.features(data.on_after_batch_transfer(batch, 0)))
+            with self.trainer.precision_plugin.val_step_context():  # as those of validation
+                features.append(self.features(data.on_after_batch_transfer(batch, 0)))
             labels.append(batch.targets)
         return gathered(torch.cat(features))[: len(split)], gathered(torch.cat(labels))[: len(split)]
 

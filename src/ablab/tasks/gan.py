@@ -17,7 +17,7 @@ from ablab.data.datamodule import DataModule
 from ablab.data.draws import normal, own_seeds
 from ablab.models.interface import NormFactory
 from ablab.tasks.heads import take_head
-from ablab.tasks.task import Task, collection
+from ablab.tasks.task import Stage, Task, collection
 
 CHUNK = 1024  # images that are compared with all others at once
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the kernels, in standard deviations of a pixel
@@ -75,7 +75,7 @@ class GAN(Task):
 
     Metrics: mmd (the unbiased estimate of the squared maximum mean discrepancy between the split's images and as many
     generated ones, from the same noise in each evaluation; the mean over Gaussian kernels of five bandwidths, in pixel
-    space; 0 where the distributions are equal, and below where the estimate happens to be), and of training
+    space; near 0 for equal distributions, and at times below, because it is unbiased), and of training
     discriminator_loss, generator_loss and the generator's gradient_norm. An evaluation keeps the split's images.
 
     Args:
@@ -84,7 +84,7 @@ class GAN(Task):
         norm: makes the generator's norm layers.
         input_shape: of an image, channels first.
         noise_size: random numbers that an image is made from.
-        width: channels of the generator's last layer but one; each before has twice those of the one after.
+        width: channels of the generator's last hidden layer; each layer before it has twice as many.
         micro_batch_size: None.
 
     Raises:
@@ -186,14 +186,18 @@ class GAN(Task):
         noise = self.fixed_noise(metric.num_images, len(batch.inputs))
         metric.update(batch.inputs, self.generate(noise))
 
+    def evaluate(self, batch: Batch, stage: Stage) -> None:
+        self.update(self.metrics(stage), batch.inputs, batch.inputs, batch)  # of the images alone, without a loss
+
     def fixed_noise(self, first: int, number: int) -> Tensor:
         """Return the noise of evaluation, the same for the n-th image however the images are divided into batches."""
         places = torch.arange(first, first + number, device=self.device) * self.trainer.world_size + self.global_rank
         return normal(own_seeds(self.seed, places), NOISE, (self.noise_size,)).to(self.dtype)
 
     def pictures(self, number: int) -> Tensor:
-        """Return generated images, from the noise of evaluation; see `ablab.callbacks.image_samples`."""
-        return self.generate(self.fixed_noise(0, number))
+        """Return generated images, from the same noise each time; see `ablab.callbacks.image_samples`."""
+        seeds = own_seeds(self.seed, torch.arange(number, device=self.device))
+        return self.generate(normal(seeds, NOISE, (self.noise_size,)).to(self.dtype))
 
 
 class MaximumMeanDiscrepancy(Metric):

@@ -41,8 +41,9 @@ class PixelAccuracy(Metric):
 class PixelIoU(MulticlassConfusionMatrix):
     """The intersection over union of each class, NaN for a class that is neither in the masks nor predicted.
 
-    It is that of all counted pixels together. torchmetrics counts pairs of classes in a matrix of pixels times squared
-    classes where deterministic operations are asked for: 7 GB for an image of 512x512 and 21 classes.
+    Intersections and unions are of the pixels of all images together. torchmetrics counts pairs of classes in a matrix
+    of pixels times squared classes where deterministic operations are asked for: 7 GB for an image of 512x512 and 21
+    classes.
     """
 
     def update(self, predicted: Tensor, targets: Tensor) -> None:
@@ -103,7 +104,7 @@ class Segmentation(Task):
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         # Pixels as rows: torch has no deterministic loss of images on a GPU.
-        rows, targets = logits.movedim(1, -1).flatten(0, -2), batch.targets.flatten()
+        rows, targets = logits.float().movedim(1, -1).flatten(0, -2), batch.targets.flatten()
         total = F.cross_entropy(rows, targets, ignore_index=IGNORED_PIXEL, reduction="sum")
         return total / self.num_targets(batch).clamp(min=1)  # without a counted pixel 0, where torch's mean is NaN
 

@@ -226,7 +226,7 @@ class Task(L.LightningModule, ABC):
         return self(batch)
 
     def predictions(self, logits: Tensor) -> dict[str, list[Any]]:
-        """Return what the logits of a batch say, column by column, for scripts/predict.py."""
+        """Return the predictions for a batch as columns by their names, for scripts/predict.py."""
         raise NotImplementedError(
             f"{type(self).__name__} has no predictions() for a table; load checkpoints/best.safetensors in a program"
         )
