@@ -206,7 +206,7 @@ def text_columns(parts: Parts, data: TokenStream, source: Path, num_tokens: int)
             raise ValueError(f"line {number}: {error}, which is of the training text; leave that out") from error
         total, predicted = 0.0, max(0, len(tokens) - 1)  # the first token is given
         windows = Windows([tokens], data.context_length, keep_short=True)
-        for some in torch.arange(len(windows)).split(BATCH_SIZE):
+        for some in torch.arange(len(windows)).split(BATCH_SIZE) if predicted else ():
             batch = windows[some].on(device_of(parts))
             with precision_of(parts):
                 loss = parts.task.loss(parts.task(batch), batch)  # type: ignore[operator]
