@@ -165,7 +165,7 @@ def test_the_network_chooses_data_and_task(run: Start, config: Callable[..., Dic
     [
         (
             ("task=segmentation",),
-            r"Segmentation does not go with Digits, which gives class_names; .*, choose model=unet",
+            r"Segmentation does not go with Digits, which gives images; .*, choose model=unet",
         ),
         (("data=digit_scenes",), r"ResNet is for images, and DigitScenes gives masks; .*, or model=unet for this data"),
         (("model=unet", "data=digits"), r"UNet is for masks, and Digits gives images; choose data=digit_scenes\|"),
