@@ -325,6 +325,7 @@ def test_a_sweep_needs_no_weights_and_biases(command: Command, tmp_path: Path) -
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.thorough
 def test_ctrl_c_on_several_processes_leaves_runs_that_can_be_gone_on_with(
     command: Command, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -314,7 +314,7 @@ SHARDED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHARDED)
+@pytest.mark.parametrize("name", ["resnet", pytest.param("transformer", marks=pytest.mark.thorough)])
 def test_with_a_part_of_every_weight_training_is_the_same(name: str, command: Command, tmp_path: Path) -> None:
     """FSDP on two processes against one process with all: equal to rounding. It goes on to the same bits."""
     every_step = ("callbacks.checkpoints.every_n_steps=1", "callbacks.checkpoints.keep=99")
@@ -351,7 +351,9 @@ class SameBuffers(L.Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("several", [FSDP, ("trainer=ddp_cpu",)], ids=["fsdp", "ddp"])
+@pytest.mark.parametrize(
+    "several", [pytest.param(FSDP, marks=pytest.mark.thorough), ("trainer=ddp_cpu",)], ids=["fsdp", "ddp"]
+)
 def test_all_processes_score_the_same_running_averages(
     several: tuple[str, ...], command: Command, tmp_path: Path
 ) -> None:
@@ -388,7 +390,7 @@ def test_a_run_of_two_processes_that_another_has_is_refused_once(command: Comman
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGSTOP", marks=pytest.mark.thorough)])
 def test_a_process_that_is_killed_or_hangs_ends_all(how: str, faults: Any, tmp_path: Path) -> None:
     harness = faults.Harness(tmp_path, seed=len(how))
     assert harness.fail(how, 2)([*faults.words_of("rnn", 0, 2), f"output_dir={tmp_path}/failed"])
