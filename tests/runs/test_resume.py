@@ -21,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from tests.conftest import ROOT
+from tests.results import result
 
 from ablab.config.errors import ConfigError
 from ablab.disk import Lock
@@ -91,13 +92,6 @@ def go_on() -> Callable[[Path], None]:
         train(resumed(OmegaConf.create({"resume": str(folder)})))
 
     return resume
-
-
-def result(folder: Path) -> dict[str, Any]:
-    """What must be equal to the bit."""
-    record = json.loads((folder / "run.json").read_text())
-    files = {name: (folder / name).read_text() for name in ("metrics.csv", "samples.txt") if (folder / name).exists()}
-    return {**{key: record[key] for key in ("status", "metrics", "weights_sha256")}, **files}
 
 
 def spread_of(steps: int) -> list[int]:

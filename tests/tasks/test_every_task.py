@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,11 +14,13 @@ import pytest
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from tests.conftest import choices
+from tests.results import result
 
 from ablab.callbacks.checkpoints import Checkpoints
 from ablab.config.build import build
 from ablab.config.errors import ConfigError
 from ablab.data.datamodule import DataModule
+from ablab.dry_run import strange_to
 from ablab.runs import signals
 from ablab.runs.metrics import read_rows
 from ablab.runs.outcome import Stopped
@@ -50,7 +50,7 @@ def words_of(config: Callable[..., DictConfig], data_words: Callable[[str], list
                 continue
             data: DataModule = build(config(*words).data)
             data.setup()
-            if {*data.task_sizes} <= {*inspect.signature(task).parameters}:
+            if not strange_to(task, data):
                 for model in models:
                     kind: Any = get_class(config(f"model={model}").model._target_)
                     if data.kind in kind.takes:
@@ -103,14 +103,6 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     [folder] = (tmp_path / "stopped").iterdir()
     train(resumed(OmegaConf.create({"resume": str(folder)})))
     assert result(folder) == expected
-
-
-def result(folder: Path) -> dict[str, Any]:
-    record = json.loads((folder / "run.json").read_text())
-    return {
-        "metrics.csv": (folder / "metrics.csv").read_text(),
-        **{k: record[k] for k in ("metrics", "weights_sha256")},
-    }
 
 
 def test_its_loss_falls_on_one_batch(run: Start, words_of: Any, task_choice: str) -> None:

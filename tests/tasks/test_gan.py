@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from tests.results import result
 from torch import nn
 
 from ablab.config.errors import ConfigError
@@ -79,10 +79,7 @@ def test_a_run_resumes_to_the_same_bits(run: Start, stop: Callable[..., Path | N
     assert folder is not None
     train(resumed(OmegaConf.create({"resume": str(folder)})))
     whole = run(*words).folder
-    assert (folder / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
-    ours, expected = (json.loads((path / "run.json").read_text()) for path in (folder, whole))
-    assert ours["metrics"] == expected["metrics"]
-    assert ours["weights_sha256"] == expected["weights_sha256"]
+    assert result(folder) == result(whole)
 
 
 def test_workers_change_nothing(run: Start) -> None:

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from ablab.data.batch import Batch, Kind, Samples, Split, Splits, Tensors
+from ablab.data.batch import Batch, Kind, Split, Splits, Tensors
 from ablab.data.loader import Loader, Seeded
 from ablab.data.order import BatchOrder
 from ablab.digest import digest
@@ -105,12 +105,8 @@ class DataModule(L.LightningDataModule, ABC):
         """What a task takes from its data, by the names of its constructor's arguments."""
 
     def training_class_counts(self) -> list[int] | None:
-        """Return how many training samples each class has; None where that is not known, or there are no classes."""
-        assert self.splits is not None
-        train = self.splits.train
-        if self.task_sizes.keys() != {"class_names"} or not isinstance(train, Samples):
-            return None
-        return train.targets.bincount(minlength=len(self.task_sizes["class_names"])).tolist()
+        """Return how many training targets each class has; None where that is not known, or there are no classes."""
+        return None
 
     @abstractmethod
     def names(self) -> list[str]:

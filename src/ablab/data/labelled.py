@@ -143,6 +143,11 @@ class LabelledData(DataModule):
         """Count the targets of each class `(num_classes)`."""
         return samples.targets.bincount(minlength=len(self.class_names))
 
+    def training_class_counts(self) -> list[int] | None:
+        assert self.splits is not None
+        train = self.splits.train
+        return self.class_counts(train).tolist() if isinstance(train, Samples) else None
+
     def missing_classes(self, samples: Samples) -> str:
         """Return the names of the classes that no target has."""
         counts = self.class_counts(samples).tolist()

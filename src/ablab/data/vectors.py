@@ -135,8 +135,17 @@ class Vectors(DataModule):
             return one_fold(rows, folds, fold, seed)
         return with_copies(rows, lambda different: random_fold(len(different), folds, fold, seed))
 
+    def class_counts(self, rows: Samples) -> list[int]:
+        """Count the rows of each class."""
+        return rows.targets.bincount(minlength=len(self.target_names)).tolist()
+
+    def training_class_counts(self) -> list[int] | None:
+        assert self.splits is not None
+        train = self.splits.train
+        return self.class_counts(train) if self.target_kind == "class" and isinstance(train, Samples) else None
+
     def check_classes(self, train: Samples) -> None:
-        counts = train.targets.bincount(minlength=len(self.target_names)).tolist()
+        counts = self.class_counts(train)
         if missing := [name for name, count in zip(self.target_names, counts, strict=True) if not count]:
             raise ValueError(f"no training row has the class {enumerated(missing)}; give some, or leave the class out")
 
