@@ -1,4 +1,4 @@
-"""What exact resuming costs a LightningModule from outside: a step with it against a step of plain Lightning.
+"""The cost of exact resuming for a LightningModule from outside, against a step of plain Lightning.
 
 Both train the same module on the same loader, and log every ten steps.
 """

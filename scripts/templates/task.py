@@ -18,8 +18,8 @@ from ablab.tasks.task import Task, collection
 class Template(Task):
     """Cross entropy in which samples that are right already count less, by (1 − p)^gamma of their probability p.
 
-    To make it yours, change `loss`, and what is counted. The data give `class_names`: for numbers it would be
-    `target_names`, `target_mean` and `target_std`, for labels `label_names`, for text `characters_per_token`. Each
+    To make it yours, change `loss` and the metrics. The data give `class_names`; data of numbers would give
+    `target_names`, `target_mean` and `target_std`, of labels `label_names`, of text `characters_per_token`. Each
     argument behind these is a key of the YAML, conf/task/template.yaml.
     Everything else is an ordinary LightningModule: `training_step` and its other hooks may be overridden.
 
