@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from ablab.data.batch import Batch
-from ablab.tasks.task import Stage, Task, collection
+from ablab.tasks.task import Stage, Task, at_least_float32, collection
 
 
 class ClassAccuracy(MulticlassAccuracy):
@@ -155,7 +155,7 @@ class Classification(Task):
             return F.cross_entropy(logits, targets)
         if self.class_weights is None:
             return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        log_shares = logits.float().log_softmax(-1)
+        log_shares = at_least_float32(logits).log_softmax(-1)
         smoothing = self.label_smoothing
         each = -(1 - smoothing) * log_shares - smoothing * log_shares.mean(-1, keepdim=True)  # were it of each class
         shares = F.one_hot(targets, each.shape[-1]) if batch.mixed is None else targets

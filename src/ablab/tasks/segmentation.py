@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ablab.data.batch import IGNORED_PIXEL, Batch
-from ablab.tasks.task import Task, collection
+from ablab.tasks.task import Task, at_least_float32, collection
 
 
 class PixelAccuracy(Metric):
@@ -104,7 +104,7 @@ class Segmentation(Task):
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         # Pixels as rows: torch has no deterministic loss of images on a GPU.
-        rows, targets = logits.float().movedim(1, -1).flatten(0, -2), batch.targets.flatten()
+        rows, targets = at_least_float32(logits).movedim(1, -1).flatten(0, -2), batch.targets.flatten()
         total = F.cross_entropy(rows, targets, ignore_index=IGNORED_PIXEL, reduction="sum")
         return total / self.num_targets(batch).clamp(min=1)  # without a counted pixel 0, where torch's mean is NaN
 

@@ -419,6 +419,11 @@ def without_exchange(strategy: Strategy) -> AbstractContextManager[None]:
     return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Raise half precisions to float32, for sums over many values; float64 stays as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def on_the_bar(name: str) -> bool:
     """Whether a metric is worth a place on the progress bar."""
     return name.endswith(("loss", "accuracy", "/rmse", "/mean_iou", "/mmd"))
