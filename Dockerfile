@@ -21,4 +21,4 @@ COPY Makefile pyproject.toml constraints.txt README.md LICENSE ./
 RUN mkdir -p src/ablab && touch src/ablab/__init__.py && make env
 
 COPY . .
-ENTRYPOINT ["python", "/ablab/train.py"]
+ENTRYPOINT ["python", "/ablab/lab/train.py"]

@@ -3,23 +3,23 @@
 import gc
 import sys
 
-from ablab.runs import signals
+from ablab.lab.run import signals
 
 if __name__ == "__main__":
     signals.install()  # before all that takes time to import: a signal has a meaning from here on
-    gc.disable()  # until the libraries are loaded, see ablab.loading
+    gc.disable()  # until the libraries are loaded, see ablab.lab.loading
 
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
-from ablab.config import help
-from ablab.config.errors import readable_errors
-from ablab.config.schema import check
-from ablab.config.yaml_files import check_conf
-from ablab.loading import loading
-from ablab.runs.resume import is_finished, resumed, words_for_hydra
+from ablab.lab.config import help
+from ablab.lab.config.errors import readable_errors
+from ablab.lab.config.schema import check
+from ablab.lab.config.yaml_files import check_conf
+from ablab.lab.loading import loading
+from ablab.lab.run.resume import is_finished, resumed, words_for_hydra
 
 CONF = Path(__file__).parent / "conf"
 TYPED = sys.argv
@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> None:
     if is_finished(cfg):
         return
     with loading(said=not cfg.quiet):
-        from ablab.train import train  # only now: torch and lightning take seconds to load, a typo should not
+        from ablab.lab.train import train  # only now: torch and lightning take seconds to load, a typo should not
 
     train(cfg)
 
@@ -42,7 +42,9 @@ def main(cfg: DictConfig) -> None:
 if __name__ == "__main__":
     help.register(CONF)
     if any(word.startswith(("-s", "--s")) for word in sys.argv):  # -sc, --shell-completion, and what is short for it
-        from ablab.config import completion  # only now: it rests on parts of Hydra that may change, a training must not
+        from ablab.lab.config import (
+            completion,  # only now: it rests on parts of Hydra that may change, a training must not
+        )
 
         completion.register()
     with readable_errors():

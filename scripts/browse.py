@@ -15,10 +15,10 @@ import sys
 import webbrowser
 from pathlib import Path
 
-from ablab.browse.collect import collect
-from ablab.browse.page import write
-from ablab.config.errors import readable_errors
-from ablab.runs.folder import short
+from ablab.lab.browse.collect import collect
+from ablab.lab.browse.page import write
+from ablab.lab.config.errors import readable_errors
+from ablab.lab.run.folder import short
 
 
 def main() -> None:

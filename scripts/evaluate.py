@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ablab.config.errors import readable_errors
-from ablab.loading import loading
-from ablab.runs.place import rank
+from ablab.lab.config.errors import readable_errors
+from ablab.lab.loading import loading
+from ablab.rank import rank
 from ablab.waiting import on_a_terminal_alone
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--trust", action="store_true", help="build whatever its config names: docs/runs.md")
     options = parser.parse_args()
     with loading(said=True):
-        from ablab.evaluate import evaluate, scoring, shift_of
+        from ablab.lab.evaluate import evaluate, scoring, shift_of
 
     found = evaluate(
         options.run,

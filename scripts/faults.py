@@ -70,7 +70,7 @@ def be_killed(event: str, count: int) -> None:
     """Have this process and all of its run killed when it comes to a place for the count-th time."""
     import torch
 
-    from ablab.runs.metrics import MetricsCSV
+    from ablab.lab.loggers.csv_file import MetricsCSV
     from ablab.tasks.task import Task
 
     def kill() -> None:

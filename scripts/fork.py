@@ -25,7 +25,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ablab.config.errors import ConfigError, readable_errors
+from ablab.errors import ConfigError
+from ablab.lab.config.errors import readable_errors
 
 ROOT = Path(__file__).parents[1]
 RUFF = [sys.executable, "-m", "ruff"]

@@ -22,7 +22,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ablab.config.errors import ConfigError, menu, readable_errors
+from ablab.errors import ConfigError
+from ablab.lab.config.errors import menu, readable_errors
 
 ROOT = Path(__file__).parents[1]
 TEMPLATES = Path(__file__).parent / "templates"

@@ -13,7 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from ablab.config.build import build
+from ablab.lab.config.build import build
 from ablab.models.mlp import MLP
 from ablab.models.resnet import ResNet
 from ablab.models.rnn import RNN

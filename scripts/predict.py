@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ablab.config.errors import readable_errors
-from ablab.loading import loading
+from ablab.lab.config.errors import readable_errors
+from ablab.lab.loading import loading
 from ablab.waiting import on_a_terminal_alone
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--trust", action="store_true", help="build whatever its config names: docs/runs.md")
     options = parser.parse_args()
     with loading(said=True):
-        from ablab.predict import predict
+        from ablab.lab.predict import predict
 
     number = predict(
         options.run,

@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ablab.config.errors import readable_errors
-from ablab.loading import loading
+from ablab.lab.config.errors import readable_errors
+from ablab.lab.loading import loading
 from ablab.waiting import awaited, on_a_terminal_alone
 
 
@@ -30,8 +30,8 @@ def main() -> None:
     with loading(said=True):
         from pandas import read_csv
 
-        from ablab.ablation.report import FOLDER, show, write
-        from ablab.ablation.results import read
+        from ablab.lab.ablation.report import FOLDER, show, write
+        from ablab.lab.ablation.results import read
 
     baseline = dict(word.partition("=")[::2] for word in options.baseline) if options.baseline else None
     results = read(options.folder, mix_code=options.mix_code, baseline=baseline)
@@ -39,7 +39,7 @@ def main() -> None:
         report = write(results, options.folder)
     show(report, options.folder)
     if options.wandb is not None:
-        from ablab.runs.wandb import log_report
+        from ablab.lab.loggers.wandb import log_report
 
         place = options.folder / FOLDER
         files = [place / f"{name}.csv" for name in ("runs", "cells", "comparisons")]

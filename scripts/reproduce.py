@@ -18,15 +18,16 @@ from pathlib import Path
 from hydra import initialize_config_dir
 from omegaconf import DictConfig
 
-from ablab.config.errors import CONF, ConfigError, readable_errors
-from ablab.config.schema import check, is_guest
-from ablab.loading import loading
-from ablab.runs import signals
-from ablab.runs.folder import config_of, read_environment, read_record
-from ablab.runs.identity import differences, plain
-from ablab.runs.outcome import Diverged
-from ablab.runs.place import rank
-from ablab.runs.resume import changed
+from ablab.errors import ConfigError, Diverged
+from ablab.lab.config.errors import readable_errors
+from ablab.lab.config.schema import check, is_guest
+from ablab.lab.config.yaml_files import CONF
+from ablab.lab.loading import loading
+from ablab.lab.run import signals
+from ablab.lab.run.folder import config_of, read_environment, read_record
+from ablab.lab.run.identity import differences, plain
+from ablab.lab.run.resume import changed
+from ablab.rank import rank
 from ablab.waiting import on_a_terminal_alone
 
 NOT_EQUAL = 4
@@ -64,7 +65,7 @@ def config_again(folder: Path, changes: list[str], *, trust: bool = False) -> Di
 
 def run_again(cfg: DictConfig) -> Path:
     """Train; the new run's folder, also where the run diverges."""
-    from ablab.train import train
+    from ablab.lab.train import train
 
     parent = Path(cfg.output_dir)
     others = set(parent.glob("*/run.json"))
@@ -86,11 +87,11 @@ def main() -> int:
     parser.add_argument("--trust", action="store_true", help="build whatever its config names: docs/runs.md")
     options = parser.parse_args()
     with loading(said=True):
-        from ablab.config.trust import check_targets
-        from ablab.evaluate import take_threads
-        from ablab.runs import provenance
-        from ablab.runs.compare import OF_ITSELF, check_comparable, compare, report
-        from ablab.train import data_of
+        from ablab.lab.config.trust import check_targets
+        from ablab.lab.evaluate import take_threads
+        from ablab.lab.run import provenance
+        from ablab.lab.run.compare import OF_ITSELF, check_comparable, compare, report
+        from ablab.lab.train import data_of
 
     check_comparable(options.run)
     cfg = config_again(options.run, options.changes, trust=options.trust)

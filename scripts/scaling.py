@@ -26,10 +26,10 @@ from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from torch import Tensor
 
-from ablab.callbacks.checkpoints import Checkpoints
 from ablab.data.order import BatchOrder
-from ablab.runs import processes
-from ablab.train import train
+from ablab.lab.exact.checkpoints import Checkpoints
+from ablab.lab.launch import processes
+from ablab.lab.train import train
 
 CONF = Path(__file__).parents[1] / "conf"
 STEPS = 16

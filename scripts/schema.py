@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ablab.config.errors import CONF, readable_errors
-from ablab.config.json_schema import write
-from ablab.runs.folder import short
+from ablab.lab.config.errors import readable_errors
+from ablab.lab.config.json_schema import write
+from ablab.lab.config.yaml_files import CONF
+from ablab.lab.run.folder import short
 
 
 def main() -> None:

@@ -14,9 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ablab.config.errors import ConfigError, readable_errors
 from ablab.disk import is_locked
-from ablab.runs.folder import LOCK, short
+from ablab.errors import ConfigError
+from ablab.lab.config.errors import readable_errors
+from ablab.lab.run.folder import LOCK, short
 
 
 def main() -> int:

@@ -15,8 +15,9 @@ import sys
 import yaml
 from hydra import compose, initialize_config_dir
 
-from ablab.ablation.words import asked_for
-from ablab.config.errors import CONF, readable_errors
+from ablab.lab.ablation.words import asked_for
+from ablab.lab.config.errors import readable_errors
+from ablab.lab.config.yaml_files import CONF
 
 
 def main() -> None:

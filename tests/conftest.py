@@ -34,7 +34,7 @@ from playwright.sync_api import Browser, sync_playwright
 from tests import forked
 from tests.polling import LIMIT
 
-from ablab.config.schema import check
+from ablab.lab.config.schema import check
 
 # The same examples in every run, however slow the machine: a test that fails now and then tells nobody anything.
 settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -115,7 +115,7 @@ def load_config(source: FileConfigSource, config_path: str) -> Any:
 @pytest.fixture
 def run(config: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., SimpleNamespace]:
     """Train in this process, one step of everything unless told otherwise; CSV only unless told otherwise."""
-    from ablab.train import train
+    from ablab.lab.train import train
 
     def start(*words: str) -> SimpleNamespace:
         defaults = ["trainer=smoke", "logger=csv", f"output_dir={tmp_path}/runs"]
@@ -137,8 +137,8 @@ def stop(
     run: Callable[..., SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Path | None]:
     """A run that gets a signal in its k-th step of a kind; gives its folder, or None if it ends before."""
-    from ablab.runs import signals
-    from ablab.runs.outcome import Stopped
+    from ablab.errors import Stopped
+    from ablab.lab.run import signals
     from ablab.tasks.task import Task
 
     def start(step: str, k: int, *words: str) -> Path | None:
@@ -227,7 +227,7 @@ def faults() -> Any:
 @pytest.fixture
 def last_weights() -> Callable[[Path], dict[str, torch.Tensor]]:
     """The weights that a run's training ended with, from its folder."""
-    from ablab.runs.checkpoints import in_order, model_weights, read
+    from ablab.lab.run.checkpoint_files import in_order, model_weights, read
 
     return lambda folder: model_weights(read(in_order(folder / "checkpoints")[-1]))
 

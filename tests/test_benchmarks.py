@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 
+from ablab.lab.train import assemble
 from ablab.optim.optimizer import make_optimizer
-from ablab.train import assemble
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(__file__).parents[1] / "scripts"

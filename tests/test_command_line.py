@@ -12,8 +12,9 @@ import lightning as L
 import pytest
 from omegaconf import DictConfig
 
-from ablab.config.errors import ConfigError, readable_errors
-from ablab.train import train
+from ablab.errors import ConfigError
+from ablab.lab.config.errors import readable_errors
+from ablab.lab.train import train
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 

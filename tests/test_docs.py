@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
-from ablab.ablation.ablation import Ablation
-from ablab.config.errors import ConfigError
+from ablab.errors import ConfigError
+from ablab.lab.ablation.ablation import Ablation
 from ablab.norms import LayerNorm, NoNorm, RMSNorm, WeightNorm
 
 ROOT = Path(__file__).parents[1]

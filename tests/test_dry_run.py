@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ablab.config.errors import ConfigError
 from ablab.data.batch import Batch
+from ablab.errors import ConfigError
 from ablab.tasks.classification import Classification
 
 Start = Callable[..., SimpleNamespace]

@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from ablab.data.batch import Batch
-from ablab.runs.metrics import read_rows
-from ablab.runs.outcome import Diverged
-from ablab.runs.resume import resumed
+from ablab.errors import Diverged
+from ablab.lab.loggers.csv_file import read_rows
+from ablab.lab.run.resume import resumed
+from ablab.lab.train import train
 from ablab.tasks.task import Task
-from ablab.train import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 

@@ -20,11 +20,10 @@ from tests import forked
 from tests.cluster.conftest import with_tests
 from tests.polling import LIMIT, wait_until
 
-from ablab.config.errors import ConfigError
-from ablab.evaluate import evaluate
-from ablab.runs.checkpoints import in_order
-from ablab.runs.outcome import RunError
-from ablab.runs.resume import with_open_keys
+from ablab.errors import ConfigError, RunError
+from ablab.lab.evaluate import evaluate
+from ablab.lab.run.checkpoint_files import in_order
+from ablab.lab.run.resume import with_open_keys
 
 ROOT = Path(__file__).parents[1]
 DEMOS = "lightning.pytorch.demos.boring_classes"

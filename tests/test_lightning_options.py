@@ -13,9 +13,9 @@ import torch
 from tests.runs.test_resume import result
 from torch import Tensor
 
-from ablab.config.errors import ConfigError
 from ablab.data.batch import Batch
-from ablab.runs.metrics import read_rows
+from ablab.errors import ConfigError
+from ablab.lab.loggers.csv_file import read_rows
 from ablab.tasks.classification import Classification
 
 Start = Callable[..., SimpleNamespace]

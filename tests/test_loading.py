@@ -36,10 +36,10 @@ USES = {
 FORKING = """
 import gc, json, os, sys
 import torch
-from ablab.loading import loading
+from ablab.lab.loading import loading
 gc.disable()
 with loading():
-    import ablab.train
+    import ablab.lab.train
 frozen = gc.get_freeze_count()
 with loading():  # in a sweep of Hydra's own, for every run
     pass
@@ -69,7 +69,7 @@ def test_what_a_training_does_not_use_is_loaded_once_it_is_used() -> None:
     (collecting, frozen, finders), modules, *answers = map(json.loads, done.stdout.splitlines())
     assert collecting
     assert frozen > 100_000
-    assert "ablab.loading" not in finders
+    assert "ablab.lab.loading" not in finders
     assert {"torchmetrics", "lightning", "scipy.signal", "torchmetrics.utilities.plot"} <= set(modules)
     assert not {"matplotlib", "scipy.signal._signaltools", "wandb", "pandas", "sklearn"} & set(modules)
     assert answers == list(USES.values())

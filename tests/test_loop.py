@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from torch import Tensor
 
-from ablab.loop import TrainingEpoch
-from ablab.runs.metrics import read_rows
+from ablab.lab.fast_loop import TrainingEpoch
+from ablab.lab.loggers.csv_file import read_rows
 from ablab.tasks.task import Task
 
 Start = Callable[..., SimpleNamespace]

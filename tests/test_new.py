@@ -19,7 +19,7 @@ from tests import forked
 from tests.repository import committed
 from torch import nn
 
-from ablab.config.errors import ConfigError
+from ablab.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from tests.repository import committed
 
-from ablab.exact.exact import Exact
-from ablab.runs import signals
-from ablab.runs.folder import config_of
-from ablab.runs.outcome import Stopped
-from ablab.runs.resume import with_open_keys
-from ablab.train import train
+from ablab.errors import Stopped
+from ablab.lab.exact.exact import Exact
+from ablab.lab.run import signals
+from ablab.lab.run.folder import config_of
+from ablab.lab.run.resume import with_open_keys
+from ablab.lab.train import train
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "recipes.md").read_text()

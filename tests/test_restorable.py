@@ -16,14 +16,13 @@ import torch
 from omegaconf import OmegaConf
 from tests.runs.test_resume import result
 
-from ablab.config.errors import ConfigError
-from ablab.evaluate import evaluate
-from ablab.restorable import Unfit, check_state
-from ablab.runs.checkpoints import in_order, newest_sound, read, read_weights, write, write_weights
-from ablab.runs.folder import config_of
-from ablab.runs.outcome import RunError
-from ablab.runs.resume import resumed
-from ablab.train import Parts, assemble, train
+from ablab.errors import ConfigError, RunError
+from ablab.lab.evaluate import evaluate
+from ablab.lab.run.checkpoint_files import in_order, newest_sound, read, read_weights, write, write_weights
+from ablab.lab.run.folder import config_of
+from ablab.lab.run.restorable import Unfit, check_state
+from ablab.lab.run.resume import resumed
+from ablab.lab.train import Parts, assemble, train
 
 Start = Callable[..., SimpleNamespace]
 Stop = Callable[..., Path | None]

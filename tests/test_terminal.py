@@ -17,13 +17,13 @@ from tests import forked
 from tests.polling import LIMIT
 
 from ablab import waiting
-from ablab.ablation.ablation import Ablation
-from ablab.ablation.grid import Grid, Prepared
-from ablab.config import help
-from ablab.runs import signals
-from ablab.runs.outcome import STOPPED, Stopped
+from ablab.errors import STOPPED, Stopped
+from ablab.lab.ablation.ablation import Ablation
+from ablab.lab.ablation.grid import Grid, Prepared
+from ablab.lab.config import help
+from ablab.lab.run import signals
+from ablab.lab.train import train
 from ablab.screen import fitted
-from ablab.train import train
 
 ROOT = Path(__file__).parents[1]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -120,8 +120,8 @@ def test_each_way_to_ask_hydra_for_completion_gets_it(command: Command, option: 
 
 def test_what_completes_is_not_loaded_by_a_training(command: Command) -> None:
     result = command("--cfg", "job", PYTHONPROFILEIMPORTTIME="1")
-    assert "ablab.config.help" in result.stderr
-    assert "ablab.config.completion" not in result.stderr
+    assert "ablab.lab.config.help" in result.stderr
+    assert "ablab.lab.config.completion" not in result.stderr
 
 
 # Help --------------------------------------------------------------------------------------------------------------
@@ -361,7 +361,7 @@ def test_a_quiet_sweep_that_is_stopped_says_how_to_go_on(command: Command, tmp_p
     stopped = tmp_path / "stopped.py"
     stopped.write_text(
         "import runpy, signal\n"
-        "from ablab.runs import signals\n"
+        "from ablab.lab.run import signals\n"
         "signals.requested = signal.SIGTERM  # as if it came before the first step\n"
         f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
     )

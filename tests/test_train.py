@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig
 from tests.runs import wandb_file
 
-from ablab.runs.checkpoints import BEST, read_weights
+from ablab.lab.run.checkpoint_files import BEST, read_weights
 
 Start = Callable[..., SimpleNamespace]
 Command = Callable[..., Any]

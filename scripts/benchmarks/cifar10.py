@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
+from ablab.lab.train import assemble, train
 from ablab.optim.optimizer import make_optimizer
-from ablab.train import assemble, train
 from benchmarks.measuring import Ratio, measure
 from benchmarks.step import CONF, now
 

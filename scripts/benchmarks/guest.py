@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from ablab.exact.fit import fit
+from ablab.lab.exact.fit import fit
 from ablab.models.resnet import ResNet
 from ablab.norms.batch import BatchNorm
 from benchmarks.measuring import Ratio, measure

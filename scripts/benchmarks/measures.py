@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 
-from ablab.train import train
+from ablab.lab.train import train
 from benchmarks.measuring import Ratio, measure
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from ablab.train import train
+from ablab.lab.train import train
 from benchmarks.measuring import Ratio, compared
 from benchmarks.step import SKIPPED, by_hand, composed
 

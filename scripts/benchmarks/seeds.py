@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
+from ablab.lab.train import Parts, assemble
 from ablab.optim.optimizer import make_optimizer
-from ablab.train import Parts, assemble
 from benchmarks.measuring import Ratio, compared, measure
 from benchmarks.step import SKIPPED, STEPS, by_hand, composed, now
 

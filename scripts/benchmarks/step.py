@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torchmetrics.classification import MulticlassAccuracy
 
+from ablab.lab.run.run import Run
+from ablab.lab.train import Parts, assemble, seen_by
 from ablab.optim.optimizer import make_optimizer
-from ablab.runs.run import Run
-from ablab.train import Parts, assemble, seen_by
 from benchmarks.measuring import Ratio, measure
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -13,8 +13,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback
 
-from ablab.ablation.local import at_work
 from ablab.data.reading import read_once
+from ablab.lab.launch.local import at_work
 from benchmarks.measuring import Time, spread
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -51,6 +51,6 @@ def sweep(rounds: int, device: torch.device) -> Iterator[Time]:
                 assert status == "finished", (Path(folder) / "run" / "log.txt").read_text(encoding="utf-8")
                 return time.perf_counter() - began - Clock.seconds
 
-        with read_once():  # as `ablab.ablation.sweep`
+        with read_once():  # as `ablab.lab.ablation.sweep`
             measured = spread("a cell", f"beside its steps, {name}", cell, rounds)
         yield measured

@@ -1,4 +1,4 @@
-"""File locks and syncs that also work on file systems without them."""
+"""Files that are written whole or not at all, and file locks, on any file system."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import errno
 import fcntl
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from ablab.errors import RunError
 
 PAUSE = 0.02  # seconds between two tries
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
@@ -109,3 +112,67 @@ def sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in CANNOT_SYNC:
             raise
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when it is complete and on the disk.
+
+    The folder is not made: a run's folder that has been deleted stays so.
+
+    Raises:
+        RunError: there is no room for it; what was there before is as it was.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)  # the new name, too
+    except (OSError, RuntimeError) as error:  # torch wraps what the disk answered
+        raise not_written(path, error) from error
+    finally:
+        with suppress(OSError):  # the folder may be gone, the file system read-only by now
+            temporary.unlink()
+
+
+def make_parent(path: Path) -> None:
+    """Make the folder of a file, and not that folder's parents: the run's own may have been deleted.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: Exception) -> RunError:
+    """The error for a file that could not be written."""
+    if (gone := missing(path.parent)) is not None:
+        return RunError(
+            f"{gone}: the run's folder is gone, deleted or moved while the run was going on; nothing is written there "
+            "anew. The same command begins the run again; with the folder back in its place, it can be resumed"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return RunError(
+            f"{path}: it could not be written ({error.strerror}); allow more open files (ulimit -n 4096), or use fewer "
+            "data.num_workers, then resume the run"
+        )
+    return RunError(
+        f"{path}: it could not be written ({error}); the run ends here, the checkpoints before it are intact. "
+        "With room on the disk, resume the run"
+    )
+
+
+def missing(folder: Path) -> Path | None:
+    """The outermost of a folder and its parents that is not there; None if the folder is."""
+    return next((parent for parent in (*reversed(folder.parents), folder) if not parent.exists()), None)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

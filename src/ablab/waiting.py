@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from ablab.runs.place import rank
+from ablab.rank import rank
 
 T = TypeVar("T")
 

@@ -13,11 +13,11 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from ablab.loading import loading
+from ablab.lab.loading import loading
 
 
 class AblationSweeper(Sweeper):
-    """Runs an ablation, or the grid that the words of a command make; see `ablab.ablation.sweep`."""
+    """Runs an ablation, or the grid that the words of a command make; see `ablab.lab.ablation.sweep`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context = hydra_context
@@ -35,7 +35,7 @@ class AblationSweeper(Sweeper):
         assert self.config is not None
         assert self.launcher is not None
         with loading(said=not self.config.quiet):
-            from ablab.ablation.sweep import sweep  # only now: it loads torch and pandas
+            from ablab.lab.ablation.sweep import sweep  # only now: it loads torch and pandas
 
         return sweep(arguments, self.config, self.hydra_context.config_loader, self.launcher)
 
@@ -51,37 +51,51 @@ class OwnLauncher(Launcher):
 
 
 class LocalLauncher(OwnLauncher):
-    """Runs on this machine, one after another in this process, or several at once; see `ablab.ablation.local`.
+    """Runs on this machine, one after another in this process, or several at once; see `ablab.lab.launch.local`.
 
     Args:
         num_processes: how many runs go on at once, each in a process of its own, on one GPU of those that there are, in
             turn; "gpus" is one for each GPU.
     """
 
+    is_local = True
+
     def __init__(self, num_processes: int | str = 1) -> None:
         self.num_processes = num_processes
 
+    def carry_out(self, runs: list[Any], progress: Any) -> None:
+        from ablab.lab.launch import local  # only now: it loads torch
+
+        local.launch(runs, self.num_processes, progress)
+
 
 class SlurmLauncher(OwnLauncher):
-    """Runs as one array of jobs of Slurm; see `ablab.ablation.slurm`.
+    """Runs as one array of jobs of Slurm; see `ablab.lab.launch.slurm`.
 
     Args:
         site: how this cluster wants its jobs, the keys of conf/hydra/launcher/slurm.yaml.
     """
 
+    is_local = False
+
     def __init__(self, **site: Any) -> None:
         self.site: Any = OmegaConf.to_container(OmegaConf.create(site))
+
+    def carry_out(self, runs: list[Any], progress: Any) -> None:
+        from ablab.lab.launch import slurm
+
+        slurm.launch(runs, slurm.Site(**self.site), progress)
 
 
 def one_run(cfg: DictConfig) -> str:
     """What Hydra's other launchers do for each run; one that fails says so in its log.txt and disturbs no other."""
-    from ablab.ablation.local import at_work
+    from ablab.lab.launch.local import at_work
 
     return at_work(cfg)
 
 
 class OptunaSweeper(Sweeper):
-    """Searches instead of running a grid; see `ablab.ablation.search`.
+    """Searches instead of running a grid; see `ablab.lab.ablation.search`.
 
     Args:
         study: the name of the search, and of its folder in output_dir.
@@ -103,7 +117,7 @@ class OptunaSweeper(Sweeper):
         assert self.config is not None
         try:
             with loading(said=not self.config.quiet):
-                from ablab.ablation.search import search
+                from ablab.lab.ablation.search import search
         except ModuleNotFoundError as error:
             raise HydraException(f"hydra/sweeper=optuna: {error}; pip install 'ablab[search]'") from error
 

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 from tests.polling import wait_until
 
-from ablab.runs import signals
+from ablab.lab.run import signals
 
 
 class Fine(L.Callback):

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from ablab.ablation.ablation import Ablation
-from ablab.ablation.words import asked_for
-from ablab.config.errors import ConfigError
-from ablab.config.schema import quoted
+from ablab.errors import ConfigError
+from ablab.lab.ablation.ablation import Ablation
+from ablab.lab.ablation.words import asked_for
+from ablab.lab.config.schema import quoted
 
 GRID: dict[str, Any] = {
     "name": "small",

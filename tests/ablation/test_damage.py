@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from tests.ablation.test_report import RECORD, ablation
 
-from ablab.ablation.report import compose
-from ablab.ablation.results import read, reason, status_of
-from ablab.config.errors import ConfigError
-from ablab.runs.folder import death, failure
+from ablab.errors import ConfigError
+from ablab.lab.ablation.report import compose
+from ablab.lab.ablation.results import read, reason, status_of
+from ablab.lab.run.folder import death, failure
 
 ROOT = Path(__file__).parents[2]
 assert ablation  # a fixture

@@ -13,12 +13,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, open_dict
 
-from ablab.ablation import slurm
-from ablab.ablation.ablation import Ablation, Planned
-from ablab.ablation.grid import Grid, Prepared, check_folders, folder_name
-from ablab.ablation.words import asked_for
-from ablab.config.errors import ConfigError
-from ablab.runs.code import hashed_once
+from ablab.errors import ConfigError
+from ablab.lab.ablation.ablation import Ablation, Planned
+from ablab.lab.ablation.grid import Grid, Prepared, check_folders, folder_name
+from ablab.lab.ablation.words import asked_for
+from ablab.lab.launch import slurm
+from ablab.lab.run.code import hashed_once
 
 ROOT = Path(__file__).parents[2]
 Grids = Callable[..., Grid]

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ablab.train import Parts, assemble
+from ablab.lab.train import Parts, assemble
 
 Compose = Callable[..., DictConfig]
 

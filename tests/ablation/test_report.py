@@ -16,12 +16,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from ablab.ablation.ablation import Ablation, Planned
-from ablab.ablation.figures import Drawing, figures, is_numeric, label, readable
-from ablab.ablation.progress import Progress
-from ablab.ablation.report import Report, compose, show, write
-from ablab.ablation.results import Results, read
-from ablab.config.errors import ConfigError
+from ablab.errors import ConfigError
+from ablab.lab.ablation.ablation import Ablation, Planned
+from ablab.lab.ablation.figures import Drawing, figures, is_numeric, label, readable
+from ablab.lab.ablation.progress import Progress
+from ablab.lab.ablation.report import Report, compose, show, write
+from ablab.lab.ablation.results import Results, read
 
 NORMS = ["batchnorm", "groupnorm", "none"]
 SIZES = [2, 8, 32]
@@ -314,8 +314,8 @@ def test_what_a_report_is_about_is_text_and_no_markup(tmp_path: Path, capsys: py
 
 
 def test_verdicts_are_read_again_as_they_were(tmp_path: Path) -> None:
-    from ablab.ablation.report import markdown
-    from ablab.browse.collect import verdicts
+    from ablab.lab.ablation.report import markdown
+    from ablab.lab.browse.collect import verdicts
 
     report = compose(results())
     report.verdicts = [STRANGE, *report.verdicts]

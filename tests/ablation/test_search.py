@@ -16,8 +16,8 @@ from tests.ablation.test_sweep import SMALL, records, start
 from tests.polling import wait_until
 from tests.runs import wandb_file
 
-from ablab.ablation.search import search
-from ablab.config.errors import ConfigError
+from ablab.errors import ConfigError
+from ablab.lab.ablation.search import search
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 SEARCH = (

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ablab.ablation.slurm import Site, command
+from ablab.lab.launch.slurm import Site, command
 
 WORDS = ["norm=batchnorm", "logger.wandb.notes='it\\'s $HOME `x` \"abcdefgh\" https://me:pa55@host'", "data.token=hf_1"]
 

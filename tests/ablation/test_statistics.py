@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import DescrStatsW
 
-from ablab.ablation import statistics as st
+from ablab.lab.ablation import statistics as st
 
 FACTORS = ["norm", "data.batch_size"]
 

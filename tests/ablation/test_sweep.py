@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 from tests import forked
 from tests.polling import LIMIT, wait_until
 
-from ablab.ablation import local, slurm
-from ablab.ablation.grid import Grid
-from ablab.config.errors import ConfigError
+from ablab.errors import ConfigError
+from ablab.lab.ablation.grid import Grid
+from ablab.lab.launch import local, slurm
 
 ROOT = Path(__file__).parents[2]
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -222,7 +222,7 @@ def test_each_cell_is_run_at_the_rate_that_was_best_for_it(command: Command, tmp
 
 
 def test_long_levels_have_tags_that_wandb_takes_and_that_differ() -> None:
-    from ablab.ablation.grid import tag
+    from ablab.lab.ablation.grid import tag
 
     one, other = (
         tag("data.path", f"{folder}/a-folder-whose-name-is-long/another/part/train.parquet") for folder in "ab"

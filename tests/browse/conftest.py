@@ -17,8 +17,8 @@ from playwright.sync_api import Browser, Page
 from tests import forked
 from tests.polling import LIMIT
 
-from ablab.browse.collect import collect
-from ablab.browse.page import NAME, write
+from ablab.lab.browse.collect import collect
+from ablab.lab.browse.page import NAME, write
 
 ROOT = Path(__file__).parents[2]
 BRIEF = ["trainer.max_epochs=3", "trainer.limit_train_batches=4", "trainer.log_every_n_steps=1", "logger=csv"]

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from ablab.browse.collect import collect
-from ablab.browse.curves import POINTS, curves, fit, thinned
-from ablab.browse.page import page
-from ablab.config.errors import ConfigError
-from ablab.runs.metrics import read_rows
+from ablab.errors import ConfigError
+from ablab.lab.browse.collect import collect
+from ablab.lab.browse.curves import POINTS, curves, fit, thinned
+from ablab.lab.browse.page import page
+from ablab.lab.loggers.csv_file import read_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -350,7 +350,7 @@ def test_without_a_display_the_path_is_all_that_happens(
 
 
 def test_collecting_loads_nothing_heavy() -> None:
-    code = "import sys, ablab.browse.collect, ablab.browse.page; print(*sys.modules)"
+    code = "import sys, ablab.lab.browse.collect, ablab.lab.browse.page; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "lightning", "pandas", "wandb"} & set(loaded)
 
@@ -358,4 +358,4 @@ def test_collecting_loads_nothing_heavy() -> None:
 def test_a_wheel_has_the_parts_of_the_page() -> None:
     parts = {path.name for path in (ROOT / "src/ablab/browse").glob("page.*")} - {"page.py"}
     shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert set(shipped["ablab.browse"]) == parts
+    assert set(shipped["ablab.lab.browse"]) == parts

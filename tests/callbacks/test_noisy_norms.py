@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ablab.callbacks.noisy_norms import NoisyNorms
-from ablab.runs.metrics import read_rows
+from ablab.lab.loggers.csv_file import read_rows
 
 
 @pytest.mark.parametrize("shape", [(4000, 3), (4000, 3, 2, 2), (4000, 2, 3)])

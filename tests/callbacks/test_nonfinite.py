@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ablab.callbacks.nonfinite import NonFinite
 from ablab.data.batch import Batch
-from ablab.runs import signals
-from ablab.runs.metrics import read_rows
-from ablab.runs.outcome import DIVERGED, Diverged, Stopped
-from ablab.runs.resume import resumed
+from ablab.errors import DIVERGED, Diverged, Stopped
+from ablab.lab.loggers.csv_file import read_rows
+from ablab.lab.run import signals
+from ablab.lab.run.resume import resumed
+from ablab.lab.train import train
 from ablab.tasks.task import Task
-from ablab.train import train
 
 Start = Callable[..., SimpleNamespace]
 WORDS = ["trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=5", "trainer.log_every_n_steps=1"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ablab.callbacks.recalibration import Recalibration
-from ablab.runs.checkpoints import BEST, read_weights
+from ablab.lab.run.checkpoint_files import BEST, read_weights
 
 WORDS = ("trainer.limit_train_batches=4", "trainer.max_steps=4", "trainer.limit_test_batches=1.0", "optimizer.lr=0.3")
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator
 
-from ablab.config.json_schema import schemas
+from ablab.lab.config.json_schema import schemas
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"

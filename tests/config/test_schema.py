@@ -11,9 +11,9 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from ablab.config import schema
-from ablab.config.errors import ConfigError
-from ablab.config.schema import check, read_signature
+from ablab.errors import ConfigError
+from ablab.lab.config import schema
+from ablab.lab.config.schema import check, read_signature
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"

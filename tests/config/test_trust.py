@@ -16,12 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from tests.conftest import choices
 from tests.runs.test_evaluate import files_of
 
-from ablab.config.errors import CONF, ConfigError
-from ablab.config.schema import SEVERAL
-from ablab.config.trust import KINDS, annotation_of, check_targets, kinds_in, problems
-from ablab.evaluate import evaluate
-from ablab.runs.resume import check_overrides, resumed
-from ablab.train import train
+from ablab.errors import ConfigError
+from ablab.lab.config.schema import SEVERAL
+from ablab.lab.config.trust import KINDS, annotation_of, check_targets, kinds_in, problems
+from ablab.lab.config.yaml_files import CONF
+from ablab.lab.evaluate import evaluate
+from ablab.lab.run.resume import check_overrides, resumed
+from ablab.lab.train import train
 
 Config = Callable[..., DictConfig]
 Start = Callable[..., SimpleNamespace]
@@ -125,7 +126,7 @@ COMMAND = "subprocess.getoutput"
         ("scheduler", {"_target_": "functools.partial", "_args_": [{"_target_": COMMAND}]}),
         ("trainer.strategy", {"_target_": COMMAND, "_args_": ["touch FILE"]}),
         ("trainer.plugins", [{"_target_": COMMAND, "_args_": ["touch FILE"]}]),
-        ("trainer.strategy", {"_target_": "ablab.runs.strategies.ddp", "timeout": {"_target_": COMMAND}}),
+        ("trainer.strategy", {"_target_": "ablab.lab.launch.strategies.ddp", "timeout": {"_target_": COMMAND}}),
         ("task.more", {"_target_": COMMAND, "_recursive_": False}),
         ("trainer._target_", "lightning.pytorch.Trainer"),
     ],

@@ -13,9 +13,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from ablab.config import errors, yaml_files
-from ablab.config.errors import CONF, ConfigError, readable_errors
-from ablab.config.yaml_files import check_conf, check_yaml, read_yaml
+from ablab.errors import ConfigError
+from ablab.lab.config import errors, yaml_files
+from ablab.lab.config.errors import readable_errors
+from ablab.lab.config.yaml_files import CONF, check_conf, check_yaml, read_yaml
 
 NAMES = "abcdefgh"
 LAUGH = [

@@ -12,7 +12,6 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from ablab.config.build import build
 from ablab.data.batch import Batch, Samples
 from ablab.data.datamodule import DataModule
 from ablab.data.digit_scenes import DigitScenes
@@ -24,6 +23,7 @@ from ablab.data.mnist5k import MNIST5k
 from ablab.data.synthetic import SyntheticImages
 from ablab.data.text import Text
 from ablab.data.token_stream import Windows
+from ablab.lab.config.build import build
 
 Make = Callable[..., DataModule]
 

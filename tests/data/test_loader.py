@@ -14,8 +14,8 @@ from torch.utils.data import get_worker_info
 from ablab.data.batch import Batch
 from ablab.data.loader import Loader
 from ablab.data.order import BatchOrder
-from ablab.runs.outcome import RunError
-from ablab.runs.processes import lost_worker
+from ablab.errors import RunError
+from ablab.lab.launch.processes import lost_worker
 
 
 class Numbers:

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 from ablab.data.reading import read_once
-from ablab.train import data_of
+from ablab.lab.train import data_of
 
 ROOT = Path(__file__).parents[2]
 

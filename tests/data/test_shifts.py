@@ -19,8 +19,6 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from ablab.config.build import build
-from ablab.config.errors import ConfigError
 from ablab.data import shifts
 from ablab.data.digits import load_digits
 from ablab.data.shifts import (
@@ -35,6 +33,8 @@ from ablab.data.shifts import (
     Shift,
     TimeWarp,
 )
+from ablab.errors import ConfigError
+from ablab.lab.config.build import build
 
 CONF = Path(__file__).parents[2] / "conf" / "data" / "shift"
 NAMES = sorted(file.stem for file in CONF.glob("*.yaml") if file.stem != "none")

@@ -16,13 +16,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from ablab.config.errors import ConfigError
 from ablab.data import stream as module
 from ablab.data.stream import ImageStream, Row, StreamLoader
-from ablab.runs.outcome import RunError
-from ablab.runs.resume import resumed
+from ablab.errors import ConfigError, RunError
+from ablab.lab.run.resume import resumed
+from ablab.lab.train import train
 from ablab.tasks.task import Task
-from ablab.train import train
 
 
 def stream(decode: Callable[[Row], Tensor], rows: int = 40, there: int = 40) -> ImageStream:

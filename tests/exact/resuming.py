@@ -10,8 +10,8 @@ from typing import Any
 import lightning as L
 import torch
 
-from ablab.exact.fit import fit
-from ablab.runs.checkpoints import in_order
+from ablab.lab.exact.fit import fit
+from ablab.lab.run.checkpoint_files import in_order
 
 Make = Callable[[], tuple[L.LightningModule, Any]]
 

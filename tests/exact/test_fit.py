@@ -29,13 +29,12 @@ from tests.exact import guests
 from tests.exact.resuming import quiet_trainer, resume_everywhere, train
 from torch.utils.data import DataLoader
 
-from ablab.config.errors import ConfigError
 from ablab.disk import Lock
-from ablab.exact.fit import fit
-from ablab.exact.loaders import digest_of
-from ablab.runs import signals
-from ablab.runs.checkpoints import VerifiedFiles, in_order
-from ablab.runs.outcome import RunError, Stopped
+from ablab.errors import ConfigError, RunError, Stopped
+from ablab.lab.exact.fit import fit
+from ablab.lab.exact.loaders import digest_of
+from ablab.lab.run import signals
+from ablab.lab.run.checkpoint_files import VerifiedFiles, in_order
 
 FEW: dict[str, Any] = {"limit_train_batches": 6, "limit_val_batches": 2}
 
@@ -241,7 +240,7 @@ def test_data_that_change_are_said_after_the_first_epoch_and_at_the_resume(
 
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
     from ablab.callbacks.nonfinite import NonFinite
-    from ablab.runs.outcome import Diverged
+    from ablab.errors import Diverged
 
     trainer = L.Trainer(
         accelerator="cpu",

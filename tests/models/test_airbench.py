@@ -58,7 +58,7 @@ def test_the_steps_are_those_of_a_loop_by_hand(
     with (done.folder / "metrics.csv").open() as file:
         ours = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
-    from ablab.train import assemble
+    from ablab.lab.train import assemble
 
     parts = assemble(done.cfg)
     model: Any = parts.task.model.double()

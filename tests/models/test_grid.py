@@ -19,7 +19,7 @@ from tests.conftest import choices
 from tests.norms.conftest import NAMED, chosen
 from torch import nn
 
-from ablab.config.build import build
+from ablab.lab.config.build import build
 from ablab.norms import Layout, Norm, WeightStandardization, collecting, problems
 
 OVER_POSITIONS_ALONE = {"instancenorm", "frn", "evonorm_b0"}  # each feature of a single position is a single value

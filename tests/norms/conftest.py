@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ablab.config.build import build
+from ablab.lab.config.build import build
 from ablab.norms import EvoNormS0, GroupNorm, LayerNorm, Layout, Norm, Refused, RMSNorm, collecting
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ablab.config.build import build
+from ablab.lab.config.build import build
 from ablab.norms import BatchNorm, LayerNorm, NormLayer, WeightNorm, bake
 
 # model, kind of data, and norms that cannot be there or have a test of their own

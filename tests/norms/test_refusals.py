@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ablab.config.errors import ConfigError
+from ablab.errors import ConfigError
 from ablab.models.transformer import Transformer
 from ablab.norms import (
     BatchNorm,

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from ablab.config.build import build
+from ablab.lab.config.build import build
 from ablab.norms.norm import collecting
 from ablab.optim import schedules
 from ablab.optim.groups import parameter_groups
@@ -243,7 +243,7 @@ def test_every_optimizer_lowers_the_loss_and_goes_on_from_its_state_to_the_same_
 def test_what_a_training_is_too_short_for_is_said_once(
     config: Callable[..., Any], capsys: pytest.CaptureFixture[str], words: list[str], said: list[str]
 ) -> None:
-    from ablab.train import tried
+    from ablab.lab.train import tried
 
     tried(config("trainer=cpu", "logger=csv", "trainer.max_epochs=2", "data.batch_size=574", *words))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]

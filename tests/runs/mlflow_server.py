@@ -16,7 +16,7 @@ from mlflow.protos import service_pb2 as api
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.utils.proto_json_utils import message_to_json, parse_dict
 
-from ablab.runs.mlflow import opening
+from ablab.lab.loggers.mlflow import opening
 
 with opening(None):  # in silence
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore

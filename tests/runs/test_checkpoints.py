@@ -16,11 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from ablab.config.errors import ConfigError
-from ablab.runs import checkpoints
-from ablab.runs.checkpoints import BrokenFile, in_order, newest_sound, read, read_weights, write, write_weights
-from ablab.runs.metrics import MetricsCSV, read_rows
-from ablab.runs.outcome import RunError
+from ablab.errors import ConfigError, RunError
+from ablab.lab.loggers.csv_file import MetricsCSV, read_rows
+from ablab.lab.run import checkpoint_files
+from ablab.lab.run.checkpoint_files import BrokenFile, in_order, newest_sound, read, read_weights, write, write_weights
 
 STATE: dict[str, Any] = {"state_dict": {"model.a": torch.arange(100.0)}, "num_rows": 3}
 
@@ -137,7 +136,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, place, full)
     with pytest.raises(RunError, match=r"it could not be written .*No space left on device.*resume the run"):
-        checkpoints.write({**STATE, "num_rows": 4}, file)
+        checkpoint_files.write({**STATE, "num_rows": 4}, file)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ablab.runs import code
-from ablab.runs.code import code_of, hashed_once
-from ablab.runs.identity import plain
+from ablab.lab.run import code
+from ablab.lab.run.code import code_of, hashed_once
+from ablab.lab.run.identity import plain
 
 MODULES = {
     "mylab/__init__.py": "",

@@ -13,9 +13,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ablab.config.build import build
-from ablab.config.errors import ConfigError
-from ablab.evaluate import evaluate, scoring, shift_of
+from ablab.errors import ConfigError
+from ablab.lab.config.build import build
+from ablab.lab.evaluate import evaluate, scoring, shift_of
 
 Start = Callable[..., SimpleNamespace]
 WORDS = ["trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=4", "trainer.max_steps=4"]

@@ -12,7 +12,7 @@ import pytest
 from tests import forked
 from tests.polling import LIMIT, wait_until, wait_until_caught
 
-from ablab.runs.outcome import LEFT_AT_ONCE, STOPPED
+from ablab.errors import LEFT_AT_ONCE, STOPPED
 
 ROOT = Path(__file__).parents[2]
 

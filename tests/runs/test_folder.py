@@ -14,11 +14,9 @@ from typing import Any
 
 import pytest
 
-from ablab.config.errors import ConfigError
-from ablab.disk import Lock, is_locked
-from ablab.runs import folder as folders
-from ablab.runs.folder import write_text
-from ablab.runs.outcome import RunError
+from ablab.disk import Lock, is_locked, write_text
+from ablab.errors import ConfigError, RunError
+from ablab.lab.run import folder as folders
 from ablab.tasks.task import Task
 
 Start = Callable[..., Any]

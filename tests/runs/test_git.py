@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ablab.runs import git as module
-from ablab.runs.git import Checkout, read_checkout
+from ablab.lab.run import git as module
+from ablab.lab.run.git import Checkout, read_checkout
 
 CODE = ("train.py", "src", "conf")
 Git = Callable[..., bytes]

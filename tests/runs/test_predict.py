@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
-from ablab.config.errors import ConfigError
 from ablab.data.breast_cancer import BreastCancer
 from ablab.data.digits import Digits
-from ablab.evaluate import scoring, with_weights
-from ablab.predict import predict
+from ablab.errors import ConfigError
+from ablab.lab.evaluate import scoring, with_weights
+from ablab.lab.predict import predict
 
 Start = Callable[..., SimpleNamespace]
 WORDS = ["trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=20"]

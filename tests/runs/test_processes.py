@@ -23,10 +23,10 @@ from tests import forked
 from tests.polling import LIMIT, accepts_connections, wait_until
 from tests.runs import wandb_file
 
-from ablab.config.errors import ConfigError
-from ablab.runs.checkpoints import BEST, read_weights
-from ablab.runs.metrics import read_rows
-from ablab.runs.processes import of_the_connection
+from ablab.errors import ConfigError
+from ablab.lab.launch.processes import of_the_connection
+from ablab.lab.loggers.csv_file import read_rows
+from ablab.lab.run.checkpoint_files import BEST, read_weights
 from ablab.tasks.task import Task
 
 ROOT = Path(__file__).parents[2]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ablab.config.errors import ConfigError
-from ablab.runs import provenance
-from ablab.runs.folder import config_of
+from ablab.errors import ConfigError
+from ablab.lab.run import provenance
+from ablab.lab.run.folder import config_of
 
 
 def test_a_config_that_cannot_be_read_is_named(run: Any) -> None:

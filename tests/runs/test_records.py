@@ -13,12 +13,12 @@ import pytest
 from omegaconf import OmegaConf
 from tests.runs.test_evaluate import files_of
 
-from ablab.config.errors import ConfigError
-from ablab.evaluate import evaluate
-from ablab.runs.compare import check_comparable
-from ablab.runs.folder import config_of, read_environment, read_record
-from ablab.runs.resume import resumed
-from ablab.train import train
+from ablab.errors import ConfigError
+from ablab.lab.evaluate import evaluate
+from ablab.lab.run.compare import check_comparable
+from ablab.lab.run.folder import config_of, read_environment, read_record
+from ablab.lab.run.resume import resumed
+from ablab.lab.train import train
 
 RECORD: dict[str, Any] = {
     "id": "abcdefgh",

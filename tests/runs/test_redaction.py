@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from ablab.browse.collect import collect
-from ablab.config.errors import ConfigError
-from ablab.evaluate import scoring
-from ablab.runs.folder import config_of
-from ablab.runs.redaction import first_line, redact, redact_loggers, redact_overrides
-from ablab.runs.resume import resumed
+from ablab.errors import ConfigError
+from ablab.lab.browse.collect import collect
+from ablab.lab.evaluate import scoring
+from ablab.lab.run.folder import config_of
+from ablab.lab.run.redaction import first_line, redact, redact_loggers, redact_overrides
+from ablab.lab.run.resume import resumed
 
 Start = Callable[..., SimpleNamespace]
 Stop = Callable[..., Path | None]
@@ -157,7 +157,7 @@ def test_a_secret_of_a_logger_is_in_no_file_and_its_key_in_the_record(
     )
     cfg = config_of(done.folder)
     assert (cfg.logger.wandb.notes, cfg.logger.wandb.group) == ("***", "***")
-    assert cfg.trainer._target_ == "ablab.trainer.Trainer", "it can be built again"
+    assert cfg.trainer._target_ == "ablab.lab.trainer.Trainer", "it can be built again"
     assert files_with(done.folder, odd[:20]) == []
     record = json.loads((done.folder / "run.json").read_text())
     assert record["hidden"] == ["logger.wandb.group", "logger.wandb.notes"]

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from ablab.config.errors import readable_errors
-from ablab.runs.compare import compare, report
-from ablab.runs.outcome import Diverged
+from ablab.errors import Diverged
+from ablab.lab.config.errors import readable_errors
+from ablab.lab.run.compare import compare, report
 
 Start = Callable[..., SimpleNamespace]
 Command = Callable[..., Any]

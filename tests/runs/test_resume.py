@@ -23,15 +23,14 @@ from omegaconf import DictConfig, OmegaConf
 from tests.conftest import ROOT
 from tests.results import result
 
-from ablab.config.errors import ConfigError
 from ablab.disk import Lock
-from ablab.runs import signals
-from ablab.runs.checkpoints import in_order, read
-from ablab.runs.folder import config_of, go_on_command
-from ablab.runs.outcome import RunError
-from ablab.runs.resume import changed, is_finished, own_overrides, resumed, words_for_hydra
+from ablab.errors import ConfigError, RunError
+from ablab.lab.run import signals
+from ablab.lab.run.checkpoint_files import in_order, read
+from ablab.lab.run.folder import config_of, go_on_command
+from ablab.lab.run.resume import changed, is_finished, own_overrides, resumed, words_for_hydra
+from ablab.lab.train import train
 from ablab.tasks.task import Task
-from ablab.train import train
 
 Start = Callable[..., SimpleNamespace]
 Stop = Callable[..., Path | None]
@@ -86,7 +85,7 @@ def _no_signal_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def go_on() -> Callable[[Path], None]:
-    from ablab.train import train
+    from ablab.lab.train import train
 
     def resume(folder: Path) -> None:
         train(resumed(OmegaConf.create({"resume": str(folder)})))
@@ -155,7 +154,7 @@ def test_a_speed_run_goes_on_to_the_same_bits(
 
 
 def test_a_run_that_is_resumed_with_other_workers_goes_on_to_the_same_bits(run: Start, stop: Stop) -> None:
-    from ablab.train import train
+    from ablab.lab.train import train
 
     words = ["trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=4", *SHORT]
     expected = result(run(*words).folder)
@@ -459,7 +458,7 @@ def test_overrides_beside_resume_are_composed_on_those_of_the_run(
 def test_a_run_whose_data_have_moved_goes_on_to_the_same_bits(
     run: Start, stop: Stop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ablab.train import train
+    from ablab.lab.train import train
 
     old, new = tmp_path / "old.txt", tmp_path / "new.txt"
     old.write_text("the quick brown fox jumps over the lazy dog. " * 200)
@@ -568,7 +567,7 @@ def test_the_command_line_goes_on_and_refuses_another_run(command: Callable[...,
 
 
 def test_a_configs_difference_is_that_of_values_which_can_change_the_result(config: Callable[..., DictConfig]) -> None:
-    from ablab.runs.identity import differences, identity
+    from ablab.lab.run.identity import differences, identity
 
     def plain(*words: str) -> Any:
         return OmegaConf.to_container(config(*words), resolve=True)

@@ -15,9 +15,9 @@ import torch
 import yaml
 from tests.runs import wandb_file
 
-from ablab.runs.folder import new_folder
-from ablab.runs.metrics import MetricsCSV
-from ablab.runs.wandb import logged_in
+from ablab.lab.loggers.csv_file import MetricsCSV
+from ablab.lab.loggers.wandb import logged_in
+from ablab.lab.run.folder import new_folder
 
 Start = Callable[..., SimpleNamespace]
 

@@ -8,13 +8,13 @@ import sys
 import pytest
 from tests.polling import take_signals
 
-from ablab.runs.outcome import STOPPED
+from ablab.errors import STOPPED
 
 PROGRAM = """
 import os, signal, sys
 if sys.argv[1] == "nohup":
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-from ablab.runs import signals
+from ablab.lab.run import signals
 signals.install()
 if sys.argv[2] == "saving":
     signals.begin()

@@ -38,15 +38,14 @@ from tests import forked
 from tests.polling import LIMIT, accepts_connections, wait_until
 from tests.runs.mlflow_server import Server
 
-from ablab.config.errors import ConfigError
 from ablab.disk import Lock
-from ablab.runs import mlflow
-from ablab.runs.metrics import MetricsCSV, read_rows
-from ablab.runs.mlflow import MLflow, opening
-from ablab.runs.outcome import Diverged
-from ablab.runs.resume import resumed
-from ablab.runs.tensorboard import TensorBoard
-from ablab.runs.wandb import WandB
+from ablab.errors import ConfigError, Diverged
+from ablab.lab.loggers import mlflow
+from ablab.lab.loggers.csv_file import MetricsCSV, read_rows
+from ablab.lab.loggers.mlflow import MLflow, opening
+from ablab.lab.loggers.tensorboard import TensorBoard
+from ablab.lab.loggers.wandb import WandB
+from ablab.lab.run.resume import resumed
 
 ROOT = Path(__file__).parents[2]
 BOTH = "logger=[tensorboard,mlflow]"
@@ -140,7 +139,7 @@ def test_both_at_once_hold_the_values_the_config_and_the_end_of_a_run(run: Start
 def test_a_run_that_is_stopped_and_resumed_is_one_run_with_each_step_once(
     stop: Callable[..., Path | None], tmp_path: Path
 ) -> None:
-    from ablab.train import train
+    from ablab.lab.train import train
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     folder = stop("training_step", 6, BOTH, *SHORT, "trainer=cpu", f"logger.mlflow.tracking_uri={uri}")

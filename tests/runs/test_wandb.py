@@ -27,9 +27,9 @@ from tests.polling import LIMIT, wait_until
 from tests.runs import wandb_file
 from tests.runs.wandb_server import Server, Uploaded
 
-from ablab.config.errors import ConfigError
-from ablab.runs.metrics import MetricsCSV, read_rows
-from ablab.runs.wandb import WandB
+from ablab.errors import ConfigError
+from ablab.lab.loggers.csv_file import MetricsCSV, read_rows
+from ablab.lab.loggers.wandb import WandB
 
 ROOT = Path(__file__).parents[2]
 KEY = "a1b2c3d4e5" * 4
@@ -142,7 +142,7 @@ def test_a_run_arrives_with_its_rows_config_and_exit_code(
     assert_complete(run, tmp_path / "run")
     assert run.history[3]["_step"] == 3
     assert (run.config["model"], run.exit_code) == ({"num_layers": 3}, 3)
-    assert capsys.readouterr().out.strip() == f"W&B: online, {well.url}/someone/ablab/runs/{ID}"
+    assert capsys.readouterr().out.strip() == f"W&B: online, {well.url}/someone/ablab/lab/run/{ID}"
 
 
 @pytest.mark.parametrize("ill", ILL)

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
-from ablab.config.errors import ConfigError
 from ablab.data.batch import Batch
 from ablab.data.digits import Digits
+from ablab.errors import ConfigError
 from ablab.tasks.classification import Classification
 
 Start = Callable[..., SimpleNamespace]

@@ -17,15 +17,16 @@ from sklearn.neighbors import KNeighborsClassifier
 from tests.results import result
 from torch import Tensor, nn
 
-from ablab.config.build import build
-from ablab.config.errors import ConfigError, describe
 from ablab.data.batch import Batch
-from ablab.evaluate import evaluate
-from ablab.runs.checkpoints import BEST, read_weights
-from ablab.runs.metrics import read_rows
-from ablab.runs.resume import resumed
+from ablab.errors import ConfigError
+from ablab.lab.config.build import build
+from ablab.lab.config.errors import describe
+from ablab.lab.evaluate import evaluate
+from ablab.lab.loggers.csv_file import read_rows
+from ablab.lab.run.checkpoint_files import BEST, read_weights
+from ablab.lab.run.resume import resumed
+from ablab.lab.train import assemble, train
 from ablab.tasks.contrastive import CHUNK, VOTE_TEMPERATURE, Contrastive, nt_xent
-from ablab.train import assemble, train
 
 Start = Callable[..., SimpleNamespace]
 # a small encoder, and few steps

@@ -16,16 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from tests.conftest import choices
 from tests.results import result
 
-from ablab.callbacks.checkpoints import Checkpoints
-from ablab.config.build import build
-from ablab.config.errors import ConfigError
 from ablab.data.datamodule import DataModule
-from ablab.dry_run import strange_to
-from ablab.runs import signals
-from ablab.runs.metrics import read_rows
-from ablab.runs.outcome import Stopped
-from ablab.runs.resume import resumed
-from ablab.train import train, try_out
+from ablab.errors import ConfigError, Stopped
+from ablab.lab.config.build import build
+from ablab.lab.dry_run import strange_to
+from ablab.lab.exact.checkpoints import Checkpoints
+from ablab.lab.loggers.csv_file import read_rows
+from ablab.lab.run import signals
+from ablab.lab.run.resume import resumed
+from ablab.lab.train import train, try_out
 
 Start = Callable[..., SimpleNamespace]
 FIRST = ["digits", "breast_cancer", "diabetes", "text", "table_labels"]  # tried first, in this order

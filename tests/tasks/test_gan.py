@@ -15,16 +15,16 @@ from PIL import Image
 from tests.results import result
 from torch import nn
 
-from ablab.config.errors import ConfigError
 from ablab.data.draws import seed_step
-from ablab.evaluate import evaluate
+from ablab.errors import ConfigError
+from ablab.lab.evaluate import evaluate
+from ablab.lab.loggers.csv_file import read_rows
+from ablab.lab.run.checkpoint_files import in_order, read
+from ablab.lab.run.restorable import Unfit, check_state
+from ablab.lab.run.resume import resumed
+from ablab.lab.train import assemble, train
 from ablab.norms import BatchNorm, places
-from ablab.restorable import Unfit, check_state
-from ablab.runs.checkpoints import in_order, read
-from ablab.runs.metrics import read_rows
-from ablab.runs.resume import resumed
 from ablab.tasks.gan import BANDWIDTHS, CHUNK, Generator, MaximumMeanDiscrepancy, mmd
-from ablab.train import assemble, train
 
 Start = Callable[..., SimpleNamespace]
 SMALL = ("task=gan", "model.width=8", "task.width=8", "trainer=cpu", "trainer.log_every_n_steps=1")

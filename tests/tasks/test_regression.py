@@ -18,12 +18,12 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 from tests.results import result
 from torch import nn
 
-from ablab.config.errors import ConfigError
 from ablab.data.batch import Batch
-from ablab.evaluate import evaluate
-from ablab.runs.resume import resumed
+from ablab.errors import ConfigError
+from ablab.lab.evaluate import evaluate
+from ablab.lab.run.resume import resumed
+from ablab.lab.train import train
 from ablab.tasks.regression import Regression
-from ablab.train import train
 
 Start = Callable[..., SimpleNamespace]
 FULL = ("trainer.limit_test_batches=1.0", "trainer.limit_val_batches=1.0")

@@ -19,15 +19,15 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from tests.results import result
 from torch import Tensor, nn
 
-from ablab.config.build import build
-from ablab.config.errors import ConfigError
 from ablab.data.batch import Batch
 from ablab.data.digits import load_digits
-from ablab.runs.resume import resumed
+from ablab.errors import ConfigError
+from ablab.lab.config.build import build
+from ablab.lab.run.resume import resumed
+from ablab.lab.train import train
 from ablab.tasks.language_modeling import LanguageModeling
 from ablab.tasks.segmentation import PixelIoU, Segmentation
 from ablab.tasks.task import Task
-from ablab.train import train
 
 Start = Callable[..., SimpleNamespace]
 SMALL = ("model.depth=1", "model.width=8")

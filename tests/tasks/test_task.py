@@ -14,12 +14,11 @@ from omegaconf import DictConfig
 from tests.exact.resuming import quiet_trainer
 from torch import Tensor
 
-from ablab.config.errors import ConfigError
 from ablab.data.batch import Batch
-from ablab.runs.metrics import read_rows
-from ablab.runs.outcome import RunError
+from ablab.errors import ConfigError, RunError
+from ablab.lab.loggers.csv_file import read_rows
+from ablab.lab.train import assemble
 from ablab.tasks.classification import Classification
-from ablab.train import assemble
 
 Start = Callable[..., SimpleNamespace]
 Weights = Callable[[Path], dict[str, Tensor]]

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from ablab.data.draws import seed_step
-from ablab.runs.outcome import Diverged
+from ablab.errors import Diverged
 from ablab.tasks.arriving import Arriving
 from ablab.tasks.task import Task, scaled, without_exchange
 

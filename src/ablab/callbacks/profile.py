@@ -21,7 +21,7 @@ from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
 
 from ablab.callbacks.flops import Flops, flops_of, measured_peak, synchronize
-from ablab.runs.folder import write_text
+from ablab.disk import write_text
 from ablab.tasks.task import Task
 
 STEPS = 10  # of the warm-up, of those that are timed, and of those that are traced

@@ -44,7 +44,7 @@ class DataModule(L.LightningDataModule, ABC):
     outside: Sequence[Path] = ()  # files that were read and that no setting names, set by `read`
     repeats_first_epoch = False  # every epoch has the batches of the first one (trainer.overfit_batches)
     num_views = 0  # augmented views of each sample beside its inputs, as the task asks for (`Task.num_views`)
-    scored: Literal["train", "val", "test"] = "test"  # the split that a test is of; ablab.evaluate chooses another
+    scored: Literal["train", "val", "test"] = "test"  # the split that a test is of; ablab.lab.evaluate chooses another
 
     def __init__(
         self,

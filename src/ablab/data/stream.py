@@ -16,7 +16,7 @@ from ablab.data.batch import Batch, Samples
 from ablab.data.draws import generator, own_seeds
 from ablab.data.loader import Resumable
 from ablab.digest import digest
-from ablab.runs.outcome import RunError
+from ablab.errors import RunError
 
 AHEAD = 2  # batches that are decoded while one is learned from
 REMEDY = "resume with the original file in its place, or start a new run with the corrected data"

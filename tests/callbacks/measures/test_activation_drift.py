@@ -12,7 +12,7 @@ from torch import nn
 from ablab.callbacks.measures.activation_drift import by_feature, distributions, drift
 from ablab.callbacks.measures.measure import Trial, split
 from ablab.data.batch import Batch
-from ablab.runs.metrics import read_rows
+from ablab.lab.loggers.csv_file import read_rows
 
 Make = Callable[[nn.Module], Trial]
 Draw = Callable[..., Batch]

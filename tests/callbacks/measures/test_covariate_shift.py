@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ablab.callbacks.measures.covariate_shift import CovariateShift, in_stages, shift
 from ablab.callbacks.measures.measure import Trial, split
 from ablab.data.batch import Batch
-from ablab.runs.metrics import read_rows
+from ablab.lab.loggers.csv_file import read_rows
 
 Make = Callable[[nn.Module], Trial]
 Draw = Callable[..., Batch]
@@ -78,7 +78,7 @@ def test_nothing_shifts_if_the_layers_below_stay(trial: Make, samples: Draw, mod
 def test_layers_come_in_the_order_of_the_forward_pass_with_all_parameters(
     config: Callable[..., Any], words: list[str], order: list[str]
 ) -> None:
-    from ablab.train import assemble
+    from ablab.lab.train import assemble
 
     parts = assemble(config(*words, "callbacks.samples=null"))
     batch = parts.data.example(1)

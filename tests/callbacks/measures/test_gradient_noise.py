@@ -13,7 +13,7 @@ from torch import nn
 from ablab.callbacks.measures.gradient_noise import noise
 from ablab.callbacks.measures.measure import Trial, split
 from ablab.data.batch import Batch
-from ablab.runs.metrics import read_rows
+from ablab.lab.loggers.csv_file import read_rows
 
 Make = Callable[[nn.Module], Trial]
 Draw = Callable[..., Batch]

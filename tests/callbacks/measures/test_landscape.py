@@ -12,7 +12,7 @@ from torch import nn
 from ablab.callbacks.measures.landscape import along_gradient
 from ablab.callbacks.measures.measure import Trial, split
 from ablab.data.batch import Batch
-from ablab.runs.metrics import read_rows
+from ablab.lab.loggers.csv_file import read_rows
 
 
 def test_along_the_gradient_of_a_quadratic_all_numbers_are_known(

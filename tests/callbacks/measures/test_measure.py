@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ablab.callbacks.measures.measure import Trial, layers, sees_batch
 from ablab.data.batch import Batch
-from ablab.runs.resume import resumed
+from ablab.lab.run.resume import resumed
 
 Start = Callable[..., SimpleNamespace]
 
@@ -111,7 +111,7 @@ def result(folder: Path) -> Any:
 def test_a_stopped_run_with_all_measures_goes_on_to_the_same_bytes(
     run: Start, stop: Callable[..., Path | None], name: str, places: list[tuple[str, int]]
 ) -> None:
-    from ablab.train import train
+    from ablab.lab.train import train
 
     words = [*STEPS, *RUNS[name], *ALL]
     expected = result(run(*words).folder)
@@ -123,7 +123,7 @@ def test_a_stopped_run_with_all_measures_goes_on_to_the_same_bytes(
 
 
 def test_a_run_that_died_after_its_last_step_measures_it_once(run: Start) -> None:
-    from ablab.train import train
+    from ablab.lab.train import train
 
     done = run(*STEPS, *RUNS["rnn"], *ALL)
     expected = result(done.folder)
@@ -169,9 +169,9 @@ def test_every_measure_has_an_entry_of_its_name_and_says_what_it_logs(
 def test_off_nothing_of_a_measure_is_loaded(config: Callable[..., DictConfig]) -> None:
     assert "measures" not in str(OmegaConf.to_container(config()))
     code = (
-        "import sys; from ablab.config.build import build; from hydra import compose, initialize_config_dir\n"
+        "import sys; from ablab.lab.config.build import build; from hydra import compose, initialize_config_dir\n"
         f"with initialize_config_dir({str(ROOT / 'conf')!r}, version_base='1.3'): cfg = compose('train')\n"
-        "import ablab.train\n"
+        "import ablab.lab.train\n"
         "callbacks = [build(node) for node in cfg.callbacks.values()]\n"
         "print([name for name in sys.modules if 'measures' in name])"
     )
@@ -198,8 +198,8 @@ def test_off_nothing_of_a_measure_is_loaded(config: Callable[..., DictConfig]) -
 def test_values_that_make_no_sense_are_refused_with_their_place(
     config: Callable[..., DictConfig], name: str, setting: str, message: str
 ) -> None:
-    from ablab.config.build import build
-    from ablab.config.errors import ConfigError
+    from ablab.errors import ConfigError
+    from ablab.lab.config.build import build
 
     cfg = config(f"+callbacks/measure={name}", f"callbacks.{name}.{setting}")
     with pytest.raises(ConfigError, match=rf"^callbacks\.{name}\.{message}"):

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ablab.callbacks.measures.norm_statistics import Watched
+from ablab.lab.loggers.csv_file import read_rows
 from ablab.norms import BatchNorm, GroupNorm, LayerNorm, NormLayer
-from ablab.runs.metrics import read_rows
 
 Start = Callable[..., SimpleNamespace]
 SUMMARY = ("values", "mean", "std", "std_spread", "train_loss", "eval_loss", "loss_gap", "logits_gap")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ablab.callbacks.measures.measure import Trial, length_and_direction, split
 from ablab.callbacks.measures.sharpness import largest_eigenvalue
 from ablab.data.batch import Batch
-from ablab.runs.metrics import read_rows
+from ablab.lab.loggers.csv_file import read_rows
 
 Make = Callable[[nn.Module], Trial]
 Draw = Callable[..., Batch]
@@ -83,7 +83,7 @@ def test_products_are_those_of_the_whole_hessian(trial: Make, samples: Draw) -> 
     [["norm=batchnorm"], ["norm=weightnorm"], ["model=transformer"], ["model=rnn"]],
 )
 def test_products_of_every_model_are_differences_of_gradients(config: Callable[..., Any], words: list[str]) -> None:
-    from ablab.train import assemble
+    from ablab.lab.train import assemble
 
     parts = assemble(config(*words, "callbacks.samples=null"))
     copy = Trial(parts.task.double())

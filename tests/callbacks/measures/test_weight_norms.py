@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ablab.callbacks.measures.weight_norms import WeightNorms, angle, trained
-from ablab.runs.metrics import read_rows
+from ablab.lab.loggers.csv_file import read_rows
 
 Start = Callable[..., SimpleNamespace]
 PLAIN = ["optimizer.momentum=0", "optimizer.nesterov=false", "optimizer.weight_decay=0", "scheduler=constant"]

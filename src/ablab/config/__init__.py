@@ -1,4 +1,0 @@
-"""From a composed config to objects: checked against signatures first, built after; and errors that a person can read.
-
-Only this room, the entry point and `ablab.runs` know Hydra and OmegaConf.
-"""

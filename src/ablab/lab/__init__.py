@@ -1,0 +1,1 @@
+"""The lab floor: what turns training code into evidence. A fork rarely opens it."""

@@ -1,0 +1,372 @@
+"""The runs of an ablation, each with its config and its folder."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from ablab.data.reading import what_is_read
+from ablab.digest import digest
+from ablab.errors import ConfigError
+from ablab.lab.ablation import metrics
+from ablab.lab.ablation.ablation import Ablation, Cell, Planned, Words
+from ablab.lab.ablation.results import put, status_of
+from ablab.lab.ablation.words import effective, short
+from ablab.lab.config.schema import check, is_guest, quoted, show
+from ablab.lab.config.yaml_files import CONF
+from ablab.lab.run.code import code_of
+from ablab.lab.run.folder import ABLATION, config_of, read_record
+from ablab.lab.run.folder import short as short_path
+from ablab.lab.run.identity import identity, plain
+from ablab.lab.run.redaction import redact
+from ablab.lab.run.resume import with_open_keys
+from ablab.waiting import counted
+
+Compose = Callable[[Words], DictConfig]
+STUDY = "study.db"  # of a search, in its folder
+DONE = ("finished", "diverged")  # run again, they would end the same
+LONGEST = 150  # bytes of a folder's name before its hash; a file system takes 255, and files beside have longer ones
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A run that can be started.
+
+    Args:
+        plan: its place in the grid.
+        cfg: its whole config.
+        hydra: what Hydra knows of it, its words among it.
+        metrics: what it is to have logged.
+        folder: where it is, begun or not; named by the plan, and by the config and the code that decide its result.
+    """
+
+    plan: Planned
+    cfg: DictConfig = field(repr=False)
+    hydra: DictConfig = field(repr=False)
+    folder: Path
+    metrics: list[str] = field(repr=False)
+
+    @property
+    def words(self) -> Words:
+        """The command line that makes the same run."""
+        return list(self.hydra.hydra.overrides.task)
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What finds it again."""
+        return {"folder": self.folder.name, "cell": self.plan.cell, "seed": self.plan.seed}
+
+    @property
+    def status(self) -> str:
+        return status_of(self.folder)
+
+    @property
+    def done(self) -> bool:
+        return self.status in DONE
+
+
+class Grid:
+    """Composes each cell once, and gives every run its folder.
+
+    Args:
+        ablation: the grid as data.
+        common: words that all runs have.
+        compose: from words to a config.
+        output_dir: where the ablation's folder is.
+        elsewhere: the runs take place on other machines, which have what this one may lack.
+    """
+
+    def __init__(
+        self, ablation: Ablation, common: Words, compose: Compose, output_dir: Path, *, elsewhere: bool = False
+    ) -> None:
+        self.ablation = ablation
+        self.common = common
+        self.elsewhere = elsewhere
+        self.compose = compose
+        self.folder = (output_dir / ablation.name).absolute()
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+        self.fingerprints: dict[str, str | None] = {}  # of the data, by their config
+
+    def prepared(self, plan: Planned) -> Prepared:
+        """A run with its config and folder."""
+        cfg = copy.deepcopy(self.config(plan))
+        hydra = OmegaConf.masked_copy(cfg, "hydra")
+        with open_dict(cfg):
+            del cfg["hydra"]
+        cfg.seed = plan.seed
+        cfg.name = self.ablation.name
+        with open_dict(cfg):
+            cfg.cell = dict(plan.cell)
+        added = [
+            f"seed={plan.seed}",
+            f"name={self.ablation.name}",
+            "cell={{{}}}".format(",".join(f"{k}:{quoted(v)}" for k, v in plan.cell.items())),
+        ]
+        if cfg.logger.get("wandb") is not None:
+            tags = [*cfg.logger.wandb.tags, *(tag(factor, level) for factor, level in plan.cell.items())]
+            cfg.logger.wandb.group = cfg.logger.wandb.group or self.ablation.name
+            cfg.logger.wandb.tags = tags
+            added += [f"logger.wandb.group={quoted(cfg.logger.wandb.group)}", f"logger.wandb.tags={quoted(tags)}"]
+        content: Any = OmegaConf.to_container(cfg, resolve=True)
+        known = identity(content, code=code_of(content).digest, data="")
+        folder = self.folder / folder_name(plan, known["run"])
+        if self.ablation.mix_code and status_of(folder) not in DONE:
+            folder = self.same_config(known["config"], plan.cell) or folder
+        cfg.folder = str(folder)
+        with read_write(hydra), open_dict(hydra):
+            hydra.hydra.mode = RunMode.MULTIRUN
+            hydra.hydra.overrides.task = [*self.words(plan), *added, f"folder={quoted(str(folder))}"]
+        return Prepared(plan, cfg, hydra, folder, self.ablation.metrics)
+
+    def words(self, plan: Planned) -> Words:
+        """Return the overrides of a run, without those that only this ablation adds."""
+        return with_open_keys([*self.common, *plan.words])
+
+    def config(self, plan: Planned) -> DictConfig:
+        """The config of a run but for its seed, composed once for all seeds: the longest part of preparing one."""
+        if plan.words not in self.composed:
+            self.composed[plan.words] = self.compose(self.words(plan))
+        return self.composed[plan.words]
+
+    def same_config(self, config: str, cell: Cell) -> Path | None:
+        """The newest finished run of this config, whatever its code was.
+
+        Args:
+            config: the hash of the config, which leaves out the data's place.
+            cell: the levels of the run; the found run has no other level of any of their factors.
+        """
+        found = [folder for folder, record in self.records if record["identity"]["config"] == config]
+        found = [folder for folder in found if not differing(cell, config_of(folder).get("cell") or {})]
+        return max(found, key=lambda folder: (folder / "run.json").stat().st_mtime, default=None)
+
+    @cached_property
+    def records(self) -> list[tuple[Path, dict[str, Any]]]:
+        """Every run that was done before this grid began any, with its record."""
+        done = [file.parent for file in sorted(self.folder.glob("*/run.json")) if status_of(file.parent) in DONE]
+        return [(folder, read_record(folder)) for folder in done]
+
+    def prepared_all(self, plans: Iterable[Planned]) -> list[Prepared]:
+        """Runs with their configs, once each of them has been found to be possible."""
+        plans = list(plans)
+        with closing(counted(plans, len(plans), "composing the configs")) as told:
+            runs = [self.prepared(plan) for plan in told]
+        check_folders(runs)
+        self.check(runs)
+        return runs
+
+    def check(self, runs: list[Prepared]) -> None:
+        """Refuse what cannot be run, for every cell, before any is.
+
+        Raises:
+            ConfigError: with a line or more for each cell.
+        """
+        from ablab.lab.train import try_out
+
+        seen: set[tuple[str, ...]] = set()
+        found: dict[str, list[str]] = {}
+        with closing(counted(runs, len(runs), "trying each cell without memory")) as told:
+            for run in told:
+                if run.plan.words in seen:
+                    continue
+                seen.add(run.plan.words)
+                try:
+                    check(run.cfg, CONF / "train.yaml")
+                    metrics.check(self.ablation.metrics, run.cfg)
+                    if not run.done:
+                        HydraConfig.instance().set_config(run.hydra)
+                        found_data = try_out(without_accelerator(run.cfg) if self.elsewhere else run.cfg)
+                        if found_data is not None:
+                            self.fingerprints[what_is_read(plain(run.cfg.data))] = found_data
+                except ConfigError as error:
+                    found.setdefault(str(error), []).append(run.plan.cell_label)
+        if found:
+            lines = [f"{message}\n  in {shown(cells)}" for message, cells in found.items()]
+            raise ConfigError("\n".join([*lines, "nothing has been run; ablation.exclude leaves cells out"]))
+        for run in runs:
+            self.check_data(run)
+
+    def check_data(self, run: Prepared) -> None:
+        """Refuse to take a run for one of today's data that began with others: where the files are is not in its name.
+
+        Raises:
+            ConfigError: with both fingerprints.
+        """
+        try:
+            then = read_record(run.folder)["data"]["fingerprint"] if (run.folder / "run.json").exists() else None
+        except (ConfigError, KeyError, TypeError):  # damaged: it is tried, and says so
+            return
+        if then is None or is_guest(run.cfg) or (now := self.fingerprint(run)) is None:
+            return
+        if then != now:
+            name = "name" if run.cfg.ablation is None else "ablation.name"
+            raise ConfigError(
+                f"data: {short_path(run.folder)} began with other data (fingerprint {then[:12]}) than these "
+                f"({now[:12]}); give the files of then, or the ablation another name, {name}=…; nothing has been run"
+            )
+
+    def fingerprint(self, run: Prepared) -> str | None:
+        """The fingerprint of a run's data, read once for all runs with the same ones; None if only others have them."""
+        from ablab.lab.train import data_of
+
+        key = what_is_read(plain(run.cfg.data))
+        if key not in self.fingerprints:
+            try:
+                self.fingerprints[key] = data_of(run.cfg).fingerprint
+            except Exception as error:
+                if not self.elsewhere:
+                    raise
+                print(f"warning: these data are not compared with those of finished runs: {error}", flush=True)
+                self.fingerprints[key] = None
+        return self.fingerprints[key]
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """All that makes this ablation another one than those with the same factor: more levels and seeds do not."""
+        return {
+            "factors": sorted(self.ablation.factors),
+            # in a sweep without a file this is the first level, which nobody chose
+            "baseline": None if self.ablation.from_words else self.ablation.baseline,
+            "tuned key": self.ablation.tune.key if self.ablation.tune else None,
+            "settings": effective(self.common),
+        }
+
+    def check_folder(self) -> None:
+        """Refuse a folder that holds something else, before anything is run: its report would be replaced.
+
+        More or fewer levels and seeds are the same ablation.
+
+        Raises:
+            ConfigError: with the differences and the remedy.
+        """
+        name = "name" if self.ablation.from_words else "ablation.name"
+        remedy = f"give this one another name, {name}=…; nothing has been run"
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"{short_path(self.folder)}: it is a file; {remedy}")
+        for file, what in (("run.json", "a run"), (STUDY, "a search")):
+            if (self.folder / file).exists():
+                raise ConfigError(f"{short_path(self.folder)}: {what} is there; {remedy}")
+        if not (self.folder / ABLATION).exists() or not any(self.folder.glob("*/run.json")):
+            return
+        try:
+            there = json.loads((self.folder / ABLATION).read_text(encoding="utf-8"))
+            old, hashes = there.get("asked", {}), there.get("asked_sha256", {})
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
+            raise ConfigError(
+                f"{short_path(self.folder / ABLATION)}: it cannot be read ({error}), so its contents are unknown; "
+                f"bring it back, or {remedy}"
+            ) from error
+        differ = [part for part, found in self.asked_hashes.items() if hashes.get(part, found) != found]
+        if not differ:
+            return
+        if differ == ["baseline"]:
+            remedy = f"python scripts/report.py {short_path(self.folder)} --baseline … compares anew, or {remedy}"
+        lines = [f"  {part}: {shown_part(old.get(part))} there, {shown_part(self.asked[part])} now" for part in differ]
+        raise ConfigError("\n".join([f"{short_path(self.folder)}: another ablation is there:", *lines, f"  {remedy}"]))
+
+    @property
+    def asked_hashes(self) -> dict[str, str]:
+        """A hash of each part of `asked`: the record's own copy may have lost secrets."""
+        texts = {part: json.dumps(value, sort_keys=True) for part, value in self.asked.items()}
+        return {part: hashlib.sha256(text.encode()).hexdigest() for part, text in texts.items()}
+
+    def record(self, command: str, runs: list[Prepared], tuning: dict[str, Any] | None) -> None:
+        """Write ablation.json: the command and the grid, without secrets, and the folder of each run.
+
+        Levels keep their names, by which a report finds the runs.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "command": command,
+            "ablation": without_secrets(self.ablation.arguments),
+            "asked": redact(self.asked),
+            "asked_sha256": self.asked_hashes,
+            "runs": [run.entry for run in runs],
+            "tuning": tuning,
+        }
+        put(self.folder / ABLATION, json.dumps(content, indent=2) + "\n")
+
+
+def without_secrets(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return an ablation's arguments without secrets in its texts and in the overrides of its levels."""
+    factors = {
+        factor: redact(levels) if isinstance(levels, dict) else levels
+        for factor, levels in arguments["factors"].items()
+    }
+    return {**arguments, "factors": factors, **redact({key: arguments[key] for key in ("question", "claims")})}
+
+
+def without_accelerator(cfg: DictConfig) -> DictConfig:
+    """A config that this machine can try, whatever it lacks; the rest of it stays as it is."""
+    cfg = cfg.copy()
+    if cfg.trainer.accelerator != "cpu":
+        cfg.trainer.accelerator = "cpu"
+        cfg.trainer.precision = "32-true"
+    return cfg
+
+
+def shown_part(value: Any) -> str:
+    """A part of what an ablation was asked for, in words."""
+    if isinstance(value, dict):
+        return " ".join(f"{key}={item}" for key, item in value.items()) or "none"
+    return ", ".join(value) or "none" if isinstance(value, list) else show(value)
+
+
+def shown(cells: list[str]) -> str:
+    """A few cells, and how many more."""
+    several = f", and {len(cells) - 3} cells more" if len(cells) > 3 else ""
+    return "; ".join(cells[:3]) + several
+
+
+def tag(factor: str, level: Any) -> str:
+    """Return W&B's tag of a level; W&B takes 64 characters, so that of a longer one a hash ends it."""
+    text = f"{factor}={level}"
+    return text if len(text) <= 64 else f"{text[:55]}-{digest(text)[:8]}"
+
+
+def check_folders(runs: list[Prepared]) -> None:
+    """Refuse two runs with one folder: the second would be taken for done.
+
+    Raises:
+        ConfigError: with both runs.
+    """
+    taken: dict[str, Prepared] = {}
+    for run in runs:
+        other = taken.setdefault(run.folder.name.casefold(), run)
+        if other is not run:
+            raise ConfigError(
+                f"{other.plan.label} and {run.plan.label} have the same folder, {short_path(run.folder)}; leave one of "
+                "them out, or give a level another name; nothing has been run"
+            )
+
+
+def differing(cell: Cell, other: Cell) -> list[str]:
+    """Return the factors whose levels differ between two cells."""
+    return [factor for factor, level in cell.items() if str(other.get(factor, level)) != level]
+
+
+def folder_name(plan: Planned, identity: str) -> str:
+    """Name a run's folder: its settings, as far as a file system lets them be a name, and a hash.
+
+    The hash covers the settings too. The readable part may be equal for two cells: signs become _, it is cut, and some
+    file systems ignore case or the form of accents.
+
+    Args:
+        plan: the run's place in the grid.
+        identity: a hash of its config and of the code.
+    """
+    words = ",".join(f"{short(key)}={value}" for key, value in plan.settings.items())
+    readable = re.sub(r"[^\w.,=+-]", "_", words).encode()[:LONGEST].decode(errors="ignore")
+    every = json.dumps([identity, sorted(plan.settings.items())])
+    return f"{readable}_{hashlib.sha256(every.encode()).hexdigest()[:8]}"

@@ -1,0 +1,136 @@
+"""A grid in progress: a table on a terminal, a line for each run in a log file."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ablab.lab.ablation.grid import Prepared
+from ablab.lab.run.folder import LOG, short
+from ablab.screen import watched
+
+Look = Callable[[list[Prepared]], None]
+SIGNS = {
+    "finished": ("●", "green"),
+    "running": ("◐", "yellow"),
+    "taken": ("◌", "yellow"),  # by another launch
+    "diverged": ("∞", "magenta"),
+    "failed": ("✗", "red"),
+}
+MOST_ROWS = 40  # of the table; larger grids get the counts alone
+LONG = 5.0  # seconds of a run whose beginning is worth a line, too
+
+
+class Progress:
+    """Follows runs as they begin and end, and shows them.
+
+    Args:
+        runs: all of the grid, the done ones among them.
+        title: what they are for.
+        look: what is done with one finished run of each cell, as soon as all cells have one.
+    """
+
+    def __init__(self, runs: list[Prepared], title: str = "", look: Look | None = None) -> None:
+        self.look = look
+        self.title = title
+        self.status = {run: run.status if run.done else "missing" for run in runs}
+        self.watched = watched()
+        # rich alone would take FORCE_COLOR, which a notebook sets for what it starts, for a terminal
+        # a label is text, whatever brackets and colons are in it
+        self.console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, force_terminal=self.watched)
+        self.began_at: dict[Prepared, float] = {}
+        self.started = 0.0
+        self.num_ended = 0
+        self.live = Live(
+            console=self.console,
+            get_renderable=self.table,
+            refresh_per_second=2,
+            transient=True,
+            redirect_stdout=False,  # what runs print goes to their logs
+            redirect_stderr=False,
+        )
+
+    def __enter__(self) -> Progress:
+        self.started = time.monotonic()
+        if self.watched:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.live.stop()
+
+    def began(self, run: Prepared) -> None:
+        self.status[run] = "running"
+        self.began_at[run] = time.monotonic()
+        mean = (time.monotonic() - self.started) / self.num_ended if self.num_ended else math.inf
+        if not self.watched and mean > LONG:
+            self.console.print(f"{run.plan.label}: begun; {short(run.folder / LOG)} follows it", soft_wrap=True)
+
+    def ended(self, run: Prepared, status: str) -> None:
+        """What became of a run; "taken" if another launch has it, which may be said again and again."""
+        self.status[run] = status
+        if status == "taken":
+            self.began_at.pop(run, None)
+            return
+        if self.look is not None and status == "finished" and (runs := self.one_of_each_cell()):
+            self.look(runs)
+            self.look = None
+        if run in self.began_at:
+            self.num_ended += 1
+        if not self.watched:
+            took = f"{time.monotonic() - self.began_at[run]:.1f} s" if run in self.began_at else "in another launch"
+            self.console.print(f"{run.plan.label}: {status} ({took}); {self.counts()}", soft_wrap=True)
+
+    def one_of_each_cell(self) -> list[Prepared]:
+        """A finished run of each cell; none as long as a cell has none."""
+        found: dict[tuple[str, ...], Prepared | None] = {}
+        for run, status in self.status.items():
+            cell = tuple(run.plan.cell.values())
+            found[cell] = found.get(cell) or (run if status == "finished" else None)
+        runs = [run for run in found.values() if run is not None]
+        return runs if len(runs) == len(found) else []
+
+    def counts(self) -> str:
+        """How far the grid is, in words."""
+        states = list(self.status.values())
+        parts = [f"{self.title} {states.count('finished')} of {len(states)} finished".lstrip()]
+        names = {"taken": "in another launch"}
+        for status in ("running", "taken", "diverged", "failed"):
+            if number := states.count(status):
+                parts.append(f"{number} {names.get(status, status)}")
+        left = sum(status in ("missing", "running") for status in states)
+        if self.num_ended and left:
+            seconds = (time.monotonic() - self.started) * left / self.num_ended
+            parts.append(f"about {duration(seconds)} left")
+        return ", ".join(parts)
+
+    def table(self) -> Group:
+        """A row for each cell, a sign for each seed."""
+        cells: dict[str, dict[int, str]] = {}
+        for run, status in self.status.items():
+            cells.setdefault(run.plan.cell_label, {})[run.plan.seed] = status
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for label, states in list(cells.items())[:MOST_ROWS] if len(cells) <= MOST_ROWS else []:
+            signs = Text()
+            for status in states.values():
+                sign, style = SIGNS.get(status, ("·", "dim"))
+                signs.append(sign + " ", style)
+            table.add_row(Text(label), signs)
+        return Group(table, Text(self.counts()))
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

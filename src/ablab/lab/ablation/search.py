@@ -1,0 +1,258 @@
+"""A search by Optuna instead of a grid: its trials are runs like others, and it can be interrupted like them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from omegaconf import DictConfig
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    check_distribution_compatibility,
+)
+from optuna.trial import TrialState
+
+from ablab.data.reading import read_once
+from ablab.disk import Lock
+from ablab.errors import ConfigError, RunError, Stopped
+from ablab.lab.ablation.ablation import Ablation, Planned, Words
+from ablab.lab.ablation.grid import STUDY, Grid
+from ablab.lab.ablation.results import score, status_of
+from ablab.lab.ablation.sweep import told_of_a_stop
+from ablab.lab.ablation.words import check_of_many, effective
+from ablab.lab.config.schema import quoted, show
+from ablab.lab.launch.local import do
+from ablab.lab.run import signals
+from ablab.lab.run.code import code_of, hashed_once
+from ablab.lab.run.folder import ABLATION, LOCK, check_name, config_of, read_record, short
+from ablab.lab.run.identity import plain
+from ablab.screen import hush
+from ablab.waiting import awaited
+
+
+@read_once()
+@hashed_once()
+def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, num_trials: int, seed: int) -> None:
+    """Look for the best values of the words that have several, by the metric that the run monitors.
+
+    Each trial is a run. The study is a file of SQLite in the search's folder: the same command goes on with it, a trial
+    that was interrupted first. What is asked next follows from the seed and the trials so far alone, so an interrupted
+    search finds what an uninterrupted one does.
+
+    Args:
+        words: of the command line: norm=batchnorm,groupnorm is a choice, data.batch_size=range(8,64,8) are whole
+            numbers, "optimizer.lr=tag(log,interval(1e-3,1))" is an interval, here a logarithmic one.
+        cfg: what is composed of the words with one value.
+        loader: composes the others.
+        study: the name of the search's folder in output_dir.
+        num_trials: how many there are to be in the end, those of earlier launches included.
+        seed: of the sampler.
+
+    Raises:
+        ConfigError: nothing to search, a space that cannot be, or another one than the study's, or no trial could be
+            run. One that cannot be is a trial that failed, and the search goes on.
+        RunError: no trial found anything.
+        Stopped: a signal came; the same command goes on.
+    """
+    check_name("hydra.sweeper.study", study)
+    if num_trials < 1:
+        raise ConfigError(f"hydra.sweeper.num_trials={num_trials}: at least 1 is needed")
+    parsed = OverridesParser.create().parse_overrides(words)
+    for one in parsed:
+        key = one.get_key_element().lstrip("+")
+        check_of_many(key, one)
+        if key == "name":
+            raise ConfigError(f"{one.input_line}: a search has its study's name; give hydra.sweeper.study=NAME instead")
+    space = {one.get_key_element().lstrip("+"): distribution(one) for one in parsed if one.is_sweep_override()}
+    common = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
+    if not space:
+        raise ConfigError("nothing to search: give a key several values, norm=batchnorm,groupnorm for example")
+    ablation = Ablation(name=study, factors={}, seeds=[cfg.seed])
+    grid = Grid(ablation, common, lambda words: loader.load_sweep_config(cfg, words), Path(str(cfg.output_dir)))
+    if (grid.folder / ABLATION).exists():
+        raise ConfigError(f"{short(grid.folder)}: an ablation is there; give another study, hydra.sweeper.study=NAME")
+    grid.folder.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    found = optuna.create_study(
+        study_name=study,
+        storage=f"sqlite:///{grid.folder / STUDY}",
+        direction="maximize" if cfg.monitor.mode == "max" else "minimize",
+        load_if_exists=True,
+    )
+    check_same_space(found, space)
+    check_same_settings(found, {**effective(common), "seed": str(cfg.seed)})
+    lock = Lock(grid.folder / LOCK)
+    if not lock.acquire():
+        raise ConfigError(f"{short(grid.folder)}: this search is in use by another process; wait, or end that one")
+    try:
+        with hush(cfg.quiet) as stdout, told_of_a_stop(stdout):
+            print(f"{study}: {num_trials} trials over {', '.join(space)}, in {short(grid.folder)}")
+            while len(ended(found)) < num_trials:
+                one_more(found, space, seed, grid, cfg)
+                print(f"  {len(ended(found))} of {num_trials} trials", flush=True)
+    finally:
+        lock.release()
+    report(found, grid.folder, cfg)
+
+
+def one_more(
+    study: optuna.Study, space: Mapping[str, BaseDistribution], seed: int, grid: Grid, cfg: DictConfig
+) -> None:
+    """One trial: what an earlier launch left, or a new one."""
+    number, params = unfinished(study, space) or asked(study, space, seed)
+    text = " ".join(f"{key}={show(param)}" for key, param in params.items())
+    try:
+        with awaited(text):
+            value = tried(grid, params, cfg)
+    except ConfigError as error:
+        print(f"{text}: it cannot be: {error}", flush=True)
+        study.tell(number, state=TrialState.FAIL)
+        return
+    print(f"{text}: {cfg.monitor.metric} {value:.4g}", flush=True)
+    if math.isnan(value):
+        study.tell(number, state=TrialState.FAIL)
+    else:
+        study.tell(number, value)
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """What a word with several values lets Optuna choose from.
+
+    Raises:
+        ConfigError: there is nothing that it can choose.
+    """
+    if override.get_key_element().lstrip("+") == "seed":
+        raise ConfigError(
+            f"{override.input_line}: the runs of a search have one seed, or the luckiest would be found; give one, "
+            "seed=3; hydra.sweeper.seed is that of the search"
+        )
+    try:
+        return choice_of(override)
+    except ValueError as error:
+        raise ConfigError(
+            f"{override.input_line}: Optuna cannot choose from it ({error}); an interval begins at its smaller end, "
+            "interval(0.1,1), and a logarithmic one above 0"
+        ) from error
+
+
+def choice_of(override: Override) -> BaseDistribution:
+    value, log = override.value(), "log" in getattr(override.value(), "tags", ())
+    if isinstance(value, IntervalSweep):
+        whole = isinstance(value.start, int) and isinstance(value.end, int)
+        kind: Any = IntDistribution if whole else FloatDistribution
+        return kind(value.start, value.end, log=log)
+    if isinstance(value, RangeSweep) and all(isinstance(end, int) for end in (value.start, value.stop, value.step)):
+        return IntDistribution(int(value.start or 0), int(value.stop or 0) - 1, step=int(value.step))
+    return CategoricalDistribution([show(level) for level in override.sweep_iterator()])
+
+
+def check_same_space(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> None:
+    """Refuse to go on with a study in which a key had other choices, which Optuna does not take together.
+
+    Raises:
+        ConfigError: with the key.
+    """
+    for trial in study.get_trials(deepcopy=False):
+        for key in trial.distributions.keys() & space.keys():
+            try:
+                check_distribution_compatibility(trial.distributions[key], space[key])
+            except ValueError as error:
+                raise ConfigError(
+                    f"{key}: the study {study.study_name} has been asked with other choices ({error}); give those, or "
+                    "another study, hydra.sweeper.study=NAME"
+                ) from error
+
+
+def check_same_settings(study: optuna.Study, settings: Mapping[str, str]) -> None:
+    """Refuse to go on with a study whose trials had other settings: the best of both would mean nothing.
+
+    Raises:
+        ConfigError: with both settings.
+    """
+    then = study.user_attrs.get("settings")
+    if then is None or not study.get_trials(deepcopy=False):
+        study.set_user_attr("settings", dict(settings))
+    elif then != settings:
+        keys = sorted(key for key in then.keys() | settings.keys() if then.get(key) != settings.get(key))
+        changes = ", ".join(
+            f"{key}: {then.get(key, 'not set')} then, {settings.get(key, 'not set')} now" for key in keys
+        )
+        raise ConfigError(
+            f"the study {study.study_name} has been searched with other settings ({changes}); give those, or another "
+            "study, hydra.sweeper.study=NAME"
+        )
+
+
+def warn_of_other_code(folder: Path) -> None:
+    """Say how many trials were run by other code than today's: their values stay in the study."""
+    folders = [file.parent for file in folder.glob("*/run.json") if status_of(file.parent) == "finished"]
+    old = [f for f in folders if read_record(f)["identity"]["code"] != code_of(plain(config_of(f))).digest[:16]]
+    if old:
+        print(
+            f"warning: {len(old)} of {len(folders)} runs of this search were made by other code than today's; "
+            "hydra.sweeper.study=NAME begins another search",
+            flush=True,
+        )
+
+
+def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+
+
+def unfinished(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> tuple[int, dict[str, Any]] | None:
+    """A trial that an earlier launch left, unless it was of other keys, or killed before it had all of them."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return next(((trial.number, trial.params) for trial in trials if trial.params.keys() == space.keys()), None)
+
+
+def asked(study: optuna.Study, space: Mapping[str, BaseDistribution], seed: int) -> tuple[int, dict[str, Any]]:
+    """The next trial; the sampler draws by the seed and the number of trials, whoever asked for the others."""
+    study.sampler = optuna.samplers.TPESampler(seed=seed * 1_000_003 + len(study.get_trials(deepcopy=False)))
+    trial = study.ask(dict(space))
+    return trial.number, trial.params
+
+
+def tried(grid: Grid, params: Mapping[str, Any], cfg: DictConfig) -> float:
+    """The monitored metric of a trial's run, which is begun, gone on with or found; NaN if it diverged or failed."""
+    cell = {key: show(value) for key, value in params.items()}
+    [run] = grid.prepared_all([Planned(cell, cfg.seed, tuple(f"{key}={quoted(v)}" for key, v in params.items()))])
+    if not run.done and do(run) == "stopped":
+        raise Stopped(signals.requested.name if signals.requested else "a signal")
+    return score(run.folder, cfg.monitor.metric)
+
+
+def report(study: optuna.Study, folder: Path, cfg: DictConfig) -> None:
+    """Write every trial, and say which was best."""
+    warn_of_other_code(folder)
+    rows = [{**t.params, "value": t.value, "state": t.state.name.lower()} for t in ended(study)]
+    pd.DataFrame(rows).to_csv(folder / "trials.csv", index=False)
+    if all(trial.value is None for trial in ended(study)):
+        raise no_result(study, folder, cfg)
+    words = " ".join(f"{key}={show(value)}" for key, value in study.best_params.items())
+    print(f"best: {words}: {cfg.monitor.metric} {study.best_value:.4g}; all of them: {short(folder / 'trials.csv')}")
+
+
+def no_result(study: optuna.Study, folder: Path, cfg: DictConfig) -> Exception:
+    """Why no trial has a value."""
+    states = {status_of(file.parent) for file in folder.glob("*/run.json")}
+    if "finished" in states:
+        return RunError(
+            f"{study.study_name}: runs finished, but none has {cfg.monitor.metric}: there was no validation; "
+            "trainer.limit_val_batches, val_check_interval and check_val_every_n_epoch say when there is"
+        )
+    if states:
+        return RunError(f"{study.study_name}: no trial ended well; see the log.txt of its runs in {short(folder)}")
+    return ConfigError(
+        f"{study.study_name}: none of its trials could be run, for the reasons above; fix the command, and begin "
+        "another study with it, hydra.sweeper.study=NAME"
+    )

@@ -1,0 +1,181 @@
+"""From the words of a command line to the ablation that they ask for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString
+from omegaconf import DictConfig, OmegaConf
+
+from ablab.errors import ConfigError
+from ablab.lab.ablation.ablation import Ablation, Words
+from ablab.lab.config.build import blame
+from ablab.lab.config.errors import menu
+from ablab.lab.config.schema import is_guest, show
+from ablab.lab.run.folder import LONGEST_NAME, check_name
+from ablab.lab.run.identity import without_effect
+from ablab.lab.run.resume import key_of, names_one_run
+
+Levels = dict[str, list[str]]  # the words of each level
+
+
+def asked_for(words: Words, cfg: DictConfig) -> tuple[Ablation, Words]:
+    """The ablation that a command asks for.
+
+    Words of a factor narrow or widen its levels, `seed=0,1,2` the seeds; another word with several values is a factor
+    more. Without an ablation's file the words alone make the grid, and the first level of each factor is the baseline.
+
+    Args:
+        words: of the command line.
+        cfg: what is composed of those with one value.
+
+    Returns:
+        The ablation, and the words that are common to all of its runs.
+
+    Raises:
+        ConfigError: a grid that cannot be.
+    """
+    given: dict[str, Any] = {}
+    if cfg.ablation is not None:
+        container: Any = OmegaConf.to_container(cfg.ablation, resolve=True)
+        given = {key: value for key, value in container.items() if key != "_target_"}
+    factors, seeds, common = dict(given.get("factors", {})), given.get("seeds", [cfg.seed]), []
+    added: dict[str, str] = {}  # words that no file foresaw, by their keys
+    for override in OverridesParser.create().parse_overrides(words):
+        name = key_of(str(override.input_line))
+        check_of_many(name, override)
+        if name not in factors:
+            added[name] = str(override.input_line)
+        if name == "seed" and (override.is_sweep_override() or "seeds" in given):
+            seeds = [whole(level, override) for level in levels(override)]
+        elif isinstance(factors.get(name), dict):
+            factors[name] = narrowed(name, factors[name], levels(override))
+        elif name in factors or override.is_sweep_override():
+            factors[name] = levels(override)
+        else:
+            common.append(str(override.input_line))
+    if not given:
+        check_name("name", str(cfg.name))
+        given = {
+            "name": cfg.name if cfg.name != "run" else default_name(factors, common),
+            "baseline": {factor: next(iter(of)) for factor, of in factors.items()},
+            "metrics": [default_metric(cfg)],
+        }
+    elif "name" in added:
+        raise ConfigError(f"{added['name']}: an ablation's file names its folder; give ablation.{added['name']}")
+    with blame("ablation"):
+        ablation = Ablation(**{**given, "factors": factors, "seeds": seeds})
+    ablation.from_words = cfg.ablation is None
+    for name, word in added.items():
+        check_free(name, word, ablation)
+    return ablation, common
+
+
+def default_metric(cfg: DictConfig) -> str:
+    """Return the metric that a sweep without a file compares: of a test, by the metric that chooses the weights.
+
+    Raises:
+        ConfigError: a LightningModule from outside, and no metric is set.
+    """
+    if not is_guest(cfg):
+        return f"test/{str(cfg.monitor.metric).rpartition('/')[2]}"
+    if cfg.monitor.metric is None:
+        raise ConfigError("monitor.metric=null: a sweep compares runs by a metric; set it to one that the module logs")
+    return str(cfg.monitor.metric)
+
+
+def check_of_many(name: str, override: Override) -> None:
+    """Refuse a word that is for one run alone.
+
+    Raises:
+        ConfigError: with the remedy.
+    """
+    if name in ("name", "output_dir") and override.is_sweep_override():
+        raise ConfigError(f"{override.input_line}: all runs of a sweep are in one folder; give one value")
+    if name in ("resume", "folder"):
+        raise names_one_run(str(override.input_line))
+
+
+def default_name(factors: Iterable[str], common: Words) -> str:
+    """Name a sweep after its factors, with a hash of the settings that its runs have in common and that matter.
+
+    So two sweeps of one factor that find different things have two folders, `-m norm=a,b` and `-m norm=a,b model=rnn`.
+    """
+    found = effective(common)
+    suffix = f"_{short_hash(sorted(found.items()))}" if found else ""
+    stem = "_".join(["sweep", *map(short, factors)])
+    if len((stem + suffix).encode()) > LONGEST_NAME:
+        stem = f"sweep_{len(list(factors))}_factors_{short_hash(stem)}"
+    return stem + suffix
+
+
+def short_hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:6]
+
+
+def effective(common: Words) -> dict[str, str]:
+    """The overrides that can change a result, by their keys; not the seed, which each run has its own of."""
+    pairs = [word.lstrip("+").partition("=")[::2] for word in common]
+    return {
+        key: value
+        for key, value in pairs
+        if key != "seed" and not key.startswith("hydra") and not without_effect(key.lstrip("~"))
+    }
+
+
+def check_free(name: str, word: str, ablation: Ablation) -> None:
+    """Refuse a word that the ablation would undo, or that would undo some levels.
+
+    Raises:
+        ConfigError: with the levels that set the same key.
+    """
+    remedy = f"leave it out, or change the ablation's file, conf/ablation/{ablation.name}.yaml"
+    if ablation.tune is not None and name == ablation.tune.key:
+        raise ConfigError(f"{word}: {name} is what ablation.tune chooses for each cell; {remedy}")
+    for factor, of in ablation.levels.items():
+        setting = [level for level, words in of.items() if name != factor and name in map(key_of, words)]
+        if setting:
+            raise ConfigError(f"{word}: {factor}={','.join(setting)} set {name}, too; {remedy}")
+
+
+def whole(level: str, override: Override) -> int:
+    try:
+        return int(level)
+    except ValueError as error:
+        raise ConfigError(f"{override.input_line}: a seed is a whole number, seed=0,1,2 or seed=range(5)") from error
+
+
+def levels(override: Override) -> Levels:
+    """Each value of a word, as it is called, and the word that has it alone."""
+    if not override.is_sweep_override():
+        return {text(override.value()): [str(override.input_line)]}
+    key = str(override.input_line).partition("=")[0]
+    values = list(override.sweep_iterator())
+    words = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    found = {text(value): [word] for value, word in zip(values, words, strict=True)}
+    if len(found) < len(values):
+        raise ConfigError(f"{override.input_line}: a value is there twice")
+    return found
+
+
+def narrowed(name: str, every: dict[str, Any], wanted: Levels) -> dict[str, Any]:
+    """Some of the levels of a factor whose levels have names."""
+    named = {show(level): words for level, words in every.items()}
+    for level in wanted:
+        if level not in named:
+            raise ConfigError(f"{name}={level}: there is no such level; {menu(level, [*named], name)}")
+    return {level: named[level] for level in wanted}
+
+
+def text(value: Any) -> str:
+    """A value as it is called."""
+    return value.text if isinstance(value, QuotedString) else show(value)
+
+
+def short(factor: str) -> str:
+    """The last part of a factor's key."""
+    return factor.rpartition(".")[2].rpartition("/")[2]

@@ -1,0 +1,416 @@
+"""What a folder of runs holds, as plain data for the page: nothing heavy is loaded, nothing is written or locked."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+
+from ablab.errors import ConfigError
+from ablab.lab.browse.curves import FILE, curves, fit
+from ablab.lab.run.folder import (
+    ABLATION,
+    CONFIG,
+    LOG,
+    STAMP,
+    check_keys,
+    failure,
+    go_on_command,
+    now,
+    read_record,
+    short,
+)
+from ablab.lab.run.identity import flat, without_effect
+from ablab.lab.run.redaction import redact
+
+MARKS = ("run.json", "config.yaml", FILE, LOG, ".lock")  # a folder with one of them is a run's, whole or damaged
+FILES = ("run.json", "config.yaml", "environment.json", FILE, LOG, "samples.txt", "changes.patch", "profile")
+STATES = ("running", "finished", "stopped", "diverged", "failed")
+DAMAGED = "damaged"
+NOT_SHOWN = ("ablation", "ablation.*", "cell", "cell.*")  # of a config: the ablation is told of elsewhere
+UNESCAPED = re.compile(r"\\([^\w\s]|_)")  # a sign that the report keeps from being markup
+MOST_VALUES = 100_000  # of a config
+LARGEST = 10**300  # an integer that is a float, too
+CLOCKS = 60  # seconds by which a clock that was set since may make a process look younger
+Reader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
+
+
+def collect(root: Path) -> dict[str, Any]:
+    """Everything that the page shows.
+
+    Args:
+        root: a folder of runs, of ablations, of folders of runs; or an ablation's.
+
+    Raises:
+        ConfigError: there is no such folder, or no run in it.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"{root}: there is no such folder; name the one that runs go to (output_dir), or make a run")
+    if (root / "run.json").exists():
+        raise ConfigError(f"{root}: it is one run; name the folder that it is in, {short(root.absolute().parent)}")
+    runs, ablations = [], []
+    for place, within in places(root):
+        runs.append(run(place, root, within))
+    for place in [root, *subfolders(root)]:
+        if (place / ABLATION).exists():
+            ablations.append(ablation(place, root, runs))
+    if not runs and not ablations:
+        raise ConfigError(f"{root}: there is no run in it, nor in the folders in it; make one: python train.py")
+    ids = Counter(entry["key"] for entry in runs)
+    for entry in runs:
+        if ids[entry["key"]] > 1 or not entry["key"]:  # a folder that was copied
+            entry["key"] = entry["path"]
+    return {
+        "folder": short(root.absolute()),
+        "written": now(),
+        "points": fit(runs),
+        "runs": runs,
+        "ablations": ablations,
+        **common_config(runs),
+    }
+
+
+def places(root: Path) -> Iterator[tuple[Path, str | None]]:
+    """Every folder that is a run's or was to be one, and the name of the ablation or folder that it is in."""
+    inside = root.absolute().name if (root / ABLATION).exists() else None
+    above = {root.resolve(), *root.resolve().parents}
+    for child in subfolders(root):
+        if is_run(child):
+            yield child, inside
+        elif child.resolve() not in above:  # a link back: its runs are listed already
+            yield from ((inner, child.name) for inner in subfolders(child) if is_run(inner))
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Those that can be looked into."""
+    try:
+        return sorted(path for path in folder.iterdir() if os.path.isdir(path) and not path.name.startswith("."))
+    except OSError:
+        return []
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is a run's; a folder that cannot be read counts as one, and is shown as damaged."""
+    return any(os.path.lexists(folder / name) for name in MARKS) or not os.access(folder, os.R_OK | os.X_OK)
+
+
+# A run --------------------------------------------------------------------------------------------------------------
+
+
+def run(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
+    """All that the page shows of a run; one whose files cannot be read is damaged, with the reasons in `problems`.
+
+    Whatever is wrong with it, it takes no other run from the page.
+    """
+    entry = empty(folder, root, within)
+    try:
+        fill(entry, folder)
+        json.dumps(entry, allow_nan=False)  # what the page cannot hold is found here, where it is one run's
+    except Exception as error:
+        problems = [*entry["problems"], f"it cannot be shown ({type(error).__name__}: {' '.join(str(error).split())})"]
+        entry = {**empty(folder, root, within), "problems": problems}
+    return entry
+
+
+def empty(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
+    """What the page shows of a run of which nothing could be read."""
+    return {
+        "key": "",
+        "path": folder.relative_to(root).as_posix(),
+        "link": quote(os.fsencode(folder.relative_to(root).as_posix())),
+        "name": folder.name,
+        "ablation": within,
+        "state": DAMAGED,
+        "error": "",
+        "started": None,
+        "ended": None,
+        "seconds": None,
+        "words": {},
+        "choices": {},
+        "metrics": {},
+        "monitor": None,
+        "curves": [],
+        "epoch": None,
+        "config": {},
+        "record": {},
+        "commands": [],
+        "problems": [],
+        "files": [name for name in FILES if os.path.exists(folder / name)],
+    }
+
+
+def fill(entry: dict[str, Any], folder: Path) -> None:
+    """Add what a run's files say."""
+    problems = entry["problems"]
+    attempt(problems, folder / "run.json", lambda: entry.update(of_record(folder)))
+    attempt(problems, folder / "config.yaml", lambda: entry.update(of_config(folder, entry)))
+    if os.path.lexists(folder / FILE):
+        attempt(problems, folder / FILE, lambda: entry.update(zip(("curves", "epoch"), curves(folder), strict=True)))
+    if problems:
+        entry["state"] = DAMAGED
+    problems[:] = [text.removeprefix(f"{folder}: ") for text in problems]  # it is said where the problem is shown
+    if entry["epoch"] is None:
+        entry["epoch"] = steps_of_an_epoch(entry["record"])
+
+
+def attempt(problems: list[str], file: Path, step: Callable[[], None]) -> None:
+    """Read one thing; a file that is not what a run writes is one line on the page, and the rest is read."""
+    try:
+        if os.path.lexists(file) and not os.path.isfile(file):  # reading a pipe would wait for a writer
+            raise ValueError("it is no regular file")
+        step()
+    except Exception as error:  # a file may hold anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = (
+            reason if isinstance(error, OSError | ValueError | yaml.YAMLError) else f"{type(error).__name__}: {reason}"
+        )
+        problems.append(reason if f"its {file.name}" in reason else f"its {file.name} cannot be read ({reason})")
+
+
+def of_record(folder: Path) -> dict[str, Any]:
+    """What run.json says, or, of a run that ended before it had one, its log."""
+    if not (folder / "run.json").exists() and (folder / LOG).exists() and (folder / LOG).stat().st_size:
+        return {"state": "failed", "error": redact(failure(folder)) or "its process ended without a message"}
+    record = read_record(folder)
+    error, metrics = str(record.get("error", "")), record.get("metrics") or {}
+    if not isinstance(metrics, dict):
+        raise ConfigError(f"{folder}: its run.json has metrics={str(metrics)[:40]}; a run writes names with numbers")
+    state = record["status"]
+    if state == "interrupted" or (state == "running" and not is_alive(record)):
+        gone = f"its process {record.get('pid')} is gone, and has not said how it ended"
+        state, error = "stopped", error or failure(folder) or gone
+    if state not in STATES:
+        raise ConfigError(f"{folder}: its run.json has status={state!r}; a run writes one of {', '.join(STATES)}")
+    place = short(folder)
+    seconds = record.get("seconds")
+    commands = [("reproduce", f"python scripts/reproduce.py {shlex.quote(place)}")]
+    if state == "finished":
+        commands.append(("evaluate", f"python scripts/evaluate.py {shlex.quote(place)}"))
+    elif state in ("stopped", "failed"):
+        commands.insert(0, ("resume", go_on_command(folder)))
+    overrides = record["overrides"]
+    return {
+        "key": str(record["id"]),
+        "state": state,
+        "error": redact(error),
+        "started": text_or_none(record.get("started")),
+        "ended": text_or_none(record.get("ended")),
+        "seconds": None if seconds is None else finite("seconds", seconds),
+        "words": redact(words(overrides)) if isinstance(overrides, list) else {},
+        "choices": recorded(record.get("choices")),
+        "metrics": {str(k): None if v is None else finite(f"metrics.{k}", v) for k, v in metrics.items()},
+        "record": redact(plain(record)),
+        "commands": commands,
+    }
+
+
+def text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def finite(key: str, value: Any) -> float | None:
+    """A number of a record; None where it is not finite.
+
+    Raises:
+        ValueError: it is no number, or one that no float can be.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{key}={str(value)[:40]} is no number")
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError as error:
+        raise ValueError(f"{key} is a number of {len(str(value))} digits") from error
+
+
+def is_alive(record: Mapping[str, Any]) -> bool:
+    """Whether the run's process is there; of another machine nothing can be known, so the record is believed.
+
+    The run's lock would be surer, and trying it would refuse the folder to a process that takes it just then.
+    """
+    pid = record.get("pid")
+    if record.get("host") != socket.gethostname() or not isinstance(pid, int) or os.name == "nt":
+        return True
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another person's
+        pass
+    # A number is given again, after a restart or a long time; the run's process had it before the run began.
+    with suppress(KeyError, IndexError, TypeError, ValueError, OSError):  # of another system, or a strange record
+        started = str([record, *record.get("resumed", [])][-1]["started"])
+        return birth(pid) <= datetime.strptime(started, STAMP).timestamp() + CLOCKS
+    return True
+
+
+def birth(pid: int) -> float:
+    """When a process began, in seconds since 1970, from what Linux tells in /proc."""
+    [boot] = (line for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines() if line.startswith("btime "))
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    ticks = stat.rpartition(")")[2].split()[19]  # its name may have spaces
+    return int(boot.split()[1]) + int(ticks) / os.sysconf("SC_CLK_TCK")
+
+
+def words(overrides: list[Any]) -> dict[str, str]:
+    """The words of a command that can change a result, by their keys."""
+    found = {}
+    for word in map(str, overrides):
+        key, _, value = word.lstrip("+~").partition("=")
+        if not key.startswith("hydra") and not without_effect(key):
+            found[key] = value.strip("'\"")
+    return found
+
+
+def recorded(choices: Any) -> dict[str, str]:
+    """The choices of the groups that can change a result, as they are typed."""
+    if not isinstance(choices, Mapping):
+        return {}
+    typed = {str(k): f"[{','.join(map(str, v))}]" if isinstance(v, list) else v for k, v in choices.items()}
+    return {k: str(v) for k, v in typed.items() if v is not None and not without_effect(k)}
+
+
+def of_config(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of config.yaml, and the choice of each group where the record has none."""
+    if not (folder / "run.json").exists() and not (folder / "config.yaml").exists():
+        return {}  # said already, or a run that ended before it had any
+    content = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), Reader)
+    check_size(content)
+    check_keys(folder, "config.yaml", content, CONFIG)
+    leaves = {k: plain(v) for k, v in flat(content).items() if not any(fnmatch(k, pattern) for pattern in NOT_SHOWN)}
+    classes = {
+        str(group): class_name(node["_target_"])
+        for group, node in content.items()
+        if isinstance(node, Mapping) and "_target_" in node and group not in ("ablation", "trainer")
+    }
+    monitor = content.get("monitor")
+    return {
+        "config": redact(leaves),
+        "choices": entry["choices"] or {group: entry["words"].get(group, name) for group, name in classes.items()},
+        "monitor": text_or_none(monitor.get("metric")) if isinstance(monitor, Mapping) else None,
+    }
+
+
+def check_size(content: Any) -> None:
+    """Refuse a config whose aliases expand to more values than any config has.
+
+    Raises:
+        ValueError: it does.
+    """
+    todo, number = [content], 0
+    while todo:
+        node = todo.pop()
+        number += 1
+        if number > MOST_VALUES:
+            raise ValueError(f"it has more than {MOST_VALUES:,} values")
+        todo += node.values() if isinstance(node, Mapping) else node if isinstance(node, list | tuple | set) else []
+
+
+def class_name(target: Any) -> str:
+    """What a choice is mostly called, of a run from before it was recorded: ablab.norms.GroupNorm is groupnorm."""
+    return str(target).rpartition(".")[2].lower()
+
+
+def plain(value: Any) -> Any:
+    """Plain data that JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"a number of {len(str(abs(value)))} digits"
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def steps_of_an_epoch(record: Mapping[str, Any]) -> float | None:
+    """Of a run that has not validated yet, from what it recorded of data and batches."""
+    data, sizes = record.get("data"), record.get("batch_sizes")
+    train = data.get("train") if isinstance(data, Mapping) else None
+    size = sizes.get("optimizer") if isinstance(sizes, Mapping) else None
+    return max(1, train // size) if isinstance(train, int) and isinstance(size, int) and size > 0 else None
+
+
+def common_config(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Take out of the runs' configs what most of them have: written once, 500 configs are short.
+
+    Returns:
+        The common values, and which keys cannot change a result.
+    """
+    counts: dict[str, Counter[str]] = {}
+    for entry in runs:
+        for key, value in entry["config"].items():
+            counts.setdefault(key, Counter())[json.dumps(value)] += 1
+    base = {key: json.loads(of.most_common(1)[0][0]) for key, of in counts.items()}
+    for entry in runs:
+        config = entry["config"]
+        entry["lacks"] = [key for key in base if key not in config] if config else None
+        entry["config"] = {k: v for k, v in config.items() if (v, type(v)) != (base[k], type(base[k]))}
+    return {"config": base, "without_effect": [key for key in base if without_effect(key)]}
+
+
+# An ablation --------------------------------------------------------------------------------------------------------
+
+
+def ablation(folder: Path, root: Path, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the page shows of an ablation: its question, its verdicts, how far its runs are."""
+    name = folder.absolute().name
+    report = folder / "report" / "report.html"
+    problems: list[str] = []
+    entry: dict[str, Any] = {
+        "name": name,
+        "path": short(folder),
+        "question": "",
+        "command": "",
+        "verdicts": [],
+        "planned": 0,
+        "missing": 0,
+        "report": quote(os.fsencode(report.relative_to(root).as_posix())) if report.exists() else None,
+        "report_command": f"python scripts/report.py {shlex.quote(short(folder))}",
+        "problems": problems,
+    }
+    there = {run["name"] for run in runs if run["ablation"] == name}
+    attempt(problems, folder / ABLATION, lambda: entry.update(of_ablation(folder, there)))
+    if (folder / "report" / "report.md").exists():
+        attempt(
+            problems,
+            folder / "report" / "report.md",
+            lambda: entry.update(verdicts=verdicts(folder / "report" / "report.md")),
+        )
+    return entry
+
+
+def of_ablation(folder: Path, there: set[str]) -> dict[str, Any]:
+    """What ablation.json says."""
+    content = json.loads((folder / ABLATION).read_text(encoding="utf-8"))
+    try:
+        tuning = content.get("tuning") or {"runs": []}
+        planned = {str(planned["folder"]) for planned in [*content["runs"], *tuning["runs"]]}
+        return {
+            "question": redact(str(content["ablation"].get("question") or "")),
+            "command": redact(str(content["command"])),
+            "planned": len(planned),
+            "missing": len(planned - there),
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it is not what an ablation writes: {error!r}") from error
+
+
+def verdicts(report: Path) -> list[str]:
+    """The sentences under Verdict of a report."""
+    _, _, after = report.read_text(encoding="utf-8").partition("\n## Verdict\n")
+    lines = after.partition("\n## ")[0].splitlines()
+    return [UNESCAPED.sub(r"\1", line.removeprefix("- ")) for line in lines if line.startswith("- ")]

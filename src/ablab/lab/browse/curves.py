@@ -1,0 +1,95 @@
+"""The curves of a run, from its metrics.csv, short enough for a page of hundreds of runs."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+FILE = "metrics.csv"
+POINTS = 200  # of a curve at most: more than a chart has pixels for a line of many
+VALUES = 1_500_000  # of all curves of a page, about 15 MB; with more of them each gets fewer points
+FIGURES = 5  # of a value; a chart shows three
+
+# Metrics that were logged at the same steps, with these: [steps, {metric: values}, how many there were].
+Curves = list[tuple[list[int], dict[str, list[float | None]], int]]
+
+
+def curves(folder: Path) -> tuple[Curves, float | None]:
+    """What a run has logged, thinned, and the steps of an epoch as far as its validations tell.
+
+    A last row that was cut off is left out, as `loggers.csv_file.read_rows` does; that module loads Lightning.
+
+    Raises:
+        ValueError: the file is not what a run writes.
+    """
+    try:
+        names, *rows = list(csv.reader(complete_lines(folder / FILE))) or [[]]
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    if names[:2] != ["step", "epoch"]:
+        raise ValueError("its first columns are not step and epoch")
+    if len(set(names)) < len(names):
+        raise ValueError("a column is there twice")
+    rows = [row for row in rows if len(row) == len(names)]
+    for row in rows:
+        for name, text in zip(names, row[:2], strict=False):
+            if text and not (text.isdecimal() and len(text) < 16):
+                raise ValueError(f"a row has {name}={text[:20]}; a whole number from 0 on is needed")
+        if not row[0]:
+            raise ValueError("a row has no step")
+    together: dict[tuple[int, ...], list[str]] = {}
+    for column, name in enumerate(names[2:], 2):
+        logged = tuple(i for i, row in enumerate(rows) if row[column])
+        if logged and not name.startswith("test/"):  # one value each, which the record has
+            together.setdefault(logged, []).append(name)
+    found: Curves = []
+    for logged, metrics in together.items():
+        kept = [logged[i] for i in thinned(len(logged), POINTS)]
+        values = {name: [rounded(rows[i][names.index(name)]) for i in kept] for name in metrics}
+        found.append(([int(rows[i][0]) for i in kept], values, len(logged)))
+    validated = [i for i, name in enumerate(names) if name.startswith("val/")]
+    ends = [(int(row[0]) + 1) / (int(row[1]) + 1) for row in rows if row[1] and any(row[i] for i in validated)]
+    return found, max(ends, default=None)
+
+
+def complete_lines(file: Path) -> Iterator[str]:
+    """The header, and each row that ends."""
+    with file.open(newline="", encoding="utf-8") as lines:
+        for line in lines:
+            if line.endswith("\n"):
+                yield line
+
+
+def thinned(length: int, points: int) -> list[int]:
+    """Which of so many points are kept: the first, the last and every so-manieth between; a spike may get lost."""
+    if length <= points:
+        return list(range(length))
+    return [round(i * (length - 1) / (points - 1)) for i in range(points)]
+
+
+def rounded(text: str) -> float | None:
+    """A value with as many figures as a chart can show; None where it is not finite."""
+    value = float(text)
+    return float(f"{value:.{FIGURES}g}") if math.isfinite(value) else None
+
+
+def fit(runs: Iterable[dict[str, Any]]) -> int:
+    """Thin the curves of all runs until a page can hold them.
+
+    Returns:
+        The points that a curve has at most.
+    """
+    parts = [part for run in runs for part in run["curves"]]
+    points = POINTS
+    while points > 10 and sum(min(len(steps), points) * (1 + len(values)) for steps, values, _ in parts) > VALUES:
+        points //= 2
+    for part in parts:
+        steps, values, _ = part
+        kept = thinned(len(steps), points)
+        steps[:] = [steps[i] for i in kept]
+        for name in values:
+            values[name] = [values[name][i] for i in kept]
+    return points

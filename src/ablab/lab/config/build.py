@@ -1,0 +1,56 @@
+"""From a node of the config to the object that it describes: the one place that instantiates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+
+from ablab.errors import ConfigError
+
+
+def build(node: DictConfig, **given: Any) -> Any:
+    """Call what `_target_` names with the node's keys, and with what only the running program can give.
+
+    A node with `_partial_: true` stays a function, to be called with the rest later.
+
+    Raises:
+        ConfigError: the call refused a value; the message begins with its place in the config.
+    """
+    place = node._get_full_key("")
+    for name in given.keys() & node.keys():
+        raise ConfigError(f"{place}.{name}: the program itself gives it, from the rest of the config; leave it out")
+    with blame(place):
+        # partial: live objects in `given` must not pass through OmegaConf, which would copy them
+        call = instantiate(node, _partial_=True, _convert_="all")
+        return call if node.get("_partial_") else call(**given)
+
+
+@contextmanager
+def blame(place: str) -> Iterator[None]:
+    """Turn a refused value into a `ConfigError` that names the place in the config.
+
+    A message that begins with `name=value` gets the place before the name, `data.batch_size=0: …`.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, LookupError, MisconfigurationException, InstantiationException) as error:
+        message = str(error.__cause__ or error) if isinstance(error, InstantiationException) else str(error)
+        if isinstance(error, InstantiationException) and (inside := re.search(r"full_key: (\S+)", str(error))):
+            place = inside[1]  # a node below, data.shift of data
+        separator = "." if re.match(r"[\w.]+=", message) else ": "
+        raise ConfigError(f"{place}{separator}{message}") from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{place}: it needs a package that is not installed ({error}); choose another") from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise ConfigError(f"{place}: it takes more memory than there is; choose smaller sizes") from error

@@ -1,0 +1,275 @@
+"""When a run is saved: such that it can go on from there to the same bits."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import nn
+
+from ablab.errors import RunError, Stopped
+from ablab.lab.run import checkpoint_files, signals
+from ablab.lab.run.checkpoint_files import BEST
+from ablab.lab.run.folder import read_record
+from ablab.tasks.exchange import Exchange, in_any
+from ablab.tasks.task import Task
+
+
+class Checkpoints(L.Callback):
+    """Saves the state of the training, and the weights of the best model.
+
+    The state is saved before each validation, every so many minutes, when the run is asked to stop, and at the end;
+    always between two steps, where a resumed run goes on to the same bits. The best model's weights are saved after the
+    validation that finds them.
+
+    It is the first of a run's callbacks: what others do at the start of a step is done after a resume too.
+
+    Args:
+        monitor: the validation metric that chooses the best model; None chooses none.
+        mode: whether more of it is better.
+        keep: how many of the newest states stay.
+        every_n_minutes: time between two states, where validations are further apart.
+        every_n_steps: steps between two states; None is by the other reasons only.
+
+    Raises:
+        ValueError: a value that makes no sense.
+    """
+
+    def __init__(
+        self,
+        *,
+        monitor: str | None,
+        mode: Literal["min", "max"],
+        keep: int = 2,
+        every_n_minutes: float = 10.0,
+        every_n_steps: int | None = None,
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"keep={keep}: a run that is to be resumed needs at least one")
+        if every_n_minutes <= 0:
+            raise ValueError(f"every_n_minutes={every_n_minutes}: more than 0 is needed")
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps={every_n_steps}: at least 1 is needed, or null")
+        self.monitor = monitor
+        self.mode = mode
+        self.keep = keep
+        self.every_n_minutes = every_n_minutes
+        self.every_n_steps = every_n_steps
+        self.best_score: float | None = None
+        self.saved: tuple[int, str] | None = None
+        self.saved_at = 0.0
+        self.phase = ""
+        self.common_batches = math.inf
+        self.folder = Path()
+        self.exchange = Exchange()
+        self.num_logged_steps: int | None = None  # of a resumed run, until its first step
+
+    # When ---------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.folder = Path(trainer.loggers[0].save_dir or ".") / "checkpoints"
+        self.saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.exchange = pl_module.exchange if isinstance(pl_module, Task) else Exchange()
+        self.exchange.wishes = {"stop": is_asked, "save": self.is_time}
+        signals.restore()  # after Lightning's own
+        if trainer.is_global_zero:
+            self.clear()
+        if self.best_score is not None and not (self.folder / BEST).exists():
+            raise RunError(
+                f"{self.folder / BEST}: it is not there, and has the weights that validation has chosen so far "
+                f"({self.monitor} {self.best_score:.4f}); bring it back, or begin a new run"
+            )
+        if self.best_score is not None:  # of a resumed run: what is wrong with it must not come out at the end
+            checkpoint_files.read_weights(self.folder / BEST, like=network(pl_module).state_dict())
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
+        total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+        total.ready = total.started + 1  # Lightning counts the batch at which a run resumes twice
+        if self.num_logged_steps is not None:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = self.num_logged_steps
+            self.num_logged_steps = None
+        if trainer.fit_loop.epoch_loop.batch_progress.current.completed % trainer.accumulate_grad_batches:
+            return  # gradients of earlier batches are in no checkpoint
+        step = trainer.global_step
+        granted = granted_in(self.exchange, pl_module)
+        due = granted["save"]
+        due |= self.every_n_steps is not None and step % self.every_n_steps == 0
+        # Lightning does not validate after the last of max_steps when it resumes there
+        due |= step == trainer.max_steps - 1
+        if granted["stop"] or (due and step > 0):
+            self.save(trainer, "training")
+        if granted["stop"]:
+            stop(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.common_batches = self.fewest(trainer, trainer.num_val_batches)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
+            progress.ready = progress.started = progress.processed = progress.completed  # type: ignore[attr-defined]
+            if trainer.global_step != trainer.max_steps and not is_accumulating(trainer):
+                self.save(trainer, "validation")
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        self.stop_if_asked(trainer, batch_idx=arguments[3])
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or self.monitor is None:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+            raise RunError(
+                f"monitor.metric={self.monitor}: the validation did not log it, but {logged}; set monitor.metric to a "
+                f"metric that is logged, or have validation_step call self.log({self.monitor!r}, …)"
+            )
+        score = float(trainer.callback_metrics[self.monitor])
+        if math.isnan(score):
+            return
+        if self.best_score is None or (score > self.best_score if self.mode == "max" else score < self.best_score):
+            self.best_score = score
+            trainer.save_checkpoint(self.folder / BEST)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.save(trainer, "end")
+        self.stop_if_asked(trainer)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.common_batches = self.fewest(trainer, trainer.num_test_batches)
+        signals.restore()
+
+    def on_test_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        self.stop_if_asked(trainer, batch_idx=arguments[3])
+
+    # How ----------------------------------------------------------------------------------------------------------
+
+    def fewest(self, trainer: L.Trainer, num_batches: Sequence[float]) -> float:
+        """The batches that every process has; in evaluation, some may have one more."""
+        here = torch.tensor(sum(num_batches), device=trainer.strategy.root_device)
+        return float(trainer.strategy.reduce(here, reduce_op="min")) if trainer.world_size > 1 else float(here)
+
+    def is_time(self) -> bool:
+        return time.monotonic() - self.saved_at > 60 * self.every_n_minutes
+
+    def stop_if_asked(self, trainer: L.Trainer, batch_idx: int = 0) -> None:
+        """Leave an evaluation, which is done anew after a resume."""
+        if batch_idx >= self.common_batches:
+            return
+        if in_any(is_asked(), trainer.strategy.root_device):
+            stop(trainer)
+
+    def save(self, trainer: L.Trainer, phase: str) -> None:
+        """Save the state of the training, unless it has just been saved or was read from there."""
+        here = (trainer.global_step, phase)
+        if self.saved == here:
+            return
+        self.phase = phase
+        trainer.save_checkpoint(self.folder / checkpoint_files.name_of(*here))
+        self.saved, self.saved_at = here, time.monotonic()
+        if trainer.is_global_zero:
+            for old in checkpoint_files.in_order(self.folder)[: -self.keep]:
+                if not old.is_dir():
+                    old.unlink()
+
+    def clear(self) -> None:
+        """Remove what a kill left half written, and rename what was broken and is not resumed from.
+
+        The run writes those steps again.
+        """
+        for path in self.folder.glob("*.tmp"):
+            path.unlink()
+        here = None if self.saved is None else checkpoint_files.place(Path(checkpoint_files.name_of(*self.saved)))
+        for path in checkpoint_files.in_order(self.folder):
+            if here is None or checkpoint_files.place(path) > here:
+                broken = path.with_suffix(".broken")
+                if broken.is_dir():  # nothing takes the place of a folder
+                    broken = path.with_name(f"{path.name}.broken")
+                path.rename(broken)
+
+    # What ---------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score, "phase": self.phase}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score = state_dict["best_score"]
+        self.phase = state_dict["phase"]
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        logger: Any = trainer.loggers[0]
+        checkpoint["num_rows"] = logger.sync()  # rows that a resumed run keeps of metrics.csv
+        if (self.folder.parent / "run.json").exists():
+            checkpoint["run"] = read_record(self.folder.parent)["id"]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Have Lightning begin where the state was saved.
+
+        It takes a restart for one from its own checkpoints, which are saved at other moments.
+        """
+        phase = checkpoint["callbacks"][self.state_key]["phase"]
+        self.saved = (checkpoint["global_step"], phase)
+        loops = checkpoint["loops"]["fit_loop"]
+        if phase == "validation":  # it would pass the validation over, unless it had begun it
+            total = loops["epoch_loop.val_loop.batch_progress"]["total"]
+            total["ready"] += 1
+            total["started"] += 1
+        if phase == "training":  # it may count the last step for the loggers once more
+            self.num_logged_steps = loops["epoch_loop.state_dict"]["_batches_that_stepped"]
+        if phase == "end":  # whatever ended it
+            trainer.should_stop = True
+
+
+class Unsaved(L.Callback):
+    """What a run without checkpoints has instead: asked to stop, it stops between two steps, and nothing is kept."""
+
+    def __init__(self) -> None:
+        self.exchange = Exchange()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.exchange = pl_module.exchange if isinstance(pl_module, Task) else Exchange()
+        self.exchange.wishes = {"stop": is_asked}
+        signals.restore()  # after Lightning's own
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
+        if granted_in(self.exchange, pl_module)["stop"]:
+            stop(trainer)
+
+
+def network(module: L.LightningModule) -> nn.Module:
+    """Return the network whose weights a run keeps: a task's model, and any other LightningModule as a whole."""
+    model: Any = module.model if isinstance(module, Task) else module
+    return model
+
+
+def granted_in(exchange: Exchange, module: L.LightningModule) -> dict[str, bool]:
+    """Return what any process wished in the last step; of a module that does not send its loss, of the last batch."""
+    if isinstance(module, Task):
+        return exchange.granted()
+    nothing = torch.zeros((), device=module.device)
+    exchange.end(nothing)
+    granted = exchange.granted()
+    exchange.begin(nothing)
+    return granted
+
+
+def is_accumulating(trainer: L.Trainer) -> bool:
+    """Return whether, after a batch, its gradients wait for those of later ones."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    is_between = progress.current.completed % trainer.accumulate_grad_batches != 0
+    return is_between and not progress.is_last_batch  # whose step is taken however few came before
+
+
+def is_asked() -> bool:
+    """Whether this process has been asked to stop."""
+    return signals.requested is not None
+
+
+def stop(trainer: L.Trainer) -> None:
+    """Leave, as was asked for."""
+    name = signals.requested.name if signals.requested else "a signal to another process"
+    raise Stopped(f"{name} after step {trainer.global_step}")

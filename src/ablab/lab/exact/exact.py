@@ -1,0 +1,255 @@
+"""Makes any LightningModule, with any loaders, resume to the same bits; attached from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+
+from ablab.data.loader import Resumable
+from ablab.lab.exact import state
+from ablab.lab.exact.loaders import Place, ResumableLoader, is_seekable, rebuilt, samplers_of, warn
+from ablab.lab.exact.randomness import seed_all
+from ablab.lab.internals import (
+    align_reloads,
+    logged_means,
+    modules_in_eval_mode,
+    restart_fetching,
+    restore_logged_means,
+)
+from ablab.optim.schedules import continue_schedules
+from ablab.tasks.counts import counts, gathered, restore
+
+HOOKS = ("train_dataloader", "val_dataloader", "test_dataloader")
+
+
+class Exact(L.Callback):
+    """Seeds every step, wraps the loaders, and saves what Lightning's checkpoints leave out.
+
+    - Before each batch the global generators are seeded from (seed, number of the batch, rank), and before each batch
+      of an evaluation from (seed, stage, number of the batch, rank).
+    - The loaders of the data module, or of the module, become `ResumableLoader`s.
+    - A checkpoint also has the states of all torchmetrics in the module, the epoch means of `self.log`, the module's
+      plain attributes that training changes, and with manual optimization the gradients.
+
+    It has to be among the first callbacks, so that other callbacks' hooks at the start of a step draw derived numbers.
+
+    Args:
+        seed: of everything that is drawn.
+    """
+
+    def __init__(self, *, seed: int) -> None:
+        self.seed = seed
+        self.made: list[ResumableLoader] = []  # of all stages
+        self.loaders: list[ResumableLoader] = []  # of training
+        self.trainer: L.Trainer | None = None
+        self.marks: dict[tuple[str, str], Any] = {}
+        self.saved: dict[str, Any] | None = None
+        self.unwrapped: list[tuple[Any, str, Any]] = []  # owners, hooks, and what the owner itself had there
+
+    # Loaders ------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.trainer = trainer
+        for owner in filter(None, (trainer.datamodule, pl_module)):  # type: ignore[attr-defined]
+            for hook in HOOKS:
+                self.unwrapped.append((owner, hook, vars(owner).get(hook)))
+                setattr(owner, hook, self.wrapped(getattr(owner, hook), hook.removesuffix("_dataloader")))
+        self.marks = state.marks_of(pl_module)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for owner, hook, before in reversed(self.unwrapped):
+            if before is None:
+                delattr(owner, hook)
+            else:
+                setattr(owner, hook, before)
+        for loader in self.made:
+            loader.close()
+        self.unwrapped, self.made = [], []
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "")  # Lightning does not call it then
+
+    def wrapped(self, original: Callable[[], Any], stage: str) -> Callable[[], Any]:
+        """Return a loader hook that gives resumable loaders."""
+
+        @wraps(original)
+        def hook() -> Any:
+            assert self.trainer is not None
+            # the hook may draw, to split or to shuffle; it is called again where loaders are reloaded
+            every = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+            seed_all(self.seed, stage, self.trainer.current_epoch // every if every else 0)
+            return self.resumable(original(), stage)
+
+        return hook
+
+    def resumable(self, given: Any, stage: str) -> Any:
+        """Return what a hook has given, with every loader in it wrapped."""
+        if given is None or isinstance(given, Resumable):
+            return given
+        number = 0
+
+        def wrap(loader: Any, mode: Any = "max_size_cycle") -> Any:
+            nonlocal number
+            if isinstance(loader, Resumable | ResumableLoader):
+                return loader
+            if self.is_overfitting and is_seekable(loader) and loader.batch_size is not None:
+                loader = rebuilt(loader)  # in order, as Lightning has it
+            name = stage if number == 0 else f"{stage} {number}"
+            number += 1
+            made = ResumableLoader(loader, seed=self.seed, name=name, place=self.place(stage, loader, mode))
+            self.made.append(made)
+            if stage == "train":
+                self.loaders.append(made)
+            return made
+
+        if stage == "train":
+            self.loaders = []
+        if isinstance(given, list | tuple | dict):  # as Lightning combines them
+            given = CombinedLoader(given, "max_size_cycle" if stage == "train" else "sequential")
+        if isinstance(given, CombinedLoader):
+            given.flattened = [wrap(loader, given._mode) for loader in given.flattened]
+            return given
+        return wrap(given)
+
+    @property
+    def is_overfitting(self) -> bool:
+        return bool(self.trainer and self.trainer.overfit_batches and self.trainer.state.fn == "fit")  # type: ignore[attr-defined]
+
+    def place(self, stage: str, loader: Any, mode: Any) -> Place:
+        """Return where a loader is used."""
+        trainer = self.trainer
+        assert trainer is not None
+        has_own = any(isinstance(sampler, DistributedSampler) for sampler in samplers_of(loader))
+        shards = trainer._accelerator_connector.use_distributed_sampler and trainer.world_size > 1 and not has_own
+        is_whole = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+        if shards and is_whole and not is_seekable(loader):
+            warn(
+                f"{stage}: every process reads all samples of {type(loader).__name__}, which iterates in its own way; "
+                "give it a DistributedSampler"
+            )
+        return Place(
+            position=self.position if stage == "train" else lambda: (0, 0),
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            shards=shards,
+            mode=mode,
+        )
+
+    def position(self) -> tuple[int, int]:
+        """Return the epoch of training and how many of its batches are done."""
+        assert self.trainer is not None
+        fit = self.trainer.fit_loop
+        epoch: Any = fit.epoch_progress.current
+        return epoch.processed, fit.epoch_loop.batch_progress.current.completed
+
+    # Random numbers -----------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        seed_all(self.seed, "epoch", trainer.current_epoch, trainer.global_rank)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        seed_all(self.seed, "step", trainer.current_epoch, batch_idx, trainer.global_rank)
+        continue_schedules(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for loader in self.loaders:
+            if (problem := loader.check_unchanged()) is not None:
+                warn(f"a resumed run will differ: {loader.name}: {problem}")
+        seed_all(self.seed, "epoch end", trainer.current_epoch, trainer.global_rank)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        seed_all(self.seed, "validation", trainer.global_rank)
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        seed_all(self.seed, "validation", dataloader_idx, batch_idx, trainer.global_rank)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            continue_schedules(trainer)
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        seed_all(self.seed, "test", dataloader_idx, batch_idx, trainer.global_rank)
+
+    # Checkpoints --------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for loader in self.loaders:
+            if (problem := loader.check_reproducible()) is not None:
+                warn(f"a resumed run will differ: {loader.name}: {problem}")
+        if self.saved is not None:
+            self.restore(trainer, pl_module, self.saved)
+        self.saved = None
+        seed_all(self.seed, "start", trainer.global_rank)
+
+    def restore(self, trainer: L.Trainer, pl_module: L.LightningModule, saved: dict[str, Any]) -> None:
+        """Go on from what a checkpoint has beside Lightning's own states."""
+        if len(saved["processes"]) != trainer.world_size:
+            number = len(saved["processes"])
+            warn(f"the run had {number} processes and has {trainer.world_size}; the result will not be bit-identical")
+        own = saved["processes"][trainer.global_rank % len(saved["processes"])]
+        known = {name: metric for name, metric in state.metrics_of(pl_module).items() if name in own["metrics"]}
+        restore(known, [own["metrics"]], rank=0, world_size=1)
+        state.restore_attributes(pl_module, own["attributes"], pl_module.device)
+        for name, module in pl_module.named_modules():
+            module.training = name not in own["evaluated"]
+        for name, parameter in pl_module.named_parameters():
+            parameter.requires_grad_(name not in own["frozen"])
+        for name, gradient in own["gradients"].items():
+            pl_module.get_parameter(name).grad = gradient.to(pl_module.device)
+        for name, value in own["callback_metrics"].items():
+            trainer.callback_metrics[name] = value.to(pl_module.device)
+        if own["logged"]:
+            restore_logged_means(trainer, pl_module, own["logged"])
+        for loader, digest in zip(self.loaders, own["batches"], strict=False):
+            loader.expected = digest
+            loader.entered, loader.cycle = None, 0
+        align_reloads(trainer)
+        if any(loader.length() is None for loader in self.loaders):
+            restart_fetching(trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        position = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        manual = not pl_module.automatic_optimization
+        gradients = {n: p.grad for n, p in pl_module.named_parameters() if manual and p.grad is not None}
+        own = {
+            "metrics": counts(state.metrics_of(pl_module)),
+            "attributes": state.changed_attributes(pl_module, self.marks),
+            "gradients": state.detached(gradients),
+            "evaluated": modules_in_eval_mode(trainer, pl_module),
+            "frozen": [name for name, parameter in pl_module.named_parameters() if not parameter.requires_grad],
+            "logged": logged_means(trainer),
+            "callback_metrics": {
+                name: value.detach().cpu()
+                for name, value in trainer.callback_metrics.items()
+                if isinstance(value, Tensor)
+            },
+            "batches": [loader.digest_before(position) for loader in self.loaders],
+        }
+        checkpoint["exact"] = {"processes": gathered(own)}
+        for key in ("hparams_type", "datamodule_hparams_type"):  # classes and other objects could not be read back
+            checkpoint.pop(key, None)
+        for key in ("hyper_parameters", "datamodule_hyper_parameters"):
+            if key in checkpoint:
+                checkpoint[key] = {k: v for k, v in checkpoint[key].items() if state.is_plain(v)}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.saved = checkpoint.get("exact")
+
+
+def seed_before_fit(seed: int) -> None:
+    """Seed the global generators as a training does before data modules and modules are set up."""
+    torch.manual_seed(seed)  # of accelerators that are not initialized yet
+    seed_all(seed, "setup")

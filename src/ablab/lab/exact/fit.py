@@ -1,0 +1,99 @@
+"""A training that can be killed and resumed to the same bits, without a config: for notebooks and other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from ablab.disk import Lock
+from ablab.errors import ConfigError
+from ablab.lab.exact.checkpoints import Checkpoints
+from ablab.lab.exact.exact import Exact, seed_before_fit
+from ablab.lab.exact.loaders import warn
+from ablab.lab.guests import attach
+from ablab.lab.loggers.csv_file import MetricsCSV, read_rows
+from ablab.lab.run import signals
+from ablab.lab.run.checkpoint_files import VerifiedFiles, newest_sound
+from ablab.lab.run.folder import LOCK
+from ablab.lab.run.restorable import check_guest_state
+from ablab.tasks.task import is_own
+
+
+def fit(
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    data: Any = None,
+    *,
+    folder: str | Path,
+    seed: int = 0,
+    every_n_steps: int | None = None,
+    every_n_minutes: float = 10.0,
+    keep: int = 2,
+    trust: bool = False,
+) -> None:
+    """Train a module; begin, or resume from the newest sound checkpoint of the folder, to the same bits.
+
+    Args:
+        trainer: configured as for plain Lightning, and new; callbacks and a logger are added to it.
+        module: any LightningModule, built in the same way each time.
+        data: a LightningDataModule, or one or more training loaders; None takes the module's own loaders.
+        folder: of `checkpoints/` and `metrics.csv`; made if there is none.
+        seed: of the order of the batches, of augmentation and of what a step draws.
+        every_n_steps, every_n_minutes, keep: see `Checkpoints`.
+        trust: read back the objects that the module has put into its checkpoints. They are pickled, and reading them
+            may run code: only for a folder that you trust as you trust code.
+
+    Raises:
+        ConfigError: another process trains in this folder, or no checkpoint in it fits the module.
+        Stopped: a signal has asked the process to stop; everything is saved.
+    """
+    if trainer.fit_loop.epoch_progress.total.ready:
+        raise ConfigError("trainer: it has trained already; make a new one, with which this call resumes")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    saving = Checkpoints(
+        monitor=None, mode="min", keep=keep, every_n_steps=every_n_steps, every_n_minutes=every_n_minutes
+    )
+    others = [c for c in trainer.callbacks if not isinstance(c, Checkpoints | Exact)]  # type: ignore[attr-defined]
+    trainer.callbacks = [saving, *others]  # type: ignore[attr-defined]
+    attach(trainer, seed)
+    trainer.strategy.checkpoint_io = VerifiedFiles(prefix="", keeps_objects=True, trusted=trust)
+    lock = Lock(folder / LOCK)
+    if trainer.is_global_zero and not lock.acquire(seconds=0.2):
+        raise ConfigError(f"folder={folder}: another process trains there; wait for it, or choose another folder")
+    try:
+        found = newest_sound(
+            folder / "checkpoints",
+            warn,
+            check=lambda path, state: check_guest_state(path, state, module=module, trainer=trainer),
+        )
+        path, rows = None, []
+        if found is not None:
+            path, rows = found[0], read_rows(folder)[: found[1]["num_rows"]]
+        loggers = [logger for logger in trainer.loggers if not isinstance(logger, MetricsCSV)]
+        trainer.loggers = [MetricsCSV(folder, rows=rows), *loggers]
+        if data is not None and not isinstance(data, L.LightningDataModule):
+            data = TrainingLoaders(data, module)
+        trainer.precision_plugin.convert_module(module)  # Lightning does after it has read a checkpoint, into float32
+        seed_before_fit(seed)
+        with signals.noted():
+            trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+        trainer.loggers[0].save()
+    finally:
+        lock.release()
+
+
+class TrainingLoaders(L.LightningDataModule):
+    """A data module of training loaders that are there already, beside the module's own loaders for the rest."""
+
+    def __init__(self, loaders: Any, module: L.LightningModule) -> None:
+        super().__init__()
+        self.loaders = loaders
+        for hook in ("val_dataloader", "test_dataloader"):
+            if is_own(module, hook, L.LightningModule):
+                setattr(self, hook, getattr(module, hook))
+
+    def train_dataloader(self) -> Any:
+        return self.loaders

@@ -1,0 +1,1 @@
+"""Start runs: the processes of one run, a local pool, Slurm."""

@@ -1,0 +1,233 @@
+"""Runs of an ablation on this machine: one after another in this process, or several at once.
+
+The folders are the queue: a run that is done is passed over, one that another process has is left to it, one that was
+interrupted goes on. Launches may therefore be repeated, killed, or made several times at once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import signal
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from ablab.data.reading import read_once
+from ablab.errors import ConfigError, Diverged, RunError, Stopped
+from ablab.lab.ablation.grid import Prepared
+from ablab.lab.ablation.progress import Progress
+from ablab.lab.run import signals
+from ablab.lab.run.code import hashed_once
+from ablab.lab.run.folder import LOG, death, made
+from ablab.lab.run.resume import resumed
+from ablab.lab.run.run import Taken
+
+PATIENCE = 1.0  # seconds between two looks at runs that another launch has
+
+
+def launch(runs: list[Prepared], num_processes: int | str, progress: Progress) -> None:
+    """Do every run that is not done.
+
+    Args:
+        runs: in the order in which they are begun.
+        num_processes: how many at once; "gpus" for one on each GPU.
+        progress: told of each run that begins and ends.
+
+    Raises:
+        ConfigError: it is no number of processes.
+        Stopped: a signal came; the runs that had begun can be gone on with.
+    """
+    devices = workers(num_processes)
+    if len(devices) > 1 and devices[0] is not None:
+        for run in runs:
+            if isinstance(wanted := run.cfg.trainer.devices, int) and wanted > 1:
+                raise ConfigError(
+                    f"hydra.launcher.num_processes={num_processes}: each process sees one GPU, and a run with "
+                    f"trainer.devices={wanted} needs more; leave num_processes at 1"
+                )
+    waiting = [run for run in runs if not run.done]
+    with progress:
+        while waiting:
+            if len(devices) == 1:
+                in_this_process(waiting, progress)
+            else:
+                in_processes(waiting, progress, devices)
+            waiting = [run for run in waiting if progress.status[run] == "taken"]
+            if waiting:
+                time.sleep(PATIENCE)
+
+
+def workers(num_processes: int | str) -> list[str | None]:
+    """For each process the GPU that it alone sees, as CUDA_VISIBLE_DEVICES names it, or None.
+
+    More processes than GPUs share them evenly; a single process sees all of them.
+
+    Raises:
+        ConfigError: it is no number of processes.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")  # a cluster's, which names the GPUs that are ours
+    number = torch.cuda.device_count()
+    gpus: list[str | None] = [*(given.split(",") if given else map(str, range(number)))][:number] or [None]
+    if num_processes == "gpus":
+        return gpus
+    if not str(num_processes).isdecimal() or int(num_processes) < 1:
+        raise ConfigError(
+            f"hydra.launcher.num_processes={num_processes}: give a whole number from 1 on, or gpus for one on each GPU"
+        )
+    return [None] if int(num_processes) == 1 else [gpus[i % len(gpus)] for i in range(int(num_processes))]
+
+
+def in_this_process(runs: list[Prepared], progress: Progress) -> None:
+    """Do runs one after another."""
+    for run in runs:
+        if run.done:  # by another launch, since
+            progress.ended(run, run.status)
+            continue
+        progress.began(run)
+        progress.ended(run, status := do(run))
+        if status == "stopped":
+            raise Stopped(signals.requested.name if signals.requested else "a signal")
+
+
+def do(run: Prepared) -> str:
+    """Begin a run or go on with it, in this process; how it ended, as `at_work` says."""
+    HydraConfig.instance().set_config(run.hydra)
+    cfg = run.cfg.copy()
+    cfg.quiet = False  # nobody is disturbed by what is in the log
+    return at_work(cfg)
+
+
+def at_work(cfg: DictConfig) -> str:
+    """Begin a run whose config names its folder, or go on with it; what it prints and how it fails are in its log.txt.
+
+    Returns:
+        how it ended: "finished", "diverged", "failed", "stopped", or "taken" if another process has it.
+    """
+    from ablab.lab.train import train
+
+    with (
+        (made(Path(cfg.folder)) / LOG).open("a", buffering=1, encoding="utf-8") as log,
+        redirect_stdout(log),
+        redirect_stderr(log),
+    ):
+        try:
+            train(resumed(cfg))
+        except Taken:
+            return "taken"
+        except Stopped:
+            return "stopped"
+        except Diverged as error:
+            print(f"error: {error}", file=log)
+            return "diverged"
+        except (ConfigError, RunError) as error:
+            print(f"error: {error}", file=log)
+            return "failed"
+        except Exception:
+            traceback.print_exc(file=log)
+            return "failed"
+    return "finished"
+
+
+def in_processes(runs: list[Prepared], progress: Progress, devices: list[str | None]) -> None:
+    """Do several runs at once, each process one after another.
+
+    The processes are forked from one that has loaded the libraries, and nothing else: no GPU, no threads.
+    """
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["ablab.lab.train"])
+    threads = max(1, torch.get_num_threads() // len(devices))
+    pipes: dict[Connection, Prepared | None] = {}
+    processes = {}
+    for device in devices[: len(runs)]:
+        ours, theirs = context.Pipe()
+        processes[ours] = context.Process(target=serve, args=(theirs, device, threads, dict(os.environ)))
+        processes[ours].start()
+        theirs.close()  # the worker's end is the worker's alone: it notices when this process is gone, and we its end
+        pipes[ours] = None
+    signals.begin()  # a signal is passed on, and what the runs then do is waited for
+    todo = list(reversed(runs))
+    passed_on = False
+    try:
+        for pipe in pipes:
+            hand_out(pipe, todo, pipes, progress)
+        while any(pipes.values()):
+            if signals.requested and not passed_on:
+                passed_on = True
+                todo.clear()
+                for process in processes.values():
+                    with suppress(ProcessLookupError):  # it has ended
+                        # a second SIGINT would end a run at once, and a terminal's Ctrl-C has sent it one
+                        interrupted = signals.requested == signal.SIGINT
+                        os.kill(process.pid or 0, signal.SIGTERM if interrupted else signals.requested)
+            ready = wait([pipe for pipe, run in pipes.items() if run], timeout=0.2)
+            for pipe, run in [(pipe, run) for pipe, run in pipes.items() if pipe in ready and run]:
+                try:
+                    progress.ended(run, pipe.recv())
+                except (EOFError, ConnectionError):  # killed, or out of memory: the others go on without it
+                    if not signals.requested:
+                        processes[pipe].join()
+                        note_death(run, processes[pipe].exitcode)
+                    progress.ended(run, "stopped" if signals.requested else "failed")
+                    pipes[pipe] = None
+                    continue
+                hand_out(pipe, todo, pipes, progress)
+        for run in todo:  # every process has ended
+            progress.ended(run, "failed")
+    finally:
+        for pipe in pipes:
+            pipe.close()
+        for process in processes.values():
+            process.join()
+        signals.end()
+    if signals.requested:
+        raise Stopped(signals.requested.name)
+
+
+def note_death(run: Prepared, exit_code: int | None) -> None:
+    """Write into a run's log why its process is gone, which it could not do itself."""
+    with suppress(OSError), (run.folder / LOG).open("a", encoding="utf-8") as log:
+        print(f"\nerror: {death(exit_code)}", file=log)
+
+
+def hand_out(
+    pipe: Connection, todo: list[Prepared], pipes: dict[Connection, Prepared | None], progress: Progress
+) -> None:
+    """Give a process its next run, if there is one."""
+    pipes[pipe] = None
+    while todo:
+        run = todo.pop()
+        if run.done:  # by another launch, since
+            progress.ended(run, run.status)
+            continue
+        progress.began(run)
+        pipe.send(run)
+        pipes[pipe] = run
+        return
+
+
+@read_once()
+@hashed_once()
+def serve(pipe: Connection, device: str | None, num_threads: int, environment: Mapping[str, str]) -> None:
+    """Do the runs that come through a pipe, until there are no more."""
+    signals.install()
+    signals.begin()  # those that the parent passes on are for the run in hand
+    os.environ.update(environment)
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    torch.set_num_threads(num_threads)
+    while True:
+        try:
+            run = pipe.recv()
+        except EOFError:
+            return
+        status = do(run)
+        signals.begin()
+        pipe.send(status)

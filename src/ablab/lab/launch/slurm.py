@@ -1,0 +1,257 @@
+"""Runs of an ablation as one array of jobs of Slurm.
+
+An array is two files in the ablation's folder: its script, `slurm/NAME.sh`, and the folder and command of each run,
+`slurm/NAME.tsv`, which can be given by hand as well; a word with a secret is in the jobs' environment instead. Nothing
+is pickled, a run that fails is a job that fails, and `squeue` alone is asked how things stand. This process only
+watches: it may be ended, and the same command watches on.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ablab.errors import ConfigError, Stopped
+from ablab.lab.ablation.grid import Prepared
+from ablab.lab.ablation.progress import Progress
+from ablab.lab.config.errors import traceback_wanted
+from ablab.lab.config.schema import show
+from ablab.lab.config.yaml_files import CONF
+from ablab.lab.run import signals
+from ablab.lab.run.folder import LOG
+from ablab.lab.run.redaction import redact
+
+PATIENCE = 2.0  # seconds between two questions to Slurm
+LARGEST = 1000  # jobs of an array, which is what Slurm takes unless a site says otherwise
+
+Element = tuple[str, int]  # of an array: its name, and the number in it
+
+
+@dataclass(frozen=True)
+class Site:
+    """How this cluster wants its jobs; see conf/hydra/launcher/slurm.yaml."""
+
+    at_once: int | None = None
+    time: str = "04:00:00"
+    stop_before: int = 120
+    setup: list[str] = field(default_factory=list)
+    python: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run takes."""
+
+    num_nodes: int
+    processes: int  # on each
+    gpus: int  # on each
+
+    @classmethod
+    def of(cls, run: Prepared) -> Resources:
+        """Those that a run's config asks for.
+
+        Raises:
+            ConfigError: it leaves the number to the machine, which Slurm has yet to choose.
+        """
+        trainer = run.cfg.trainer
+        if not str(trainer.devices).isdigit():
+            raise ConfigError(
+                f"trainer.devices={show(trainer.devices)}: Slurm has to be told how many; give a number "
+                f"({run.plan.cell_label})"
+            )
+        devices = int(trainer.devices)
+        return cls(int(trainer.get("num_nodes", 1)), devices, 0 if trainer.accelerator == "cpu" else devices)
+
+
+def launch(runs: list[Prepared], site: Site, progress: Progress) -> None:
+    """Submit what is neither done nor in the queue, and watch until all of it has left the queue.
+
+    Args:
+        runs: those of the ablation.
+        site: how they are submitted.
+        progress: told of each run that begins and ends.
+
+    Raises:
+        ConfigError: Slurm refuses the jobs, does not answer, or is not here.
+        Stopped: a signal came; the jobs go on.
+    """
+    missing = [run for run in runs if not run.done]
+    if not missing:
+        return
+    if shutil.which("sbatch") is None:
+        raise ConfigError("hydra/launcher=slurm: there is no sbatch here; give the command on a machine that has Slurm")
+    place = missing[0].folder.parent / "slurm"
+    in_queue = {folder: element for element, folder in submitted(place).items()}
+    watched = {in_queue[run.folder.name]: run for run in missing if run.folder.name in in_queue}
+    by_resources: dict[Resources, list[Prepared]] = {}
+    for run in missing:
+        if run.folder.name not in in_queue:
+            by_resources.setdefault(Resources.of(run), []).append(run)
+    for resources, some in by_resources.items():
+        for start in range(0, len(some), LARGEST):
+            watched |= submit(some[start : start + LARGEST], resources, site, place)
+    names = ", ".join(sorted({name for name, _ in watched}))
+    print(f"in Slurm's queue: {len(watched)} runs ({names})", flush=True)
+    with progress:
+        watch(watched, progress)
+
+
+def submit(runs: list[Prepared], resources: Resources, site: Site, place: Path) -> dict[Element, Prepared]:
+    """Submit runs as one array."""
+    name = f"{place.parent.name}_{secrets.token_hex(4)}"
+    place.mkdir(parents=True, exist_ok=True)
+    hidden: dict[str, str] = {}
+    lines = [f"{run.folder}\t{command(run, site, hidden)}\n" for run in runs]
+    (place / f"{name}.tsv").write_text("".join(lines), encoding="utf-8")
+    (place / f"{name}.sh").write_text(script(name, len(runs), resources, site, place), encoding="utf-8")
+    done = subprocess.run(
+        ["sbatch", "--parsable", place / f"{name}.sh"],
+        env={
+            **os.environ,
+            **hidden,
+            "HYDRA_FULL_ERROR": str(int(traceback_wanted())),
+        },  # which this process has set for itself
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
+    )
+    if done.returncode:
+        for suffix in (".tsv", ".sh"):
+            (place / (name + suffix)).unlink()
+        said = done.stderr.strip().replace("sbatch: error: ", "")
+        raise ConfigError(f"hydra.launcher: sbatch refuses the jobs: {said}; hydra.launcher.options are your site's")
+    return {(name, index): run for index, run in enumerate(runs)}
+
+
+def command(run: Prepared, site: Site, hidden: dict[str, str]) -> str:
+    """Return the command line of a run; an ablation's file would make a sweep of it.
+
+    Args:
+        run: what is to be run.
+        site: which Python runs it.
+        hidden: words with secrets in them, by the environment variable that brings them to the jobs; more are added.
+    """
+    words = [shlex.quote(str(CONF.parent / "train.py")), "hydra.mode=RUN"]
+    for word in run.words:
+        if redact(word) == word:
+            words.append(in_one_line(word))
+            continue
+        name = next((name for name, known in hidden.items() if known == word), f"ABLAB_WORD_{len(hidden)}")
+        hidden[name] = word
+        words.append(f'"${{{name}:?has a secret that is not in this file; submit with --export=ALL}}"')
+    return f"{site.python or shlex.quote(sys.executable)} {' '.join(words)}"
+
+
+def in_one_line(word: str) -> str:
+    """A word as bash takes it, in one line: each run is a line of its array's list."""
+    if word.isprintable():
+        return shlex.quote(word)
+    signs = [
+        sign if sign.isprintable() and sign not in "'\\" else "".join(f"\\x{b:02x}" for b in os.fsencode(sign))
+        for sign in word
+    ]
+    return f"$'{''.join(signs)}'"
+
+
+def script(name: str, number: int, resources: Resources, site: Site, place: Path) -> str:
+    """The script of an array. What a run prints is in its log.txt, what Slurm says of it beside this script."""
+    options = {
+        "job-name": name,
+        "array": f"0-{number - 1}" + (f"%{site.at_once}" if site.at_once else ""),
+        "nodes": resources.num_nodes,
+        "ntasks-per-node": resources.processes,
+        "gpus-per-node": resources.gpus or None,
+        "time": site.time,
+        "signal": f"USR1@{site.stop_before}",
+        "requeue": "",
+        "open-mode": "append",
+        "output": f"{place}/%x_%a.txt",
+        **site.options,
+    }
+    given = {key: value for key, value in options.items() if value is not None}
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            *(f"#SBATCH --{key}" + (f"={show(value)}" if value != "" else "") for key, value in given.items()),
+            "",
+            *site.setup,
+            "if [[ -v SLURM_CPUS_PER_TASK ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi",
+            "export WANDB_MODE=${WANDB_MODE:-offline}  # scripts/sync.py sends it from a machine with internet",
+            f'line=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(place / name))}.tsv)',
+            "folder=${line%%$'\\t'*} command=${line#*$'\\t'}",
+            'mkdir -p "$folder"',
+            f'eval "exec srun --kill-on-bad-exit=1 $command" >> "$folder/{LOG}" 2>&1',
+            "",
+        ]
+    )
+
+
+def submitted(place: Path) -> dict[Element, str]:
+    """The elements of earlier arrays that are still in the queue, each with its run's folder.
+
+    Raises:
+        ConfigError: Slurm does not say.
+    """
+    arrays = {file.stem: file.read_text(encoding="utf-8").splitlines() for file in place.glob("*.tsv")}
+    if (alive := queue(arrays) if arrays else {}) is None:
+        raise ConfigError("hydra/launcher=slurm: squeue does not answer; what is in the queue would be submitted again")
+    return {
+        (name, index): Path(line.partition("\t")[0]).name
+        for name, lines in arrays.items()
+        for index, line in enumerate(lines)
+        if (name, index) in alive
+    }
+
+
+def queue(names: Iterable[str]) -> dict[Element, str] | None:
+    """The state of each element that is in Slurm's queue; None where Slurm does not answer."""
+    words = ["squeue", f"--name={','.join(names)}", "--noheader", "--array", "--format=%j\t%K\t%T"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, encoding="utf-8")
+    if done.returncode:
+        return None
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    return {(name.strip(), int(index)): state for name, index, state in lines if index.strip().isdigit()}
+
+
+def watch(runs: dict[Element, Prepared], progress: Progress) -> None:
+    """Follow runs until they have left the queue.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    names = sorted({name for name, _ in runs})
+    left, begun, gone = dict(runs), set[Element](), set[Element]()
+    signals.begin()
+    try:
+        while left:
+            time.sleep(PATIENCE)
+            if signals.requested:
+                raise Stopped(signals.requested.name)
+            if (states := queue(names)) is None:
+                continue
+            for element, run in list(left.items()):
+                if element in states:
+                    gone.discard(element)
+                    if states[element] == "RUNNING" and element not in begun:
+                        begun.add(element)
+                        progress.began(run)
+                elif element not in gone:
+                    gone.add(element)  # what it wrote may take a moment to be seen from here
+                else:
+                    del left[element]
+                    progress.ended(run, run.status)
+    finally:
+        signals.end()
+        if left:
+            print(f"the jobs go on: the same command follows them, scancel --name={','.join(names)} ends them")

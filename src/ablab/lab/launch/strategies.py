@@ -1,0 +1,227 @@
+"""How several processes train one model: each has all of it (DDP), or a part of every weight (FSDP)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Literal
+
+import lightning as L
+import torch.distributed as dist
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from ablab.rank import launcher
+
+HOOKS = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
+
+
+def ddp(
+    *,
+    timeout: float = 600.0,
+    bucket_cap_mb: float = 25.0,
+    static_graph: bool = False,
+    find_unused_parameters: bool = False,
+    fixed_buckets: bool = False,
+    compression: Literal["bf16", "fp16"] | None = None,
+) -> DDPStrategy:
+    """Each process has the whole model; gradients are averaged while the backward pass still runs.
+
+    Args:
+        timeout: seconds that a process waits for the others; then the run fails instead of hanging.
+        bucket_cap_mb: MiB of gradients that are sent at once: small ones start earlier, large ones use networks better.
+        static_graph: the same parameters get gradients in every step; saves bookkeeping.
+        find_unused_parameters: some parameters get no gradient in some steps; costs a walk through the graph.
+        fixed_buckets: gradients are put together for sending in the same way in every step. Otherwise that changes
+            after the first step of a process, so on three and more processes a resumed run adds in another order,
+            and its last bits differ. Costs the same walk. Not with `static_graph`, which changes it all the same.
+        compression: send gradients with 16 bits, on GPUs; halves the traffic, and rounds.
+
+    Raises:
+        ValueError: a time or a size that is none, a compression that there is not, or what does not go together.
+
+    References:
+        Li et al. 2020, https://arxiv.org/abs/2006.15704
+    """
+    if not timeout > 0:
+        raise ValueError(f"timeout={timeout}: more than 0 seconds are needed")
+    if bucket_cap_mb <= 0:
+        raise ValueError(f"bucket_cap_mb={bucket_cap_mb}: more than 0 is needed")
+    if compression is not None and compression not in HOOKS:
+        raise ValueError(f"compression={compression}: bf16, fp16 or null is needed")
+    if static_graph and fixed_buckets:
+        raise ValueError(
+            "static_graph=True, fixed_buckets=True: with a static graph torch puts gradients together anew after the "
+            "first step; set one of trainer.strategy.static_graph and trainer.strategy.fixed_buckets (which "
+            "trainer=ddp_cpu sets) to false"
+        )
+    return FixedBuckets(
+        fixed=fixed_buckets,
+        timeout=timedelta(seconds=timeout),
+        bucket_cap_mb=bucket_cap_mb,
+        static_graph=static_graph,
+        find_unused_parameters=find_unused_parameters,
+        gradient_as_bucket_view=True,
+        ddp_comm_hook=None if compression is None else HOOKS[compression],
+    )
+
+
+def cluster_environment() -> ClusterEnvironment:
+    """What tells Lightning which process this is; by itself, it would take any allocation of Slurm for srun."""
+    environments = {"srun": SLURMEnvironment, "torchrun": TorchElasticEnvironment, None: LightningEnvironment}
+    return environments[launcher()]()
+
+
+class FixedBuckets(DDPStrategy):
+    """Lightning's strategy, which does not rebuild its buckets where that changes the order of additions."""
+
+    def __init__(self, *, fixed: bool, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.fixed = fixed
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        if self.fixed and self.world_size > 2:  # of two numbers the sum is the same in any order
+            self._ddp_kwargs["find_unused_parameters"] = True  # torch then never rebuilds them
+        if not getattr(model, "automatic_optimization", True) and not self._ddp_kwargs.get("static_graph"):
+            self._ddp_kwargs["find_unused_parameters"] = True  # a backward pass may be of one network of several
+        return super()._setup_model(model)
+
+
+def fsdp(*, timeout: float = 600.0, reshard_after_forward: bool = True) -> Sharded:
+    """Each process keeps a part of every weight, gradient and optimizer state, and has a block whole while it is used.
+
+    Args:
+        timeout: seconds that a process waits for the others; then the run fails instead of hanging.
+        reshard_after_forward: give a block's weights up after its forward pass, and gather them again for its backward
+            pass: less memory, half as much traffic again.
+
+    Raises:
+        ValueError: a time that is none.
+
+    References:
+        Zhao et al. 2023, https://arxiv.org/abs/2304.11277
+    """
+    if not timeout > 0:
+        raise ValueError(f"timeout={timeout}: more than 0 seconds are needed")
+    return Sharded(
+        timeout=timedelta(seconds=timeout),
+        reshard_after_forward=reshard_after_forward,
+    )
+
+
+class Sharded(DDPStrategy):
+    """FSDP2 in the place of DDP: the same processes, the same batches, the same files.
+
+    What is gathered at once is one of the model's `blocks`, or the model, if it has none. A checkpoint holds whole
+    tensors, so that any number of processes, and one without FSDP, can read the weights. Of a batch that is taken in
+    parts, each part's gradients are exchanged: kept for the last part, they would be there as a whole.
+    """
+
+    def __init__(self, *, reshard_after_forward: bool, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.reshard_after_forward = reshard_after_forward
+
+    def model_to_device(self) -> None:
+        """Bring the model to the device a block at a time, so that it is never there as a whole."""
+        assert self.model is not None
+        model = self.model.model
+        assert isinstance(model, nn.Module)
+        if not isinstance(model, FSDPModule):
+            mesh = init_device_mesh(self.root_device.type, (self.world_size,))
+            for part in (*getattr(model, "blocks", nn.ModuleList()), model):
+                fully_shard(part, mesh=mesh, reshard_after_forward=self.reshard_after_forward)
+            model.register_forward_pre_hook(before_forward)
+        super().model_to_device()
+
+    def configure_ddp(self) -> None:
+        """Nothing: the model has been prepared."""
+
+    def setup(self, trainer: L.Trainer) -> None:
+        if trainer.state.fn == "fit":
+            super().setup(trainer)
+            return
+        assert self.accelerator is not None
+        self.accelerator.setup(trainer)
+        self.model_to_device()
+        self.setup_precision_plugin()
+
+    def on_validation_start(self) -> None:
+        """Score one model: each process has averages of norms from its own part of the last batch."""
+        assert self.lightning_module is not None
+        same_buffers(self.lightning_module)
+
+    def on_test_start(self) -> None:
+        self.on_validation_start()
+
+    def teardown(self) -> None:
+        """Leave the model where it is: its parts belong to this device."""
+        assert self.cluster_environment is not None
+        assert self.accelerator is not None
+        self.cluster_environment.teardown()
+        self.precision_plugin.teardown()
+        self.accelerator.teardown()
+
+    # Whole tensors, in the first process -----------------------------------------------------------------------------
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        return get_model_state_dict(self.lightning_module, options=WHOLE)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        set_model_state_dict(self.lightning_module, checkpoint["state_dict"], options=WHOLE)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        return get_optimizer_state_dict(self.lightning_module, optimizer, options=WHOLE)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        assert self.lightning_module is not None
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            set_optimizer_state_dict(self.lightning_module, optimizer, state, options=WHOLE)
+
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def before_forward(model: nn.Module, arguments: Any) -> None:
+    """Begin a forward pass of training with the same buffers, as DDP does."""
+    if model.training:
+        same_buffers(model)
+
+
+def same_buffers(model: nn.Module) -> None:
+    """Give all processes the first one's buffers: averages of norms."""
+    for buffer in model.buffers():
+        dist.broadcast(buffer, 0)
+
+
+def whole_weights(model: nn.Module) -> dict[str, Any]:
+    """The weights of a model, also where each process has a part; those of a sharded one in the first process alone."""
+    return get_model_state_dict(model, options=WHOLE) if isinstance(model, FSDPModule) else model.state_dict()
+
+
+def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
+    """Give a model its weights, also where each process has a part."""
+    if isinstance(model, FSDPModule):
+        set_model_state_dict(model, weights, options=WHOLE)
+    else:
+        model.load_state_dict(weights)

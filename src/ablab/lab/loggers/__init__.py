@@ -1,0 +1,1 @@
+"""Loggers: CSV, W&B, TensorBoard and MLflow."""

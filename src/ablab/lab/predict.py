@@ -1,0 +1,224 @@
+"""Predictions of a run's weights for inputs that the run has not seen: images, a table, or a text."""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ablab.callbacks.text_samples import generate
+from ablab.data.batch import Batch
+from ablab.data.datamodule import DataModule
+from ablab.data.encoded_images import Encoded, load_image
+from ablab.data.image_folder import images_below
+from ablab.data.labelled import LabelledData
+from ablab.data.table import Source
+from ablab.data.token_stream import IGNORED, TokenStream, Windows
+from ablab.data.vectors import Vectors
+from ablab.disk import atomic_write
+from ablab.errors import ConfigError
+from ablab.lab.evaluate import scoring, with_weights
+from ablab.lab.train import Parts, say
+from ablab.tasks.task import Task
+
+BATCH_SIZE = 256
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+class Inputs(NamedTuple):
+    """New inputs: the column that tells them apart, and their batches in order."""
+
+    label: str
+    names: Sequence[Any]
+    batches: Iterator[Batch]
+
+
+def predict(
+    folder: Path,
+    source: Path,
+    out: Path,
+    *,
+    weights: Literal["best", "last"] = "best",
+    num_tokens: int = 50,
+    trust: bool = False,
+) -> int:
+    """Write the predictions of a run's weights to a CSV file.
+
+    Args:
+        folder: the run's.
+        source: a folder of images or one image, a .csv or .parquet table with the columns of the training table, or a
+            UTF-8 text whose lines are scored and continued one by one; as the run's data are.
+        out: the CSV file to write. It must not exist.
+        weights: those that validation chose, or those of the newest checkpoint.
+        num_tokens: tokens that continue each line of a text.
+        trust: build whatever the folder's config names, not only the kinds of objects that a run is made of.
+
+    Returns:
+        the number of rows.
+
+    Raises:
+        ConfigError: the run has no such weights, the source does not fit its data, or `out` exists.
+    """
+    if out.exists():
+        raise ConfigError(f"out={out}: it exists; give another file, or remove it")
+    if not out.parent.is_dir():
+        raise ConfigError(f"out={out}: there is no folder {out.parent}; make it, or give another file")
+    if not source.exists():
+        raise ConfigError(f"source={source}: there is no such file or folder")
+    cfg = scoring(folder)
+    parts = with_weights(folder, cfg, weights=weights, trust=trust)
+    data, task = parts.data, parts.task
+    if not isinstance(data, DataModule) or not isinstance(task, Task):
+        raise ConfigError(
+            f"{folder}: {type(task).__name__} brings its own way to read inputs; load the weights of "
+            "checkpoints/best.safetensors into it in a program"
+        )
+    if any(str(node.get("_target_", "")).endswith(".Recalibration") for node in cfg.callbacks.values() if node):
+        say(
+            "callbacks: the statistics of norms are the moving averages, not recalibrated as in the test",
+            file=sys.stderr,
+        )
+    task.eval().to(device_of(parts))
+    try:
+        if isinstance(data, TokenStream):
+            columns = text_columns(parts, data, source, num_tokens)
+        else:
+            columns = columns_of(parts, task, inputs_of(data, source))
+    except (ValueError, NotImplementedError) as error:
+        named = str(source) in str(error)
+        raise ConfigError(str(error) if named else f"source={source}: {error}") from error
+    rows = list(zip(*columns.values(), strict=True))
+    with atomic_write(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+    return len(rows)
+
+
+def device_of(parts: Parts) -> torch.device:
+    return parts.trainer.strategy.root_device
+
+
+def precision_of(parts: Parts) -> AbstractContextManager[Any]:
+    """Compute in the precision of the run's validation."""
+    return parts.trainer.precision_plugin.predict_step_context()
+
+
+@torch.inference_mode()
+def columns_of(parts: Parts, task: Task, inputs: Inputs) -> Columns:
+    """Return the predictions for all inputs, with the column that tells them apart first."""
+    assert isinstance(parts.data, DataModule)
+    found: dict[str, list[Any]] = {inputs.label: list(inputs.names)}
+    for number, batch in enumerate(inputs.batches):
+        batch = parts.data.on_after_batch_transfer(batch.on(device_of(parts)), 0)
+        with precision_of(parts):
+            logits = task.predict_step(batch, number)
+        for name, values in task.predictions(logits).items():
+            found.setdefault(name, []).extend(values)
+    return found
+
+
+def inputs_of(data: DataModule, source: Path) -> Inputs:
+    """Read new inputs as the data read theirs.
+
+    Raises:
+        ValueError: the source does not fit the data, or they have no way to read it.
+    """
+    if isinstance(data, Vectors):
+        return table_rows(data, source)
+    if isinstance(data, LabelledData) and data.kind == "images":
+        return images(data, source)
+    raise ValueError(
+        f"the run was trained on {type(data).__name__} ({data.kind}); predictions are for images, tables and text"
+    )
+
+
+def images(data: LabelledData, source: Path) -> Inputs:
+    """Read the images of a folder, scaled to the size of the training images where these are square."""
+    left_out: Counter[str] = Counter()
+    files = images_below(source, left_out) if source.is_dir() else [source]
+    if not files:
+        raise ValueError("there is no image in it that Pillow here can decode; give a folder of images, or one image")
+    left_out = +left_out  # what there is none of is not said
+    if left_out:
+        say(f"left out: {', '.join(f'{count:,} {what}' for what, count in sorted(left_out.items()))}", file=sys.stderr)
+    in_channels, height, width = data.first(1).inputs.shape[1:]
+    if in_channels not in (1, 3):
+        raise ValueError(f"the run was trained on images of {in_channels} channels; predictions are for 1 or 3")
+    encoded = Encoded(files, [0] * len(files), lambda i: str(files[i]))
+    low, high = data.value_range
+
+    def load(i: int) -> Tensor:
+        image = load_image(encoded, i, height if height == width else None, in_channels)
+        if image.shape[1:] != (height, width):
+            raise ValueError(
+                f"{files[i]}: it has {image.shape[1]}x{image.shape[2]} pixels, and the training images "
+                f"{height}x{width}; bring it to their size"
+            )
+        return low + image.float() * ((high - low) / 255)
+
+    def batches() -> Iterator[Batch]:
+        for begin in range(0, len(files), BATCH_SIZE):
+            loaded = [load(i) for i in range(begin, min(begin + BATCH_SIZE, len(files)))]
+            yield Batch(torch.stack(loaded), torch.zeros(len(loaded), dtype=torch.long))
+
+    names = [str(file.relative_to(source)) if source.is_dir() else file.name for file in files]
+    return Inputs("file", names, batches())
+
+
+def table_rows(data: Vectors, source: Path) -> Inputs:
+    """Read the rows of a table, standardized by the training rows; other columns are not used."""
+    if source.is_dir():
+        raise ValueError("it is a folder; a .csv or .parquet file is needed")
+    features = data.scaled(torch.from_numpy(Source("source", source).numbers("features", data.feature_names)))
+    rows = features.split(BATCH_SIZE)
+    label = "row number" if "row" in data.target_names else "row"
+    return Inputs(label, range(1, len(features) + 1), (Batch(part, torch.zeros(len(part))) for part in rows))
+
+
+@torch.inference_mode()
+def text_columns(parts: Parts, data: TokenStream, source: Path, num_tokens: int) -> Columns:
+    """Score and continue each line of a text; empty lines are left out.
+
+    Raises:
+        ValueError: the text is not UTF-8, or has a character that is not in the vocabulary.
+    """
+    try:
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"it cannot be read as UTF-8 text ({error}); give one text file") from error
+    found: dict[str, list[Any]] = {name: [] for name in ("line", "tokens", "loss", "perplexity", "continuation")}
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            tokens = data.tokens.encode(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}, which is of the training text; leave that out") from error
+        total, predicted = 0.0, max(0, len(tokens) - 1)  # the first token is given
+        windows = Windows([tokens], data.context_length, keep_short=True)
+        for some in torch.arange(len(windows)).split(BATCH_SIZE) if predicted else ():
+            batch = windows[some].on(device_of(parts))
+            with precision_of(parts):
+                loss = parts.task.loss(parts.task(batch), batch)  # type: ignore[operator]
+            total += float(loss) * int((batch.targets != IGNORED).sum()) / predicted
+        written = generate(
+            parts.model, tokens.long().to(device_of(parts)), num_tokens, context_length=data.context_length
+        )
+        found["line"].append(number)
+        found["tokens"].append(len(tokens))
+        found["loss"].append(total if predicted else "")
+        found["perplexity"].append(math.exp(total) if predicted else "")
+        found["continuation"].append(data.tokens.decode(written[len(tokens) :].cpu()))
+    if not found["line"]:
+        raise ValueError("there is no text in it; give one with at least one line")
+    return found
