@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from ablab import disk
 from ablab.disk import Lock, is_locked, write_text
 from ablab.errors import ConfigError, RunError
-from ablab.lab.run import folder as folders
 from ablab.tasks.task import Task
 
 Start = Callable[..., Any]
@@ -146,7 +146,7 @@ def test_checkpoints_that_are_deleted_are_one_message_at_most(
 
 
 def test_too_few_open_files_are_one_message_with_the_remedy(tmp_path: Path) -> None:
-    error = folders.not_written(tmp_path / "run.json", OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+    error = disk.not_written(tmp_path / "run.json", OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
     assert "could not be written (Too many open files); allow more open files (ulimit -n 4096)" in str(error)
 
 
