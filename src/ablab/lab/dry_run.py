@@ -496,9 +496,9 @@ def check_no_measure(name: str, callback: DictConfig, task: Any) -> None:
 
 
 def check_loggers(cfg: DictConfig) -> None:
-    """Refuse a logger's settings before there is a folder to log to."""
+    """Refuse the settings of W&B before there is a folder to log to; other loggers may connect when they are built."""
     for logger in cfg.logger.values():
-        if logger is not None:
+        if logger is not None and logger._target_ == "ablab.lab.loggers.wandb.WandB":
             build(logger, save_dir=Path(cfg.output_dir))
 
 

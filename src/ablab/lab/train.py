@@ -92,9 +92,7 @@ def train(cfg: DictConfig) -> Run:
             say(
                 f"resumed from {run.checkpoint.name if run.checkpoint else 'its beginning: there is no checkpoint yet'}"
             )
-        trainer.loggers = run.start(
-            build(node, save_dir=run.folder) for node in cfg.logger.values() if node is not None
-        )
+        trainer.loggers = run.start_loggers(cfg.logger)
         described = terminal.describe(data or task, parts.model, parts.norm, facts.get("batch_sizes", {}))
         say(fitted(described, sys.stdout))
         try:

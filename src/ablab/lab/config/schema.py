@@ -28,6 +28,10 @@ HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 # packages that an extra of pyproject.toml brings
 OPTIONAL = {"lion_pytorch": "optim", "schedulefree": "optim", "tensorboard": "trackers", "mlflow": "trackers"}
 BROUGHT = ("model", "norm", "data", "optimizer", "scheduler")  # null where the task brings its own
+NEEDED_BY = {
+    "lightning.pytorch.loggers.TensorBoardLogger": "tensorboard",
+    "lightning.pytorch.loggers.MLFlowLogger": "mlflow",
+}
 SEVERAL = ("callbacks", "logger")  # the groups whose choices are several things, each with a name
 
 
@@ -162,7 +166,7 @@ def call_problems(node: dict[Any, Any], place: str) -> Iterator[str]:
         else:
             yield f"{place}._target_={target}: {error.args[0]}; give the path of one, package.module.Name"
         return
-    for package in missing_packages(target.rpartition(".")[0]):
+    for package in missing_packages(target):
         yield f"{place}: it needs {package}, which is not installed; pip install -e '.[{OPTIONAL[package]}]'"
     for key, value in node.items():
         if key in HYDRA_KEYS:
@@ -197,9 +201,11 @@ def read_signature(target: str) -> Signature:
     return signature
 
 
-def missing_packages(module: str) -> set[str]:
-    """The packages of an extra that a module imports and that are not there."""
-    source = source_file(module)
+def missing_packages(target: str) -> set[str]:
+    """Return the packages of an extra that a class or function needs and that are not installed."""
+    if target in NEEDED_BY:  # Lightning imports it when it builds the logger
+        return {package for package in (NEEDED_BY[target],) if importlib.util.find_spec(package) is None}
+    source = source_file(target.rpartition(".")[0])
     imports = [node for node in parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)] if source else []
     names = {
         name

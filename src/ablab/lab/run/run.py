@@ -10,7 +10,7 @@ import shlex
 import socket
 import string
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +23,7 @@ from ablab.disk import Lock, atomic_write, missing, write_text
 from ablab.errors import CRASHED, FINISHED, STOPPED, ConfigError, Diverged, RunError, Stopped
 from ablab.lab.launch.processes import shared
 from ablab.lab.loggers.csv_file import MetricsCSV, read_rows
+from ablab.lab.loggers.trackers import build_loggers, has_failed, tracker_ids
 from ablab.lab.run import checkpoint_files, provenance, signals
 from ablab.lab.run.code import code_of, hashed_once
 from ablab.lab.run.folder import (
@@ -329,18 +330,30 @@ class Run:
                 f"written when {self.checkpoint.name} was; bring the file back, or begin a new run"
             )
 
-    def start(self, loggers: Iterable[Logger]) -> list[Logger]:
-        """Tell every logger what this run is.
+    def start_loggers(self, nodes: Mapping[str, DictConfig | None]) -> list[Logger]:
+        """Build the loggers of the run, and log its config.
+
+        Args:
+            nodes: the configs of the loggers beside metrics.csv, by name; None leaves one out.
 
         Returns:
-            The loggers of the run: metrics.csv, which is always written, and those given.
+            The loggers: metrics.csv, which is always written, and the others.
         """
-        self.loggers = [MetricsCSV(self.folder, rows=list(self.rows)), *loggers]
+        step = 1 + max((int(row["step"]) for row in self.rows), default=-1)
+        ids = self.record.get("trackers", {})
+        trackers = build_loggers(nodes, self.folder, step=step, ids=ids)
         facts = {"run": {"folder": str(self.folder), "git_commit": self.record.get("git_commit"), **self.facts}}
-        for logger in self.loggers:
+        for name, logger in trackers.items():
             if hasattr(logger, "begin"):
                 logger.begin(self.record.get("id", ""), self.rows)
+            if name in ids:
+                continue  # MLflow refuses other values for the params of a run, `resume` among them
             logger.log_hyperparams(redact({**self.config, **facts}))
+        trackers = {name: logger for name, logger in trackers.items() if not has_failed(logger)}  # Lightning asks them
+        self.loggers = [MetricsCSV(self.folder, rows=list(self.rows)), *trackers.values()]
+        if self.owner and (ids := tracker_ids(trackers)):
+            self.record["trackers"] = ids
+            self.write()
         return self.loggers
 
     def __enter__(self) -> Run:
