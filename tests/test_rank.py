@@ -76,7 +76,6 @@ def test_variables_that_change_nothing_are_not_worth_a_word(
         (TORCHRUN, "torchrun", 3, False),
         (SRUN, "srun", 3, False),
         ({**SRUN, **TORCHRUN, "RANK": "2", "LOCAL_RANK": "0"}, "torchrun", 2, True),
-        ({ranks.REPORTS: "7", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, None, 1, False),
     ],
 )
 def test_launchers_number_their_processes(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-REPORTS = "ABLAB_REPORTS"  # names the pipe by which a process tells the one that has started it how it failed
+OWN_RUN_ID = "ablab"  # of the workers that `trainer=ddp` has started through torch.distributed.elastic
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE"}  # torchrun sets all of them
 
@@ -31,6 +31,11 @@ def launcher() -> str | None:
     return "srun" if several else None
 
 
+def is_own_launch() -> bool:
+    """Return whether this is a worker that `trainer=ddp` has started, not torchrun's command."""
+    return launcher() == "torchrun" and os.environ["TORCHELASTIC_RUN_ID"] == OWN_RUN_ID
+
+
 def rank() -> int:
     """Rank of this process in its run; 0 for a process on its own."""
     return number("RANK", "SLURM_PROCID")
@@ -44,9 +49,7 @@ def first_here() -> bool:
 def number(of_torchrun: str, of_srun: str) -> int:
     """A number of this process, from the launcher that has really started it."""
     outside = launcher()
-    if outside is not None:
-        return int(os.environ[of_torchrun if outside == "torchrun" else of_srun])
-    return int(os.environ["LOCAL_RANK"]) if REPORTS in os.environ else 0
+    return 0 if outside is None else int(os.environ[of_torchrun if outside == "torchrun" else of_srun])
 
 
 def ignore_left_over() -> None:
@@ -55,7 +58,7 @@ def ignore_left_over() -> None:
     A line on stderr names those that would have changed something. Variables that together ask for one process of
     several stay: a run refuses them, see `asked_to_join`.
     """
-    if launcher() is not None or REPORTS in os.environ or asked_to_join() is not None:
+    if launcher() is not None or asked_to_join() is not None:
         return
     found = {name: os.environ.pop(name) for name in NUMBERS if name in os.environ}
     if said := [f"{name}={value}" for name, value in found.items() if value != NUMBERS[name]]:
@@ -70,7 +73,7 @@ def ignore_left_over() -> None:
 def asked_to_join() -> str | None:
     """The torchrun command for variables that ask for one process of several, as operators of Kubernetes set them."""
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
-    if launcher() is not None or REPORTS in os.environ or not os.environ.keys() >= {*names}:
+    if launcher() is not None or not os.environ.keys() >= {*names}:
         return None
     own, size, address = (os.environ[name] for name in names)
     if not (own.isdecimal() and size.isdecimal() and int(size) > 1):

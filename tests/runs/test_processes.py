@@ -24,7 +24,7 @@ from tests.polling import LIMIT, accepts_connections, wait_until
 from tests.runs import wandb_file
 
 from ablab.errors import ConfigError
-from ablab.lab.launch.processes import of_the_connection
+from ablab.lab.launch.processes import is_lost_connection
 from ablab.lab.loggers.csv_file import read_rows
 from ablab.lab.run.checkpoint_files import BEST, read_weights
 from ablab.tasks.task import Task
@@ -475,8 +475,8 @@ def test_processes_on_one_machine_listen_on_loopback_alone(
 
 def test_only_the_words_of_a_lost_connection_are_taken_for_one() -> None:
     lost = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:3"
-    assert of_the_connection(RuntimeError(lost))
-    assert of_the_connection(dist.DistBackendError("NCCL communicator was aborted"))
-    assert not of_the_connection(RuntimeError("no file /data/gloo/train.parquet"))
-    assert not of_the_connection(ValueError(lost))
-    assert not of_the_connection(dist.DistNetworkError("The server socket has failed to listen: EADDRINUSE"))
+    assert is_lost_connection(RuntimeError(lost))
+    assert is_lost_connection(dist.DistBackendError("NCCL communicator was aborted"))
+    assert not is_lost_connection(RuntimeError("no file /data/gloo/train.parquet"))
+    assert not is_lost_connection(ValueError(lost))
+    assert not is_lost_connection(dist.DistNetworkError("The server socket has failed to listen: EADDRINUSE"))

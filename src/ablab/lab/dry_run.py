@@ -35,7 +35,7 @@ from ablab.lab.launch.strategies import Sharded
 from ablab.norms import Norm, collecting, problems
 from ablab.optim.optimizer import make_optimizer
 from ablab.optim.schedules import lr_scheduler_config
-from ablab.rank import asked_to_join, launcher
+from ablab.rank import asked_to_join, is_own_launch, launcher
 from ablab.tasks.task import Task, scaled
 
 SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
@@ -329,7 +329,7 @@ def check_launcher(trainer: L.Trainer) -> None:
     wanted = trainer.num_devices * trainer.num_nodes
     outside = launcher()
     environment = getattr(trainer.strategy, "cluster_environment", None)
-    if outside and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if outside and not is_own_launch() and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigError(
             f"-m under {outside}: each of its processes would do the whole sweep; a sweep starts the processes of each "
             "run itself, so leave it out: python train.py -m trainer=ddp"

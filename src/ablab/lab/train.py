@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 from torch import nn
@@ -35,7 +37,7 @@ from ablab.lab.dry_run import (
 )
 from ablab.lab.exact.checkpoints import Checkpoints, Unsaved, network
 from ablab.lab.exact.exact import seed_before_fit
-from ablab.lab.launch.processes import first_failure, lost_worker, together
+from ablab.lab.launch.processes import check_possible, first_failure, lost_worker, process_group
 from ablab.lab.launch.strategies import cluster_environment, load_weights, whole_weights
 from ablab.lab.run.checkpoint_files import BEST, VerifiedFiles, read_weights
 from ablab.lab.run.folder import go_on_command, short
@@ -46,7 +48,7 @@ from ablab.lab.run.run import Run
 from ablab.lab.trainer import Trainer
 from ablab.models.interface import InitFromData
 from ablab.norms import Norm
-from ablab.rank import ignore_left_over, rank
+from ablab.rank import ignore_left_over, launcher, rank
 from ablab.screen import fitted, hush
 from ablab.tasks.task import Task, is_own
 
@@ -70,6 +72,39 @@ def train(cfg: DictConfig) -> Run:
         RunError: training went wrong in a way that a person can fix; the run's folder is in order.
         Stopped: the run was asked to stop, and can be resumed.
     """
+    number = num_workers_to_start(cfg)
+    if number > 0:
+        from ablab.lab.launch.torchrun import launch  # only now: it takes a second to load
+
+        with hush(cfg.quiet):
+            ended = launch(cfg, number, cfg.trainer.get("max_restarts", 0))
+        return Run.finished(Path(ended.folder), ended.metrics, ended.weights)
+    return train_here(cfg)
+
+
+def num_workers_to_start(cfg: DictConfig) -> int:
+    """Return the number of DDP workers that a run needs and that nobody has started; 0 if it is this process alone.
+
+    Raises:
+        ConfigError: the processes cannot be started from here.
+    """
+    if launcher() is not None or (cfg.trainer.devices == 1 and cfg.trainer.strategy == "auto"):
+        return 0
+    begin(cfg)
+    trainer = trainer_of(cfg, prefix="")
+    if not isinstance(trainer.strategy, ParallelStrategy):
+        return 0
+    check_possible(cfg, trainer)
+    return int(trainer.strategy.num_processes)  # type: ignore[attr-defined]
+
+
+def train_here(cfg: DictConfig, *, on_open: Callable[[Path], None] | None = None) -> Run:
+    """Train in this process, which may be one of several that have been started; see `train`.
+
+    Args:
+        cfg: the composed config.
+        on_open: called with the run's folder as soon as it is there.
+    """
     with hush(cfg.quiet):
         parts = assemble(cfg)
     data, trainer, task = parts.data, parts.trainer, parts.task
@@ -82,11 +117,13 @@ def train(cfg: DictConfig) -> Run:
 
     with (
         hush(cfg.quiet) as stdout,
-        together(trainer, cfg) as members,
+        process_group(trainer, cfg),
         Run.open(cfg, rank=trainer.global_rank, world_size=trainer.world_size, check_state=check, **facts) as run,
-        first_failure(members),
+        first_failure(),
         lost_worker(),
     ):
+        if on_open is not None:
+            on_open(run.folder)
         say(f"run: {short(run.folder)}")
         if cfg.resume is not None:
             say(

@@ -30,6 +30,7 @@ class Trainer(LightningTrainer):
             and "max-autotune" replay them as CUDA graphs. None carries out the operations as they are written.
         channels_last: keep images as N, H, W, C in memory, for which GPUs have faster convolutions.
         profile: say where the time of a step goes, see `ablab.callbacks.profile`.
+        max_restarts: times that all DDP workers are restarted from the newest checkpoint after one of them has failed.
         callbacks: what is done beside the training.
         settings: Lightning's own.
     """
@@ -40,6 +41,7 @@ class Trainer(LightningTrainer):
         compile: Mode | None = None,
         channels_last: bool = False,
         profile: bool = False,
+        max_restarts: int = 0,
         callbacks: Sequence[Callback] = (),
         **settings: Any,
     ) -> None:
@@ -59,6 +61,7 @@ class Trainer(LightningTrainer):
                 f"Lightning {lightning.__version__}: the faster training loop is tested with {TESTED}x only, so "
                 "Lightning's own is used; a step of a small network takes a tenth longer"
             )
+        self.max_restarts = max_restarts
         self.compile = compile
         self.channels_last = channels_last
 

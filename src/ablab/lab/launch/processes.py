@@ -1,44 +1,30 @@
-"""The processes of one run: started together, agreed before anything trains, and ended together.
-
-Lightning would start the command line again in each, which a sweep or a notebook does not survive. Here the other
-processes get the config itself (`ablab.lab.launch.worker`). Under torchrun and srun, which start all processes, nothing
-is started; the processes then compare their composed configs.
-"""
+"""The process group of a run: its processes join, agree on the config, and leave together."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import ParallelStrategy
-from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from omegaconf import DictConfig, OmegaConf
 
-from ablab.errors import CRASHED, ConfigError, RunError, Stopped
+from ablab.errors import ConfigError, RunError, Stopped
 from ablab.lab.launch.requeue import requeue
 from ablab.lab.run import signals
 from ablab.lab.run.identity import flat, plain
-from ablab.rank import REPORTS, launcher
+from ablab.rank import is_own_launch, launcher
 
 STARTING = timedelta(minutes=5)  # that processes have to load what they need
-GRACE = 5.0  # seconds that the others have to end by themselves once one has failed
-LONGEST_END = 60.0  # seconds that this process has to write how the run ended
+GRACE = 5.0  # seconds to wait for the word of a process that has failed
 FAILURE = "ablab/failure"  # where processes that torchrun or srun has started leave word of how they failed
 OWN_WORDS = ("resume", "folder")  # keys of the config that the first process decides alone
 LOOPBACK = "127.0.0.1"
@@ -47,166 +33,51 @@ LOOPBACK = "127.0.0.1"
 class Failed(RunError):
     """Another process of the run has failed."""
 
-    def __init__(self, message: str, exit_code: int = CRASHED) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-class Members(_Launcher):
-    """The other processes of a run on this machine, in the place of Lightning's launcher.
-
-    Args:
-        trainer: that of the run.
-        cfg: its config, which they get.
-    """
-
-    is_interactive_compatible = True
-
-    def __init__(self, trainer: L.Trainer, cfg: DictConfig) -> None:
-        self.environment: Any = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
-        self.listener: socket.socket | None = None
-        self.num_here = int(trainer.strategy.num_processes)  # type: ignore[attr-defined]
-        self.world_size = trainer.world_size
-        self.config = plain(cfg)
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.failure: Failed | None = None
-        self.failed = threading.Event()
-        self.ending = False
-        self.aborting = threading.Lock()
-
-    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        """Call a function in this process, once the others have been started."""
-        if not self.environment.creates_processes_externally:
-            self.listener = socket.create_server((LOOPBACK, 0))
-            self.start()
-        return function(*args, **kwargs)
-
-    def kill(self, signum: int) -> None:
-        """Send a signal to the others, and to the workers of each."""
-        for process in self.processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signum)
-
-    def start(self) -> None:
-        """Start the others, each with its rank in the environment and the config on its standard input."""
-        assert self.listener is not None
-        _set_num_threads_if_needed(num_processes=self.num_here)
-        os.environ |= {
-            "MASTER_ADDR": LOOPBACK,  # whatever an earlier job has left there
-            "MASTER_PORT": str(self.listener.getsockname()[1]),
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": str(self.world_size),
-        }
-        told = json.dumps({"config": self.config, "path": [str(Path(entry).absolute()) for entry in sys.path]})
-        for rank in range(1, self.num_here):
-            reports, theirs = os.pipe()
-            process = subprocess.Popen(
-                [sys.executable, "-m", "ablab.lab.launch.worker"],
-                stdin=subprocess.PIPE,
-                env={**os.environ, "LOCAL_RANK": str(rank), REPORTS: str(theirs)},
-                pass_fds=[theirs],
-                process_group=0,  # its workers belong to it, and are ended with it
-            )
-            os.close(theirs)
-            self.processes.append(process)
-            threading.Thread(target=self.watch, args=(rank, process, reports), daemon=True).start()
-            assert process.stdin is not None
-            process.stdin.write(told.encode() + b"\n")
-            process.stdin.flush()
-
-    def watch(self, rank: int, process: subprocess.Popen[bytes], reports: int) -> None:
-        """Wait for a process to end; if it failed, the run fails."""
-        with open(reports, "rb") as pipe:
-            line = pipe.readline()  # empty where it ends without a word
-        if not line and process.wait() == 0:
-            return
-        if self.failure is None and not self.ending:
-            self.failure = described(rank, line, process)
-        self.failed.set()
-        if self.ending:
-            return
-        time.sleep(GRACE)  # this process meets the loss itself, at the next thing that all do together
-        if self.ending:  # the next run of a sweep may have begun
-            return
-        self.kill(signal.SIGKILL)
-        self.abort()  # frees a main thread that waits on a GPU
-        time.sleep(LONGEST_END)
-        if not self.ending:
-            print(f"error: {self.failure}; process 0 hangs and is ended too", file=sys.stderr, flush=True)
-            os._exit(CRASHED)
-
-    def abort(self) -> None:
-        """Leave NCCL's group without the others; gloo's knows by itself that one is gone."""
-        with self.aborting:
-            if dist.is_initialized() and dist.get_backend() == "nccl":
-                dist.distributed_c10d._abort_process_group()
-
-    def end(self, *, well: bool) -> None:
-        """Wait for the others to end as this one has, or end them; forget what they had in common."""
-        self.ending = True
-        deadline = time.monotonic() + (LONGEST_END if well else 0)
-        for process in self.processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-        self.kill(signal.SIGKILL)
-        for process in self.processes:
-            process.wait()
-            assert process.stdin is not None
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-
 
 @contextlib.contextmanager
-def together(trainer: L.Trainer, cfg: DictConfig) -> Iterator[Members | None]:
-    """Bring the processes of a run together; when this one leaves, well or not, so do the others.
+def process_group(trainer: L.Trainer, cfg: DictConfig) -> Iterator[None]:
+    """Join the other processes of the run, whoever has started them, and leave the group at the end.
 
     Args:
-        trainer: that of the run.
-        cfg: its config; `resume` becomes what the first process has.
+        trainer: of the run.
+        cfg: its config; `resume` becomes the first process's.
 
     Raises:
-        ConfigError: the processes have composed different configs, or there can be none from here.
+        ConfigError: the processes have composed different configs.
         Failed: another process has failed, or does not answer.
     """
     if not isinstance(trainer.strategy, ParallelStrategy):
         try:
-            yield None
+            yield
         except Stopped:
             go_on_later(cfg)
             raise
         return
-    check_possible(cfg, trainer)
-    strategy: Any = trainer.strategy
-    members = Members(trainer, cfg)
-    strategy._launcher = members
     # Lightning's way to tell all processes of a signal, an exchange in each step; ours is `ablab.tasks.exchange`
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-    environment, threads = dict(os.environ), torch.get_num_threads()
-    well = False
+    environment = dict(os.environ)
+    ends_well = False
     try:
-        with first_failure(members), signals.at_once():
+        with first_failure(), signals.at_once():
             if trainer.num_nodes == 1:
                 stay_on_loopback()
-            members.launch(lambda: joined(trainer, members.listener))
+            join(trainer)
             agree(cfg, trainer)
-        yield members
-        well = True
+        yield
+        ends_well = True
     except Stopped:
-        well = True
+        ends_well = True
         go_on_later(cfg)
-        if launcher() is not None:  # which may end the others as soon as one leaves, before they have closed
-            dist.barrier()
+        dist.barrier()  # the others are ended as soon as one leaves, before they have closed
         raise
     finally:
-        members.end(well=well)
-        if not well:
-            members.abort()
+        if not ends_well and dist.is_initialized() and dist.get_backend() == "nccl":
+            dist.distributed_c10d._abort_process_group()  # a group of NCCL cannot be left while others are in it
         if dist.is_initialized():
             dist.destroy_process_group()
         for name in set(os.environ) - set(environment):
             del os.environ[name]
         os.environ.update(environment)
-        torch.set_num_threads(threads)
 
 
 def check_possible(cfg: DictConfig, trainer: L.Trainer) -> None:
@@ -235,16 +106,20 @@ def check_possible(cfg: DictConfig, trainer: L.Trainer) -> None:
 
 
 @contextlib.contextmanager
-def first_failure(members: Members | None) -> Iterator[None]:
-    """Let an error that is only the loss of another process be the one that this process had."""
+def first_failure() -> Iterator[None]:
+    """Replace an error that only says that another process is gone by the error of that process.
+
+    Of workers that this project has started, `ablab.lab.launch.torchrun` finds it.
+    """
     try:
         yield
     except Exception as error:
-        if members is None:
+        if launcher() is None or is_own_launch():
             raise
-        if not of_the_connection(error):
-            tell(error)
-        raise blamed(error, members) from error
+        if is_lost_connection(error):
+            raise failure_of_another(error) from error
+        tell(error)
+        raise
 
 
 @contextlib.contextmanager
@@ -267,21 +142,16 @@ def lost_worker() -> Iterator[None]:
         ) from error
 
 
-def joined(trainer: L.Trainer, listener: socket.socket | None) -> None:
-    """Join the other processes; loading what they need takes longer than a step may.
-
-    Args:
-        trainer: that of the run.
-        listener: the first process's socket, to which its own processes connect.
-    """
+def join(trainer: L.Trainer) -> None:
+    """Join the other processes; loading the libraries takes longer than a step may."""
     strategy: Any = trainer.strategy
     timeout, strategy._timeout = strategy._timeout, max(strategy._timeout, STARTING)
-    if trainer.num_nodes == 1 and launcher() != "torchrun":  # whose agent brings its processes together itself
+    if trainer.num_nodes == 1 and launcher() != "torchrun":  # whose agent has a store for its workers
         device = strategy.root_device
         strategy.accelerator.setup_device(device)
         dist.init_process_group(
             strategy.process_group_backend or dist.get_default_backend_for_device(device),
-            store=local_store(trainer, listener, strategy._timeout),
+            store=local_store(trainer, strategy._timeout),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             timeout=strategy._timeout,
@@ -293,15 +163,15 @@ def joined(trainer: L.Trainer, listener: socket.socket | None) -> None:
     dist.distributed_c10d._set_pg_timeout(timeout)
 
 
-def local_store(trainer: L.Trainer, listener: socket.socket | None, timeout: timedelta) -> dist.TCPStore:
+def local_store(trainer: L.Trainer, timeout: timedelta) -> dist.TCPStore:
     """Return a store that only this machine can reach; torch's own listens on every network, and asks nobody's name.
 
     Raises:
         RunError: another program has the port that srun's processes agree on.
     """
-    port = trainer.strategy.cluster_environment.main_port if listener is None else listener.getsockname()[1]  # type: ignore[attr-defined]
-    first = trainer.global_rank == 0
-    if first and listener is None:
+    port: int = trainer.strategy.cluster_environment.main_port  # type: ignore[attr-defined]
+    listener = None
+    if trainer.global_rank == 0:
         try:
             listener = socket.create_server((LOOPBACK, port))
         except OSError as error:
@@ -310,7 +180,7 @@ def local_store(trainer: L.Trainer, listener: socket.socket | None, timeout: tim
         LOOPBACK,
         port,
         trainer.world_size,
-        first,
+        trainer.global_rank == 0,
         timeout=timeout,
         master_listen_fd=listener.detach() if listener is not None else None,
     )
@@ -370,26 +240,23 @@ def shared(value: Any, world_size: int) -> Any:
     return values[0]
 
 
-def blamed(error: Exception, members: Members) -> Exception:
-    """The error that a run ends with: the first one, wherever it was."""
-    if not of_the_connection(error):
-        if isinstance(error, RunError | ConfigError):  # all processes meet it
-            return error
-        return members.failure or error
-    if launcher() is not None:
-        members.failure = told()
-    else:
-        members.failed.wait(2 * GRACE)  # of which process is the connection lost?
-    if members.failure is not None:
-        return members.failure
+def failure_of_another(error: Exception) -> Failed:
+    """Return the failure of the process to which the connection is lost."""
+    if (found := told()) is not None:
+        return found
+    return Failed(lost_connection(error))
+
+
+def lost_connection(error: Exception) -> str:
+    """Return the message for a lost connection whose cause is not known."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
-    return Failed(f"another process of this run has ended, or did not answer within trainer.strategy.timeout ({first})")
+    return f"another process of this run has ended, or did not answer within trainer.strategy.timeout ({first})"
 
 
 def tell(error: Exception) -> None:
     """Leave word of this process's failure for the others, where torchrun or srun has started them."""
-    if launcher() is not None and dist.is_initialized():
+    if dist.is_initialized():
         text = f"process {dist.get_rank()} of this run: {type(error).__name__}: {error}"
         with contextlib.suppress(dist.DistError):
             dist.distributed_c10d._get_default_store().set(FAILURE, text)
@@ -407,7 +274,7 @@ def told() -> Failed | None:
     return None
 
 
-def of_the_connection(error: BaseException) -> bool:
+def is_lost_connection(error: BaseException) -> bool:
     """Whether an error only says that another process is gone or silent."""
     if "EADDRINUSE" in str(error):  # of a port here, taken by another program
         return False
@@ -415,15 +282,3 @@ def of_the_connection(error: BaseException) -> bool:
         return True
     words = ("gloo/transport", "Gloo connect", "Connection closed by peer", "Connection reset by peer", "pair closure")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-
-
-def described(rank: int, line: bytes, process: subprocess.Popen[bytes]) -> Failed:
-    """How another process has failed, after its traceback has been printed."""
-    if not line:
-        code = process.wait()
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return Failed(f"process {rank} of this run {how}; the run can be resumed")
-    facts = json.loads(line)
-    if not facts["known"]:
-        print(facts["traceback"], end="", file=sys.stderr)
-    return Failed(f"process {rank} of this run: {facts['type']}: {facts['text']}", facts["code"])

@@ -1,85 +1,160 @@
-"""DDP worker entry point (rank > 0), started by `ablab.lab.launch.processes` alone.
-
-The config comes through the standard input, so that it cannot be another one; when that closes, the process that has
-started this one is gone, and this one leaves. How it failed goes back through a pipe.
-"""
+"""DDP worker entry point: one process of a run that `ablab.lab.launch.torchrun` has started."""
 
 from __future__ import annotations
 
-import gc
-
-from ablab.lab.run import signals
-
-if __name__ == "__main__":
-    signals.install()
-    signals.begin()  # it belongs to a run from its first moment
-    gc.disable()  # until the libraries are loaded, see ablab.lab.loading
-
 import json
+import multiprocessing as mp
 import os
-import signal
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import wait
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import Any, Literal
 
-from omegaconf import OmegaConf
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
-from ablab.errors import CRASHED, FINISHED, ConfigError, RunError, Stopped
-from ablab.lab.loading import loading
-from ablab.rank import REPORTS
-from ablab.screen import keep_going_without_streams
+from ablab.errors import CRASHED, ConfigError, Diverged, RunError, Stopped
+from ablab.lab.run import signals
+from ablab.rank import NUMBERS
 
-PATIENCE = 10.0  # seconds until a starter that does not end the others is taken to hang
+PATIENCE = 5.0  # seconds after a lost connection in which the agent may find the worker that was lost
+OF_THE_AGENT = {*NUMBERS, "MASTER_ADDR", "MASTER_PORT", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE", "GROUP_WORLD_SIZE"}
 
 
-def main() -> None:
-    keep_going_without_streams()
-    told = json.loads(first_line())
-    sys.path[:] = told["path"]
-    threading.Thread(target=leave_with_the_starter, daemon=True).start()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the first process speaks for all
-    with loading():
-        from ablab.lab.train import train
+@dataclass
+class Job:
+    """A run and the surroundings of the process that has started it."""
 
+    config: dict[str, Any]
+    hydra: DictConfig | None
+    folder: Path  # temporary, shared by the workers: failures, and the folder of the run
+    environment: dict[str, str]
+    path: list[str]
+    stdout: int
+    stderr: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "stdout": DupFd(self.stdout), "stderr": DupFd(self.stderr)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, stdout=state["stdout"].detach(), stderr=state["stderr"].detach())
+
+    @property
+    def run_file(self) -> Path:
+        """The file with the run's folder, by which restarted workers find the run."""
+        return self.folder / "run"
+
+    def note_run(self, folder: Path) -> None:
+        self.run_file.write_text(str(folder), encoding="utf-8")
+
+
+@dataclass
+class Ended:
+    """The end of a run that all workers have agreed on."""
+
+    kind: Literal["finished", "stopped", "refused", "diverged"]
+    text: str = ""
+    folder: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Failure:
+    """An error of one worker."""
+
+    rank: int
+    text: str
+    exit_code: int
+    traceback: str  # "" where the text says all
+    is_lost_connection: bool  # to a worker that has failed before
+    time: float
+
+    def write(self, folder: Path) -> None:
+        temporary = folder / f".failure-{self.rank}"
+        temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        temporary.rename(folder / f"failure-{self.rank}.json")
+
+    @staticmethod
+    def read_all(folder: Path) -> Iterator[Failure]:
+        for file in folder.glob("failure-*.json"):
+            yield Failure(**json.loads(file.read_text(encoding="utf-8")))
+
+
+def work(job: Job) -> Ended:
+    """Train in this process, as one of several.
+
+    Returns:
+        The end of the run, where all workers come to the same one; the agent gets it.
+
+    Raises:
+        SystemExit: this worker failed; the reason is in the job's folder.
+    """
+    signals.install()
+    signals.begin()  # it belongs to a run from its first moment
+    os.setsid()  # a terminal's Ctrl-C reaches the agent alone, which forwards it
+    threading.Thread(target=leave_with_the_agent, daemon=True).start()
+    take_over(job)
+    rank = int(os.environ["RANK"])
+    for file in job.folder.glob(f"failure-{rank}.json"):  # of the attempt before
+        file.unlink()
+    from ablab.lab.launch.processes import is_lost_connection
+    from ablab.lab.run.resume import resumed
+    from ablab.lab.train import train_here
+
+    cfg = OmegaConf.create(job.config)
     try:
-        train(OmegaConf.create(told["config"]))
-    except Stopped:
-        os._exit(FINISHED)
-    except BaseException as error:
-        report(error)
-        time.sleep(PATIENCE)  # the starter ends all processes of the run; one that does not answer is ended itself
-        os.kill(os.getppid(), signal.SIGKILL)
-        os._exit(CRASHED)
+        if job.run_file.exists():
+            again = OmegaConf.create({"resume": job.run_file.read_text(encoding="utf-8"), "trust": cfg.trust})
+            quiet, cfg = cfg.quiet, resumed(again)
+            cfg.quiet = quiet
+        run = train_here(cfg, on_open=job.note_run if rank == 0 else None)
+        return Ended("finished", "", str(run.folder), run.metrics, run.weights)
+    except Stopped as stopped:
+        return Ended("stopped", str(stopped))
+    except ConfigError as error:  # all workers meet it
+        return Ended("refused", str(error))
+    except Diverged as error:
+        return Ended("diverged", str(error))
+    except Exception as error:
+        lost, known = is_lost_connection(error), isinstance(error, RunError)
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        code = error.exit_code if isinstance(error, RunError) else CRASHED
+        trace = "" if known or lost else "".join(traceback.format_exception(error))
+        Failure(rank, text, code, trace, lost, time.time()).write(job.folder)
+        signals.end()  # the agent's SIGTERM ends this process
+        if lost:
+            time.sleep(PATIENCE)
+        sys.exit(code)
+    finally:
+        signals.end()
 
 
-def report(error: BaseException) -> None:
-    """Tell the starter how this process failed."""
-    facts = {
-        "type": type(error).__name__,
-        "text": str(error),
-        "code": error.exit_code if isinstance(error, RunError) else CRASHED,
-        "known": isinstance(error, RunError | ConfigError),
-        "traceback": "".join(traceback.format_exception(error)),
-    }
-    os.write(int(os.environ[REPORTS]), json.dumps(facts).encode() + b"\n")
+def take_over(job: Job) -> None:
+    """Take over the surroundings of the process that has started the run."""
+    own = {name: value for name, value in os.environ.items() if name in OF_THE_AGENT or name.startswith("TORCHELASTIC")}
+    os.environ.clear()
+    os.environ.update(job.environment | own)
+    sys.path[:] = job.path
+    if job.hydra is not None:
+        HydraConfig.instance().set_config(job.hydra)
+    local_rank, num_workers = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    os.dup2(job.stdout if local_rank == 0 else os.open(os.devnull, os.O_WRONLY), 1)  # the first one prints for all
+    os.dup2(job.stderr, 2)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_workers))
 
 
-def first_line() -> bytes:
-    """From the standard input, without a buffer: a thread waits for its end later."""
-    line = b""
-    while not line.endswith(b"\n"):
-        if not (part := os.read(0, 1 << 16)):
-            os._exit(CRASHED)
-        line += part
-    return line
-
-
-def leave_with_the_starter() -> None:
-    while os.read(0, 1 << 16):
-        pass
+def leave_with_the_agent() -> None:
+    """End this process when the one that has started the run is gone."""
+    parent = mp.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
     os._exit(CRASHED)
-
-
-if __name__ == "__main__":
-    main()

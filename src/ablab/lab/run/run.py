@@ -29,6 +29,7 @@ from ablab.lab.run.code import code_of, hashed_once
 from ablab.lab.run.folder import (
     LOCK,
     LOG,
+    config_of,
     made,
     new_folder,
     now,
@@ -110,6 +111,14 @@ class Run:
         except BaseException:
             signals.end()
             raise
+
+    @classmethod
+    def finished(cls, folder: Path, metrics: dict[str, float], weights: dict[str, str]) -> Run:
+        """Return a run that other processes have finished, with what they have found."""
+        run = cls(folder, plain(config_of(folder)), owner=False)
+        run.record, run.metrics, run.weights = read_record(folder), metrics, weights
+        run.seconds = run.record["seconds"]
+        return run
 
     @classmethod
     def opened(cls, cfg: DictConfig, facts: dict[str, Any], *, rank: int, check_state: Any) -> Run:
