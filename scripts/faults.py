@@ -4,6 +4,8 @@
     python scripts/faults.py --kills 0 --signals 30          30 of each signal that stops a run in order
     python scripts/faults.py --kills 0 --ranks 20 --processes 2 4
                                                              one process of a run fails: 20 errors, kills and hangs each
+    python scripts/faults.py --kills 0 --restarts 20 --processes 2 4
+                                                             one worker is killed, trainer.max_restarts=1 does the rest
     python scripts/faults.py --kills 6 --models rnn --workers 0 --processes 1
     python scripts/faults.py --kills 10 --ablation norm_batch_size trainer.max_epochs=1
                                                              a whole ablation, killed and started again
@@ -55,6 +57,7 @@ MODELS = {
     "rnn": ["model=rnn", "model.num_layers=2", "model.dropout=0.2", "scheduler=one_cycle", "data.classes_per_batch=4"],
 }
 FAILURES = ("raise", "SIGKILL", "SIGSTOP")
+RESTARTED = "restarted"  # a failure of one worker that the run ends by itself
 ANSWER = 20  # seconds that a process waits for the others
 LIMIT = ANSWER + 60  # seconds from a failure to the end of all processes
 
@@ -204,7 +207,8 @@ class Harness:
             if event is None:  # it was over before
                 break
             done.append(event)
-        self.finish(*again)
+        if only_run(place) is None or outcome(only_run(place))["status"] != "finished":
+            self.finish(*again)
         found = outcome(only_run(place))
         return ", ".join(key for key in expected if found.get(key) != expected[key]), done
 
@@ -271,6 +275,27 @@ class Harness:
 
         return make
 
+    def restarted(self, processes: int) -> Any:
+        """Have one worker of a run be killed, and the run restart its workers and end well."""
+
+        def make(words: list[str]) -> str:
+            rank, step = self.random.randrange(processes), self.random.randrange(1, 18)
+            once = self.folder / f"restarted{len(list(self.folder.glob('restarted*')))}"
+            fault = {
+                "_target_": "rank_fault.RankFault",
+                "rank": rank,
+                "step": step,
+                "how": "SIGKILL",
+                "once": str(once),
+            }
+            values = [f"+callbacks.fault.{key}={value}" for key, value in fault.items()]
+            self.finish(*words, *values, "trainer.max_restarts=1")
+            if not once.exists():
+                raise RuntimeError(f"process {rank} of {processes}: it was not killed")
+            return f"process {rank} of {processes} before step {step}"
+
+        return make
+
     def ablation(self, words: list[str], kills: int, processes: int) -> tuple[int, list[str]]:
         """An ablation that is killed again and again, at any moment between its first run and its end.
 
@@ -283,7 +308,7 @@ class Harness:
         place, span = self.folder / "killed", max(ended) - min(ended)
         for number in range(kills):
             process = self.start(*words, f"output_dir={place}")
-            wait_until_it_trains(process, place, same_session=True)
+            wait_until_it_trains(process, place)
             time.sleep(self.random.uniform(0, span / kills))
             if process.poll() is not None:
                 raise RuntimeError(f"the ablation had ended before kill {number + 1}; it is too short for so many")
@@ -300,12 +325,12 @@ class Harness:
         return len(expected), differ
 
 
-def wait_until_it_trains(process: subprocess.Popen[str], folder: Path, *, same_session: bool = False) -> None:
+def wait_until_it_trains(process: subprocess.Popen[str], folder: Path) -> None:
     """Wait until a process, or one that it has started, has a run's folder, below this one or this one itself."""
     while process.poll() is None:
         for record in (*folder.glob("run.json"), *folder.glob("*/run.json"), *folder.glob("*/*/run.json")):
             pid = json.loads(record.read_text(encoding="utf-8")).get("pid", 0)
-            if pid == process.pid or (same_session and session_of(pid) == process.pid):
+            if pid == process.pid or session_of(pid) == process.pid:
                 return
         time.sleep(0.02)
 
@@ -384,6 +409,7 @@ def main() -> int:
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 2])
     parser.add_argument("--processes", nargs="+", type=int, choices=(1, 2, 4), default=[1, 2])
     parser.add_argument("--ranks", type=int, default=0, help="failures of one process, of each kind (default: 0)")
+    parser.add_argument("--restarts", type=int, default=0, help="failures that a run ends by itself (default: 0)")
     parser.add_argument("--times", type=int, default=4, help="disturbances a run (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="of what is done when")
     parser.add_argument("--ablation", nargs="+", metavar="WORD", help="its name, and words that narrow it")
@@ -393,7 +419,7 @@ def main() -> int:
 
     combinations = list(product(options.models, options.workers, options.processes))
     wanted = [("kill", options.kills), *((name, options.signals) for name in SIGNALS)]
-    wanted += [(how, options.ranks) for how in FAILURES]
+    wanted += [*((how, options.ranks) for how in FAILURES), (RESTARTED, options.restarts)]
     tally, different, number = Counter[str](), 0, 0
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         harness = Harness(Path(folder), seed=options.seed)
@@ -403,9 +429,11 @@ def main() -> int:
                 fails = what in FAILURES
                 if what == "kill":
                     disturb = harness.kill
+                elif what == RESTARTED:
+                    disturb = harness.restarted(processes)
                 else:
                     disturb = harness.fail(what, processes) if fails else harness.signal(what)
-                times = 1 if fails else min(left, options.times)
+                times = 1 if fails or what == RESTARTED else min(left, options.times)
                 harness.reference(words_of(model, workers, processes))
                 differs, done = harness.disturbed(words_of(model, workers, processes), f"run{number}", disturb, times)
                 left, number = left - len(done), number + 1
@@ -421,10 +449,12 @@ def main() -> int:
     return 1 if different else 0
 
 
+if (fault := os.environ.get(FAULT)) and __name__ in ("__main__", "__mp_main__"):  # the second in a run's workers
+    event_to_die_in, _, times_to_pass = fault.rpartition(":")
+    be_killed(event_to_die_in, int(times_to_pass))
+
 if __name__ == "__main__":
-    if fault := os.environ.get(FAULT):
-        place, _, times = fault.rpartition(":")
-        be_killed(place, int(times))
+    if fault:
         sys.argv[0] = __file__
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     else:

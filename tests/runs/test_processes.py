@@ -411,6 +411,15 @@ def test_a_process_that_fails_ends_all_and_the_run_goes_on_to_the_same_bits(
     assert harness.slowest <= faults.LIMIT
 
 
+@pytest.mark.slow
+def test_a_run_whose_worker_is_killed_restarts_by_itself_and_ends_with_the_same_bits(
+    faults: Any, tmp_path: Path
+) -> None:
+    harness = faults.Harness(tmp_path, seed=0)
+    differs, done = harness.disturbed(faults.words_of("rnn", 0, 2), "restarted", harness.restarted(2), 1)
+    assert (differs, len(done)) == ("", 1)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

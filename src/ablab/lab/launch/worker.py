@@ -99,7 +99,7 @@ def work(job: Job) -> Ended:
     """
     signals.install()
     signals.begin()  # it belongs to a run from its first moment
-    os.setsid()  # a terminal's Ctrl-C reaches the agent alone, which forwards it
+    os.setpgrp()  # a terminal's Ctrl-C reaches the agent alone, which forwards it
     threading.Thread(target=leave_with_the_agent, daemon=True).start()
     take_over(job)
     rank = int(os.environ["RANK"])
@@ -115,6 +115,9 @@ def work(job: Job) -> Ended:
             again = OmegaConf.create({"resume": job.run_file.read_text(encoding="utf-8"), "trust": cfg.trust})
             quiet, cfg = cfg.quiet, resumed(again)
             cfg.quiet = quiet
+            if rank == 0:
+                restarts, allowed = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["TORCHELASTIC_MAX_RESTARTS"]
+                print(f"a worker failed; all are restarted ({restarts} of at most {allowed} times)", flush=True)
         run = train_here(cfg, on_open=job.note_run if rank == 0 else None)
         return Ended("finished", "", str(run.folder), run.metrics, run.weights)
     except Stopped as stopped:

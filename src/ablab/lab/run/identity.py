@@ -35,6 +35,7 @@ WITHOUT_EFFECT = (
     "trainer.log_every_n_steps",
     "trainer.enable_*",
     "trainer.profile",
+    "trainer.max_restarts",
     "trainer.strategy.timeout",
 )
 
