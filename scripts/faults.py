@@ -252,9 +252,7 @@ class Harness:
         def make(words: list[str]) -> str | None:
             rank, step = self.random.randrange(processes), self.random.randrange(18)
             once = self.folder / f"failed{len(list(self.folder.glob('failed*')))}"
-            fault = {"_target_": "rank_fault.RankFault", "rank": rank, "step": step, "how": how, "once": str(once)}
-            values = [f"+callbacks.fault.{key}={value}" for key, value in fault.items()]
-            process = self.start(*words, f"trainer.strategy.timeout={ANSWER}", *values)
+            process = self.start(*words, f"trainer.strategy.timeout={ANSWER}", *fault_in(rank, step, how, once))
             while process.poll() is None and not once.exists():
                 time.sleep(0.05)
             failed_at = time.monotonic()
@@ -281,15 +279,7 @@ class Harness:
         def make(words: list[str]) -> str:
             rank, step = self.random.randrange(processes), self.random.randrange(1, 18)
             once = self.folder / f"restarted{len(list(self.folder.glob('restarted*')))}"
-            fault = {
-                "_target_": "rank_fault.RankFault",
-                "rank": rank,
-                "step": step,
-                "how": "SIGKILL",
-                "once": str(once),
-            }
-            values = [f"+callbacks.fault.{key}={value}" for key, value in fault.items()]
-            self.finish(*words, *values, "trainer.max_restarts=1")
+            self.finish(*words, *fault_in(rank, step, "SIGKILL", once), "trainer.max_restarts=1")
             if not once.exists():
                 raise RuntimeError(f"process {rank} of {processes}: it was not killed")
             return f"process {rank} of {processes} before step {step}"
@@ -323,6 +313,12 @@ class Harness:
         )
         differ = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
         return len(expected), differ
+
+
+def fault_in(rank: int, step: int, how: str, once: Path) -> list[str]:
+    """Return the overrides that have one process of a run fail, see rank_fault.py."""
+    fault = {"_target_": "rank_fault.RankFault", "rank": rank, "step": step, "how": how, "once": str(once)}
+    return [f"+callbacks.fault.{key}={value}" for key, value in fault.items()]
 
 
 def wait_until_it_trains(process: subprocess.Popen[str], folder: Path) -> None:

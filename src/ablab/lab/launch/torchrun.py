@@ -8,6 +8,7 @@ allows. Each worker calls `ablab.lab.launch.worker.work`, which trains as under 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import multiprocessing as mp
 import os
@@ -28,10 +29,13 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
+from ablab.disk import write_text
 from ablab.errors import CRASHED, ConfigError, Diverged, RunError, Stopped
 from ablab.lab.launch.worker import Ended, Failure, Job, work
 from ablab.lab.run import signals
+from ablab.lab.run.folder import now, read_record
 from ablab.lab.run.identity import plain
+from ablab.lab.run.redaction import redact
 from ablab.rank import OWN_RUN_ID
 
 LOOPBACK = "127.0.0.1"
@@ -90,7 +94,12 @@ def launch(cfg: DictConfig, num_workers: int, max_restarts: int) -> Ended:
         agent = LocalElasticAgent(spec, logs, start_method=start_method, shutdown_timeout=SHUTDOWN_TIMEOUT)
         with forwarded_signals(agent):
             result = agent.run()
-        return end_of(result, job)
+        try:
+            return end_of(result, job)
+        except WorkerFailure as failure:
+            if job.run_file.exists():  # its record has at best that a connection was lost
+                record_failure(Path(job.run_file.read_text(encoding="utf-8")), failure)
+            raise
 
 
 def end_of(result: RunResult, job: Job) -> Ended:
@@ -123,6 +132,13 @@ def end_of(result: RunResult, job: Job) -> Ended:
         raise WorkerFailure(failures[0].text)
     [(rank, failure), *_] = result.failures.items()
     raise WorkerFailure(f"process {rank} of this run ended with exit code {failure.exitcode}; the run can be resumed")
+
+
+def record_failure(folder: Path, failure: WorkerFailure) -> None:
+    """Record the failure that ended a run in its run.json."""
+    record = read_record(folder) | {"status": "failed", "error": redact(str(failure))}
+    record.setdefault("ended", now())
+    write_text(folder / "run.json", json.dumps(record, indent=2) + "\n")
 
 
 def descriptor(stream: TextIO) -> int:
