@@ -77,7 +77,7 @@ def train(cfg: DictConfig) -> Run:
         from ablab.lab.launch.torchrun import launch  # only now: it takes a second to load
 
         with hush(cfg.quiet):
-            ended = launch(cfg, number, cfg.trainer.get("max_restarts", 0))
+            ended = launch(train_here, cfg, number, cfg.trainer.get("max_restarts", 0))
         return Run.finished(Path(ended.folder), ended.metrics, ended.weights)
     return train_here(cfg)
 

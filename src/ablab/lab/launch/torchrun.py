@@ -16,9 +16,9 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -50,10 +50,11 @@ class WorkerFailure(RunError):
         self.exit_code = exit_code
 
 
-def launch(cfg: DictConfig, num_workers: int, max_restarts: int) -> Ended:
+def launch(train: Callable[..., Any], cfg: DictConfig, num_workers: int, max_restarts: int) -> Ended:
     """Train a run in several processes on this machine.
 
     Args:
+        train: called in each process with the config.
         cfg: the composed config.
         num_workers: processes to start, one for each device.
         max_restarts: times that all workers are restarted after one has failed, from the newest checkpoint.
@@ -73,6 +74,7 @@ def launch(cfg: DictConfig, num_workers: int, max_restarts: int) -> Ended:
     with tempfile.TemporaryDirectory(prefix="ablab-") as folder, Rendezvous() as rendezvous:
         hydra = OmegaConf.create({"hydra": HydraConfig.get()}) if HydraConfig.initialized() else None
         job = Job(
+            train,
             plain(cfg),
             hydra,
             Path(folder),

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.reduction import DupFd
@@ -32,6 +32,7 @@ OF_THE_AGENT = {*NUMBERS, "MASTER_ADDR", "MASTER_PORT", "ROLE_NAME", "ROLE_RANK"
 class Job:
     """A run and the surroundings of the process that has started it."""
 
+    train: Callable[..., Any]  # ablab.lab.train.train_here
     config: dict[str, Any]
     hydra: DictConfig | None
     folder: Path  # temporary, shared by the workers: failures, and the folder of the run
@@ -107,7 +108,6 @@ def work(job: Job) -> Ended:
         file.unlink()
     from ablab.lab.launch.processes import is_lost_connection
     from ablab.lab.run.resume import resumed
-    from ablab.lab.train import train_here
 
     cfg = OmegaConf.create(job.config)
     try:
@@ -118,7 +118,7 @@ def work(job: Job) -> Ended:
             if rank == 0:
                 restarts, allowed = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["TORCHELASTIC_MAX_RESTARTS"]
                 print(f"a worker failed; all are restarted ({restarts} of at most {allowed} times)", flush=True)
-        run = train_here(cfg, on_open=job.note_run if rank == 0 else None)
+        run = job.train(cfg, on_open=job.note_run if rank == 0 else None)
         return Ended("finished", "", str(run.folder), run.metrics, run.weights)
     except Stopped as stopped:
         return Ended("stopped", str(stopped))
