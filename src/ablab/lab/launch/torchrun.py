@@ -67,7 +67,8 @@ def launch(train: Callable[..., Any], cfg: DictConfig, num_workers: int, max_res
         RunError: training went wrong in one of the workers; the run can be resumed.
         Stopped: the run was asked to stop, and can be resumed.
     """
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # failures are reported below, once
+    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are reported below, once
     # By default, workers are forked from a process that has loaded the libraries and nothing else: no GPU, no threads.
     start_method = mp.get_start_method(allow_none=True) or "forkserver"
     mp.get_context("forkserver").set_forkserver_preload(["ablab.lab.train"])

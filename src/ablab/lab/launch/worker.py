@@ -107,14 +107,11 @@ def work(job: Job) -> Ended:
     for file in job.folder.glob(f"failure-{rank}.json"):  # of the attempt before
         file.unlink()
     from ablab.lab.launch.processes import is_lost_connection
-    from ablab.lab.run.resume import resumed
 
     cfg = OmegaConf.create(job.config)
     try:
         if job.run_file.exists():
-            again = OmegaConf.create({"resume": job.run_file.read_text(encoding="utf-8"), "trust": cfg.trust})
-            quiet, cfg = cfg.quiet, resumed(again)
-            cfg.quiet = quiet
+            cfg.resume = job.run_file.read_text(encoding="utf-8")
             if rank == 0:
                 restarts, allowed = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["TORCHELASTIC_MAX_RESTARTS"]
                 print(f"a worker failed; all are restarted ({restarts} of at most {allowed} times)", flush=True)
