@@ -14,6 +14,10 @@ class ConfigError(ValueError):
     """A wrong value, its place in the config and the remedy; raised before any training starts."""
 
 
+class Taken(ConfigError):
+    """A run that is in use by another process."""
+
+
 class RunError(RuntimeError):
     """A failure of a running training that a person can fix."""
 

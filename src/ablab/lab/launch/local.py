@@ -21,14 +21,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ablab.data.reading import read_once
-from ablab.errors import ConfigError, Diverged, RunError, Stopped
+from ablab.errors import ConfigError, Diverged, RunError, Stopped, Taken
 from ablab.lab.ablation.grid import Prepared
 from ablab.lab.ablation.progress import Progress
 from ablab.lab.run import signals
 from ablab.lab.run.code import hashed_once
 from ablab.lab.run.folder import LOG, death, made
 from ablab.lab.run.resume import resumed
-from ablab.lab.run.run import Taken
 
 PATIENCE = 1.0  # seconds between two looks at runs that another launch has
 

@@ -30,7 +30,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from ablab.disk import write_text
-from ablab.errors import CRASHED, ConfigError, Diverged, RunError, Stopped
+from ablab.errors import CRASHED, ConfigError, Diverged, RunError, Stopped, Taken
 from ablab.lab.launch.worker import Ended, Failure, Job, work
 from ablab.lab.run import signals
 from ablab.lab.run.folder import now, read_record
@@ -116,6 +116,8 @@ def end_of(result: RunResult, job: Job) -> Ended:
         match ended.kind:
             case "stopped":
                 raise Stopped(ended.text)
+            case "taken":
+                raise Taken(ended.text)
             case "refused":
                 raise ConfigError(ended.text)
             case "diverged":

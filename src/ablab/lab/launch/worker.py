@@ -20,7 +20,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ablab.errors import CRASHED, ConfigError, Diverged, RunError, Stopped
+from ablab.errors import CRASHED, ConfigError, Diverged, RunError, Stopped, Taken
 from ablab.lab.run import signals
 from ablab.rank import NUMBERS
 
@@ -60,7 +60,7 @@ class Job:
 class Ended:
     """The end of a run that all workers have agreed on."""
 
-    kind: Literal["finished", "stopped", "refused", "diverged"]
+    kind: Literal["finished", "stopped", "refused", "taken", "diverged"]
     text: str = ""
     folder: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -119,6 +119,8 @@ def work(job: Job) -> Ended:
         return Ended("finished", "", str(run.folder), run.metrics, run.weights)
     except Stopped as stopped:
         return Ended("stopped", str(stopped))
+    except Taken as error:
+        return Ended("taken", str(error))
     except ConfigError as error:  # all workers meet it
         return Ended("refused", str(error))
     except Diverged as error:

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from ablab.disk import Lock, atomic_write, missing, write_text
-from ablab.errors import CRASHED, FINISHED, STOPPED, ConfigError, Diverged, RunError, Stopped
+from ablab.errors import CRASHED, FINISHED, STOPPED, ConfigError, Diverged, RunError, Stopped, Taken
 from ablab.lab.launch.processes import shared
 from ablab.lab.loggers.csv_file import MetricsCSV, read_rows
 from ablab.lab.loggers.trackers import build_loggers, has_failed, tracker_ids
@@ -46,10 +46,6 @@ from ablab.lab.run.resume import own_overrides
 DESCRIPTION = ("config.yaml", "environment.json", "changes.patch", "run.json")  # what a run writes before it trains
 # What a folder may hold that a new run is given: what an ablation or Slurm has put there, and what a kill has left.
 MAY_BE_THERE = {LOCK, LOG, *DESCRIPTION, *(f"{name}.tmp" for name in DESCRIPTION)}
-
-
-class Taken(ConfigError):
-    """Another process has the run."""
 
 
 class Run:
