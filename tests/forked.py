@@ -6,21 +6,24 @@ The imports take most of a short run's time. Each process loads the code under t
 from __future__ import annotations
 
 import atexit
+import fcntl
 import json
 import multiprocessing as mp
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from multiprocessing import util
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 LIBRARIES = ["torch", "lightning.pytorch", "torchmetrics.classification", "hydra", "safetensors.torch"]
 LIBRARIES += ["sklearn.datasets", "pandas", "scipy.stats", "matplotlib.figure", "rich.live"]
@@ -34,6 +37,8 @@ if __name__ == "__main__":
     sys.path[0] = os.getcwd()
     sys.exit(pytest.main(["-W", "ignore:Module already imported so cannot be rewritten", *sys.argv[1:]]))
 """
+
+WORKER = ["-m", "ablab.lab.launch.worker"]  # a run's further processes, as it starts them
 
 context = mp.get_context("forkserver")
 context.set_forkserver_preload(LIBRARIES)
@@ -197,6 +202,7 @@ def be(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    sys.dont_write_bytecode |= bool(environment.get("PYTHONDONTWRITEBYTECODE"))
     for number, stream in enumerate(streams):
         os.dup2(stream.number, number)
     for descriptor in {stream.number for stream in streams}:
@@ -204,16 +210,27 @@ def be(
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 (multiprocessing has put /dev/null there)
     sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
     mp.set_start_method(None, force=True)  # multiprocessing has made its own the default
-    script = line[0]
-    sys.argv = list(line)
-    given = environment.get("PYTHONPATH", "")
-    sys.path[:] = [str(Path(script).resolve().parent), *filter(None, given.split(os.pathsep)), *path]
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
+    Spare(path).take_over_a_start()
+    script = line[0]
+    look_in(str(Path(script).resolve().parent), path)
+    sys.argv = list(line)
+    to_the_end(lambda: runpy.run_path(script, run_name="__main__"))
+
+
+def look_in(first: str, path: list[str]) -> None:
+    """Search modules in a folder, in PYTHONPATH, and where a new Python does."""
+    given = os.environ.get("PYTHONPATH", "")
+    sys.path[:] = [first, *filter(None, given.split(os.pathsep)), *path]
     sys.path_importer_cache.clear()
+
+
+def to_the_end(program: Callable[[], Any]) -> NoReturn:
+    """Run a program, and end the process as Python does."""
     code: Any = 0
     try:
-        runpy.run_path(script, run_name="__main__")
+        program()
     except SystemExit as end:
         code = end.code
         if code is not None and not isinstance(code, int):
@@ -233,3 +250,90 @@ def be(
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     os._exit(code or 0)
+
+
+class Spare:
+    """A child of a process that has not begun: it becomes the first Python that the process starts.
+
+    That is a DDP worker, or the server of a sweep's processes; both would import the libraries again. Every further one
+    is a new Python, as on the command line.
+
+    Args:
+        path: the module search path of a new Python.
+    """
+
+    def __init__(self, path: list[str]) -> None:
+        self.ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        self.pid = os.fork()
+        if not self.pid:
+            self.ours.close()
+            self.wait(theirs, path)
+        theirs.close()
+
+    def wait(self, theirs: socket.socket, path: list[str]) -> NoReturn:
+        """Wait for a command line, and become what it starts; end with the process that has this one in reserve."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends this one without a word
+        message, received, _, _ = socket.recv_fds(theirs, 1 << 20, 64)
+        if not message:
+            os._exit(0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        told = json.loads(message)
+        theirs.close()
+        safe = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 1000) for descriptor in received]  # no number that is wanted
+        for descriptor in received:
+            os.close(descriptor)
+        for descriptor, number in zip(safe, told["numbers"], strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.environ.clear()
+        os.environ.update(told["environment"])
+        look_in(os.getcwd(), path)
+        match told["line"]:
+            case ["-m", module]:
+                sys.argv = [module]
+                to_the_end(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
+            case [*_, "-c", code]:
+                sys.argv = ["-c"]
+                to_the_end(lambda: exec(code, {"__name__": "__main__"}))
+        raise ValueError(told["line"])
+
+    def become(self, line: list[str], environment: Mapping[str, str], descriptors: Mapping[int, int]) -> int:
+        """Start a command line of Python, with descriptors by their numbers there; return the process id."""
+        told = {"line": line, "environment": dict(environment), "numbers": list(descriptors)}
+        socket.send_fds(self.ours, [json.dumps(told).encode()], list(descriptors.values()))
+        self.ours.close()
+        pid, self.pid = self.pid, 0
+        return pid
+
+    def take_over_a_start(self) -> None:
+        """Become the next Python that this process starts as a DDP worker or as multiprocessing's server."""
+        spare, spawn = self, util.spawnv_passfds
+
+        class Popen(subprocess.Popen[bytes]):
+            _sigint_wait_secs = 0.25
+
+            def __init__(self, line: Any, *more: Any, **settings: Any) -> None:
+                if spare.pid and isinstance(line, list) and line[1:] == WORKER:
+                    self.take_over(line, **settings)
+                else:
+                    super().__init__(line, *more, **settings)
+
+            def take_over(
+                self, line: list[str], *, stdin: int, env: Mapping[str, str], pass_fds: list[int], process_group: int
+            ) -> None:
+                assert (stdin, process_group) == (subprocess.PIPE, 0)
+                theirs, ours = os.pipe()
+                os.setpgid(spare.pid, spare.pid)
+                self.args, self.returncode, self.stdout, self.stderr = line, None, None, None
+                self.pid = spare.become(line[1:], env, {0: theirs, **{number: number for number in pass_fds}})
+                os.close(theirs)
+                self.stdin = open(ours, "wb")  # noqa: SIM115
+                self._child_created, self._waitpid_lock = True, threading.Lock()
+
+        def spawnv_passfds(program: bytes, line: list[str], descriptors: list[int]) -> int:
+            if not spare.pid or not line[-1].startswith("from multiprocessing.forkserver import main"):
+                return int(spawn(program, line, descriptors))
+            return spare.become(line[1:], os.environ, {number: number for number in descriptors})
+
+        subprocess.Popen = Popen  # type: ignore[misc]
+        util.spawnv_passfds = spawnv_passfds
