@@ -225,7 +225,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield one
 
 
-@pytest.mark.parametrize("ill", ["errors", "stalls", "deaf"])
+@pytest.mark.parametrize("ill", [pytest.param("errors", marks=pytest.mark.thorough), "stalls", "deaf"])
 def test_a_server_that_is_ill_for_a_while_gets_every_value_once(
     start: Callable[..., list[Any]],
     server: Server,
