@@ -46,7 +46,7 @@ def table() -> str:
     rows = [COLUMNS, tuple("---" for _ in COLUMNS)]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for file in sorted((ROOT / "conf" / "norm").glob("*.yaml")):
-            rows.append(row(file.stem, build(compose("train", [f"norm={file.stem}"]).norm)))
+            rows.append(row(file.stem, build(compose(f"norm/{file.stem}").norm)))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 

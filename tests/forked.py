@@ -197,6 +197,7 @@ def be(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    sys.dont_write_bytecode |= bool(environment.get("PYTHONDONTWRITEBYTECODE"))
     for number, stream in enumerate(streams):
         os.dup2(stream.number, number)
     for descriptor in {stream.number for stream in streams}:

@@ -133,8 +133,12 @@ CLUSTER = (ROOT / "docs" / "cluster.md").read_text()
 
 
 def of_clusters(line: str) -> Any:
-    """A command of the page, without its comment; four processes are tested in tests/data/test_processes.py, too."""
-    return pytest.param(line.split("#")[0].strip(), marks=[pytest.mark.thorough] * ("trainer.devices=4" in line))
+    """A command of the page, without its comment.
+
+    Four processes are tested in tests/data/test_processes.py, too, a sweep of runs of two in tests/runs.
+    """
+    repeated = "trainer.devices=4" in line or " -m trainer=ddp_cpu" in line
+    return pytest.param(line.split("#")[0].strip(), marks=[pytest.mark.thorough] * repeated)
 
 
 @pytest.mark.slow

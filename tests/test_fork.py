@@ -68,7 +68,7 @@ def forked(template: Path, tmp_path: Path) -> Callable[..., Path]:
         else:
             shutil.copytree(template, folder, ignore=shutil.ignore_patterns(".git"))
             committed(folder, "Initial commit")
-        result = python(folder, "scripts/fork.py", name, *words)
+        result = forked_python(folder, "scripts/fork.py", name, *words)
         assert (result.returncode, result.stderr) == (0, "")
         committed(folder, f"Begin {name}")
         return folder
@@ -141,20 +141,20 @@ REFUSED = [
 
 def test_a_name_that_cannot_be_is_refused(template: Path) -> None:
     for name, message in REFUSED:
-        result = python(template, "scripts/fork.py", name)
+        result = forked_python(template, "scripts/fork.py", name)
         assert (result.returncode, result.stderr[: len("error: ") + len(message)]) == (2, f"error: {message}")
     assert git(template, "status", "--porcelain") == ""
 
 
 def test_nothing_is_forked_that_could_not_be_undone(template: Path, forked: Callable[..., Path]) -> None:
-    again = python(forked("zebra"), "scripts/fork.py", "giraffe")
+    again = forked_python(forked("zebra"), "scripts/fork.py", "giraffe")
     assert (again.returncode, again.stderr) == (
         2,
         "error: this is a fork already, zebra; .template.toml says what of\n",
     )
     (template / "scripts" / "broken.py").write_text("def\n")
     committed(template)
-    broken = python(template, "scripts/fork.py", "zebra")
+    broken = forked_python(template, "scripts/fork.py", "zebra")
     assert broken.returncode == 2
     assert "not Python, so that its imports cannot be sorted: scripts/broken.py" in broken.stderr
     assert git(template, "status", "--porcelain") == ""
@@ -162,15 +162,17 @@ def test_nothing_is_forked_that_could_not_be_undone(template: Path, forked: Call
     committed(template)
     (template / "notes.txt").write_text("mine\n")
     change(template / "README.md", "# ablab\n", "# mine\n")
-    dirty = python(template, "scripts/fork.py", "zebra")
+    dirty = forked_python(template, "scripts/fork.py", "zebra")
     assert (dirty.returncode, dirty.stderr.partition(";")[0]) == (2, "error: not committed: README.md, notes.txt")
     shutil.rmtree(template / ".git")
-    bare = python(template, "scripts/fork.py", "zebra")
+    bare = forked_python(template, "scripts/fork.py", "zebra")
     assert bare.returncode == 2
     assert "not a git repository" in bare.stderr
 
 
-@pytest.mark.parametrize("history", [True, False], ids=["clone", "GitHub template"])
+@pytest.mark.parametrize(
+    "history", [pytest.param(True, marks=pytest.mark.thorough), False], ids=["clone", "GitHub template"]
+)
 def test_an_update_brings_the_templates_changes_under_the_forks_name(
     template: Path, forked: Callable[..., Path], history: bool
 ) -> None:
@@ -188,7 +190,7 @@ def test_an_update_brings_the_templates_changes_under_the_forks_name(
         changes.write("- ablab has a norm more.\n")
     committed(template, "A norm more")
 
-    result = python(fork, "scripts/fork.py", "--update", str(template))
+    result = forked_python(fork, "scripts/fork.py", "--update", str(template))
     assert (result.returncode, result.stderr) == (0, "")
     assert "- A norm more" in result.stdout
     assert "from zebra.norms.norm" in (fork / "src/zebra/norms/mine.py").read_text()
@@ -202,7 +204,7 @@ def test_an_update_brings_the_templates_changes_under_the_forks_name(
     assert git(fork, "status", "--porcelain") == ""
     assert git(fork, "worktree", "list").count("\n") == 1
 
-    again = python(fork, "scripts/fork.py", "--update", str(template))
+    again = forked_python(fork, "scripts/fork.py", "--update", str(template))
     assert again.stdout.startswith("nothing is new")
 
 
@@ -213,7 +215,7 @@ def test_what_both_have_changed_is_a_conflict_of_gits(template: Path, forked: Ca
     committed(fork)
     change(template / "README.md", line, "A template, ablab.")
     committed(template)
-    result = python(fork, "scripts/fork.py", "--update", str(template))
+    result = forked_python(fork, "scripts/fork.py", "--update", str(template))
     assert (result.returncode, result.stderr.splitlines()[0]) == (1, "in conflict: README.md")
     text = (fork / "README.md").read_text()
     assert "<<<<<<< HEAD\nHow zebras count." in text
@@ -221,7 +223,7 @@ def test_what_both_have_changed_is_a_conflict_of_gits(template: Path, forked: Ca
     change(fork / "README.md", text[text.index("<<<<<<<") : text.index("\n", text.index(">>>>>>>")) + 1], "Both.\n")
     git(fork, "add", "README.md")
     git(fork, "-c", "core.editor=true", "cherry-pick", "--continue")
-    assert python(fork, "scripts/fork.py", "--update", str(template)).stdout.startswith("nothing is new")
+    assert forked_python(fork, "scripts/fork.py", "--update", str(template)).stdout.startswith("nothing is new")
 
 
 def test_a_fork_may_have_changed_things_before_it_was_named(template: Path, tmp_path: Path) -> None:
@@ -230,11 +232,11 @@ def test_a_fork_may_have_changed_things_before_it_was_named(template: Path, tmp_
     committed(fork, "Initial commit")
     change(fork / "README.md", "# ablab\n", "# Zebras\n")
     committed(fork)
-    assert python(fork, "scripts/fork.py", "zebra").returncode == 0
+    assert forked_python(fork, "scripts/fork.py", "zebra").returncode == 0
     committed(fork)
     (template / "docs/new.md").write_text("# New in ablab\n")
     committed(template)
-    assert python(fork, "scripts/fork.py", "--update", str(template)).returncode == 0
+    assert forked_python(fork, "scripts/fork.py", "--update", str(template)).returncode == 0
     assert (fork / "docs/new.md").read_text() == "# New in zebra\n"
     assert (fork / "README.md").read_text().startswith("# Zebras\n")
 
@@ -242,15 +244,15 @@ def test_a_fork_may_have_changed_things_before_it_was_named(template: Path, tmp_
 def test_an_update_needs_a_template_that_this_is_a_fork_of(
     template: Path, forked: Callable[..., Path], tmp_path: Path
 ) -> None:
-    none = python(template, "scripts/fork.py", "--update", str(template))
+    none = forked_python(template, "scripts/fork.py", "--update", str(template))
     assert (none.returncode, none.stderr.partition(":")[2][:36]) == (2, " there is no .template.toml here: th"[:36])
     fork = forked("zebra", history=False)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("something else\n")
     committed(tmp_path / "other")
-    result = python(fork, "scripts/fork.py", "--update", str(tmp_path / "other"))
+    result = forked_python(fork, "scripts/fork.py", "--update", str(tmp_path / "other"))
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {tmp_path / 'other'}: it never was what .template.toml has as tree=")
-    result = python(fork, "scripts/fork.py", "--update", str(tmp_path / "nowhere"))
+    result = forked_python(fork, "scripts/fork.py", "--update", str(tmp_path / "nowhere"))
     assert (result.returncode, "nowhere" in result.stderr) == (2, True)
     assert git(fork, "status", "--porcelain") == ""

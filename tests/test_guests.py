@@ -130,7 +130,7 @@ def start(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["cpu", "ddp_cpu"])
+@pytest.mark.parametrize("trainer", [pytest.param("cpu", marks=pytest.mark.thorough), "ddp_cpu"])
 def test_a_killed_run_goes_on_to_the_same_bits(trainer: str, tmp_path: Path) -> None:
     words = [*GUEST, *SHORT, f"trainer={trainer}", "monitor.metric=valid_mae", "logger=csv", "trainer.max_epochs=4"]
     words = [

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import DictConfig
+from tests import forked
+from tests.polling import LIMIT
+
+from ablab.lab.train import train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -36,18 +43,37 @@ SHORT = [
 ]
 
 
+TRAINING = [line for line in PROGRAMS if re.match(r"python train.py(?!.*( -m |ablation=|--help|=runs/))", line)]
+
+
+@pytest.mark.parametrize("line", TRAINING)
+def test_every_training_runs(config: Callable[..., DictConfig], tmp_path: Path, capsys: Any, line: str) -> None:
+    """In this process: how a command starts and ends is tested with the others below."""
+    train(config(*shlex.split(line)[2:], *SHORT, f"output_dir={tmp_path}"))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that has finished."""
+    words, place = ("trainer=smoke", "logger=csv"), tmp_path_factory.mktemp("smoke")
+    done = forked.run(ROOT / "train.py", words, folder=place, environment=os.environ, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    [run] = (place / "runs").iterdir()
+    return run
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("line", PROGRAMS)
-def test_every_command_runs(command: Callable[..., Any], tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize("line", [line for line in PROGRAMS if line not in TRAINING])
+def test_every_other_command_runs(command: Callable[..., Any], tmp_path: Path, smoke: Path, line: str) -> None:
     _, script, *words = shlex.split(line)
-    if FOLDER in line or "browse" in script:
-        command("trainer=smoke", "logger=csv")
-        [run] = (tmp_path / "runs").iterdir()
-        words = [word.replace(FOLDER, str(run)).replace("runs/norm_batch_size", "runs") for word in words]
+    words = [word.replace(FOLDER, str(smoke)).replace("runs/norm_batch_size", "runs") for word in words]
     if "browse" in script:
+        (tmp_path / "runs").mkdir()
+        shutil.copytree(smoke, tmp_path / "runs" / smoke.name)
         words = ["--no-open", *(word for word in words if word != "--no-open")]
     alone = script != "train.py" or FOLDER in line or "--help" in words
-    fewer = ["seed=0"] if "-m" in words or " ablation=" in line else []  # tests/ablation has several seeds
+    fewer = ["seed=0", "logger=csv"] if "-m" in words or " ablation=" in line else []  # tests/ablation has the others
     result = command(*words, *([] if alone else [*SHORT, *fewer]), script=script)
     changed = "reproduce" in script and len(words) > 1  # it says by how much the results part
     assert result.returncode == (4 if changed else 0), result.stderr

@@ -127,7 +127,13 @@ def test_what_completes_is_not_loaded_by_a_training(command: Command) -> None:
 # Help --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("columns", "width"), [("80", 80), ("100", 100), ("40", 80), ("300", 120)])
+@pytest.mark.parametrize(
+    ("columns", "width"),
+    [
+        *(("40", 80), ("300", 120)),
+        *(pytest.param(*pair, marks=pytest.mark.thorough) for pair in (("80", 80), ("100", 100))),
+    ],
+)
 def test_help_is_as_wide_as_the_terminal_within_80_and_120(command: Command, columns: str, width: int) -> None:
     lines = command("--help", COLUMNS=columns).stdout.splitlines()
     assert width - 20 < max(map(len, lines)) <= width

@@ -162,7 +162,11 @@ def test_a_word_that_would_not_do_what_it_says_is_refused(
     assert str(refused.value).startswith(message)
 
 
-def test_every_ablation_is_a_grid_of_runs_that_compose(config: Callable[..., DictConfig], ablation_choice: str) -> None:
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["levels", "cells"])
+def test_every_ablation_is_a_grid_of_runs_that_compose(
+    config: Callable[..., DictConfig], ablation_choice: str, every: bool
+) -> None:
+    """Each level of each factor in a cell at least, or every cell."""
     cfg = config(f"ablation={ablation_choice}")
     if ablation_choice == "none":
         assert cfg.ablation is None
@@ -172,8 +176,12 @@ def test_every_ablation_is_a_grid_of_runs_that_compose(config: Callable[..., Dic
     if ablation.claims:
         assert ablation.question.endswith("?")
         assert ablation.baseline
+    composed: set[str] = set()
     for cell in ablation.cells():
-        config(*common, *ablation.words(cell))
+        levels = {f"{name}={level}" for name, level in cell.items()}
+        if every or levels - composed:
+            config(*common, *ablation.words(cell))
+            composed |= levels
 
 
 @pytest.mark.parametrize("scale", ["gpu", "imagenet"])

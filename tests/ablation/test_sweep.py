@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = (
     *("logger=csv", "trainer.max_epochs=1", "trainer.limit_train_batches=6", "trainer.limit_test_batches=2"),
-    "trainer.log_every_n_steps=1",
+    *("trainer.log_every_n_steps=1", "trainer.limit_val_batches=2"),
 )
 GRID = ("ablation=norm_batch_size", "norm=batchnorm,groupnorm", "data.batch_size=8,32", "seed=1", *SMALL)
 

@@ -255,7 +255,7 @@ def test_what_a_run_says_is_shown_as_text(runs: Path, look: Look) -> None:
     assert page.title().endswith("ablab")
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.thorough), 390])
 def test_no_view_is_wider_than_the_screen(many: Path, made: Path, look: Look, width: int) -> None:
     [hot] = [json.loads((folder / "run.json").read_text())["id"] for folder in made.glob("*_hot")]
     for folder, views in (

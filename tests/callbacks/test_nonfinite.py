@@ -184,7 +184,7 @@ def test_watching_changes_nothing(run: Start) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.thorough), 2])
 def test_the_command_says_it_once_and_leaves_with_its_own_exit_code(
     command: Callable[..., Any], processes: int
 ) -> None:

@@ -30,8 +30,11 @@ Make = Callable[..., DataModule]
 
 @pytest.fixture
 def make(config: Callable[..., DictConfig], data_words: Callable[[str], list[str]]) -> Make:
-    def make(choice: str, *words: str) -> DataModule:
-        data = build(config(*data_words(choice), *words).data)
+    def make(choice: str, *words: str, **settings: Any) -> DataModule:
+        cfg = config(*data_words(choice), *words).data
+        for name, value in settings.items():  # composed once for all of them
+            cfg[name] = value
+        data = build(cfg)
         data.setup()
         return data
 
@@ -89,22 +92,26 @@ def test_every_data_set_gives_batches_of_the_shapes_that_it_promises(make: Make,
 
 
 def test_workers_do_not_change_the_batches(make: Make, data_choice: str) -> None:
-    alone, *others = (make(data_choice, f"data.num_workers={workers}") for workers in (0, 1, 2))
-    for data in others:
-        pairs = list(zip(range(4), data.train_dataloader(), alone.train_dataloader(), strict=False))
-        assert len(pairs) == 4
-        assert all(same(a, b) for _, a, b in pairs)
+    alone, two = (make(data_choice, num_workers=workers) for workers in (0, 2))
+    pairs = list(zip(range(4), two.train_dataloader(), alone.train_dataloader(), strict=False))
+    assert len(pairs) == 4
+    assert all(same(a, b) for _, a, b in pairs)
+
+
+def test_a_single_worker_changes_no_batch(make: Make) -> None:
+    alone, one = (make("digits", num_workers=workers) for workers in (0, 1))
+    assert all(same(a, b) for a, b in zip(alone.train_dataloader(), one.train_dataloader(), strict=True))
 
 
 def test_two_setups_have_one_fingerprint_and_another_split_has_another(make: Make, data_choice: str) -> None:
     first, second = make(data_choice), make(data_choice)
     assert first.fingerprint == second.fingerprint
     assert first.record() == {"fingerprint": first.fingerprint, **{n: len(s) for n, s in vars(first.splits).items()}}
-    assert make(data_choice, "data.folds=3").fingerprint != first.fingerprint
+    assert make(data_choice, folds=3).fingerprint != first.fingerprint
 
 
 def test_folds_are_disjoint_and_cover_what_is_not_for_testing(make: Make, data_choice: str) -> None:
-    folds = [make(data_choice, "data.folds=3", f"data.fold={fold}") for fold in range(3)]
+    folds = [make(data_choice, folds=3, fold=fold) for fold in range(3)]
     parts = [set(contents(data, "val")) for data in folds]
     everything = set(contents(folds[0], "val")) | set(contents(folds[0], "train"))
     for data, part in zip(folds, parts, strict=True):
@@ -274,7 +281,7 @@ def test_a_constant_feature_is_only_centered() -> None:
 def test_no_loader_draws_from_the_global_random_numbers(make: Make, data_choice: str) -> None:
     """Or the number of workers, and how often one validates, would change a run's dropout."""
     for workers in (0, 2):
-        data = make(data_choice, f"data.num_workers={workers}")
+        data = make(data_choice, num_workers=workers)
         before = torch.get_rng_state()
         for loader in (data.train_dataloader(), data.val_dataloader()):
             next(iter(loader))
@@ -375,9 +382,14 @@ def fit(data: DataModule, folder: Path, *, resume: str | None = None) -> Listeni
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 @pytest.mark.parametrize(
-    ("workers", "every"), [(0, False), (2, False), pytest.param(0, True, marks=pytest.mark.thorough)]
+    ("choice", "workers", "every"),
+    [
+        *((choice, 0, False) for choice in ("digits", "text", "hf_image")),
+        *((choice, 2, False) for choice in ("digits", "hf_image")),
+        pytest.param("text", 2, False, marks=pytest.mark.thorough),
+        *(pytest.param(choice, 0, True, marks=pytest.mark.thorough) for choice in ("digits", "text", "hf_image")),
+    ],
 )
-@pytest.mark.parametrize("choice", ["digits", "text", "hf_image"])
 def test_a_resume_at_any_step_goes_on_with_the_same_batches(
     make: Make, choice: str, workers: int, every: bool, tmp_path: Path
 ) -> None:

@@ -261,6 +261,7 @@ def test_folders_that_are_no_data_set_are_refused_by_name(files: Path, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_real_cifar10_is_read_whole(shared_data: Callable[[str], Path]) -> None:
     data = HFImage(name="uoft-cs/cifar10", root=str(shared_data("cifar10")), image_column="img")
     with warnings.catch_warnings():

@@ -55,7 +55,7 @@ def test_lightnings_demos_resume_at_any_step_to_the_same_bits(name: str, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "at_most"), [(LightningLSTM, 3), (LightningTransformer, 100)])
+@pytest.mark.parametrize(("kind", "at_most"), [(LightningLSTM, 2), (LightningTransformer, 100)])
 def test_lightnings_language_models_resume_to_the_same_bits(
     kind: Any, at_most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,15 +107,20 @@ def test_several_optimizers_and_gradients_kept_by_hand_go_on(tmp_path: Path) -> 
     assert resume_everywhere(lambda: (guests.GAN(), guests.NoiseData()), tmp_path) >= 12
 
 
+WITH_WORKERS_TOO = ["combined", "own_batches", "own_way", "unbatched"]
+KINDS = ["two", "own_order", "stream", *WITH_WORKERS_TOO, "batches"]  # the last is no loader
+
+
 @pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
-@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize(
-    "kind", ["two", "combined", "own_order", "own_batches", "stream", "own_way", "unbatched", "batches"]
+    ("kind", "num_workers"),
+    [
+        *((kind, 0) for kind in KINDS),
+        *((kind, 2) for kind in ("two", "own_order", "stream")),
+        *(pytest.param(kind, 2, marks=pytest.mark.thorough) for kind in WITH_WORKERS_TOO),
+    ],
 )
 def test_any_loaders_are_entered_in_the_middle(kind: str, num_workers: int, tmp_path: Path) -> None:
-    if kind == "batches" and num_workers:
-        pytest.skip("no loader")
-
     def make() -> Any:
         return guests.SumOfInputs(), guests.Loaders(kind, num_workers)
 

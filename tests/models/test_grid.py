@@ -1,7 +1,7 @@
 """Every architecture with every norm: defined pairs learn and keep their contracts, the others are refused.
 
-Both lists come from the YAMLs: a new norm or model takes part by existing. Of a norm that the tables below do not know,
-it is its own statistics that say where it is defined; a model that they do not know may refuse any norm with a reason.
+Both lists come from the YAMLs: a new norm or model takes part by existing. A model that tests/pairs.py does not know
+may refuse any norm with a reason.
 """
 
 from __future__ import annotations
@@ -16,46 +16,12 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from tests.conftest import choices
-from tests.norms.conftest import NAMED, chosen
+from tests.norms.conftest import NAMED
+from tests.pairs import PAIRS, declared, defined, in_turn
 from torch import nn
 
 from ablab.lab.config.build import build
-from ablab.norms import Layout, Norm, WeightStandardization, collecting, problems
-
-OVER_POSITIONS_ALONE = {"instancenorm", "frn", "evonorm_b0"}  # each feature of a single position is a single value
-OVER_POSITIONS = OVER_POSITIONS_ALONE | {
-    "batchnorm",
-    "batchnorm_weightnorm",
-    "batchrenorm",
-    "fastbatchnorm",
-    "evonorm_s0",
-    "ghostbatchnorm",
-    "groupnorm",
-    "meanonlybatchnorm",
-    "syncbatchnorm",
-    "weightnorm_meanonlybatchnorm",
-}
-OF_CONVOLUTIONS = {"groupnorm_weightstandardization"}
-# (model, kind of data) -> norms that are not defined there
-UNDEFINED = {
-    ("rnn", "sequences"): {"instancenorm", "frn"} | OF_CONVOLUTIONS,
-    ("rnn", "text"): {"instancenorm", "frn"} | OF_CONVOLUTIONS,
-    ("transformer", "sequences"): OF_CONVOLUTIONS,
-    ("transformer", "text"): OVER_POSITIONS | OF_CONVOLUTIONS,
-    ("mlp", "vectors"): OVER_POSITIONS_ALONE | OF_CONVOLUTIONS,
-    # digits of 8x8 are down to one pixel after the 7x7 stem, the pool and two stages
-    ("resnet18", "images"): OVER_POSITIONS_ALONE,
-    ("resnet50", "images"): OVER_POSITIONS_ALONE,
-}
-PAIRS = [
-    ("resnet", "images"),
-    ("unet", "masks"),
-    ("transformer", "sequences"),
-    ("transformer", "text"),
-    ("mlp", "vectors"),
-    ("rnn", "sequences"),
-    ("rnn", "text"),
-]
+from ablab.norms import Norm, collecting, problems
 
 KNOWN = {"airbench", "mlp", "resnet", "resnet18", "resnet50", "rnn", "transformer", "unet"}
 OWN = [(name, "its own") for name in choices("model") if name not in KNOWN]  # each with the data that it chooses
@@ -97,38 +63,16 @@ def classes_last(logits: torch.Tensor) -> torch.Tensor:
     return logits.movedim(1, -1) if logits.dim() == 4 else logits
 
 
-def defined(model: str, kind: str, norm: str) -> bool:
-    if norm in NAMED:
-        return norm not in UNDEFINED.get((model, kind), set())
-    return declared(model, kind, norm)
-
-
-def declared(model: str, kind: str, choice: str) -> bool:
-    """Whether a norm says, by its statistics, that it is defined in all places of a model."""
-    norm = chosen(choice)
-    if isinstance(norm.weight, WeightStandardization) and kind not in ("images", "masks"):
-        return False
-    layouts: dict[str, Layout] = {"images": "image", "masks": "image", "vectors": "vector"}
-    layout = layouts.get(kind, "recurrence" if model == "rnn" else "sequence")
-    taken = [statistic for statistic in norm.statistics(layout) if statistic.source != "stored"]
-    if (model, kind) == ("transformer", "text") and any(statistic.positions for statistic in taken):
-        return False
-    one_position = model in ("rnn", "resnet18", "resnet50")
-    return not any(s.features == "each" and not s.batch and (one_position or not s.positions) for s in taken)
-
-
 @pytest.mark.parametrize("norm", sorted(NAMED))
 def test_where_a_norm_is_defined_follows_from_its_statistics(norm: str) -> None:
     for model, kind in [*PAIRS, ("resnet18", "images"), ("resnet50", "images")]:
         assert declared(model, kind, norm) == defined(model, kind, norm), (model, kind)
 
 
-@pytest.mark.parametrize(("model_name", "kind"), PAIRS)
-def test_a_defined_pair_overfits_one_batch(make: Make, model_name: str, kind: str, norm_choice: str) -> None:
-    if not defined(model_name, kind, norm_choice):
-        return  # what is refused is tested below
-    model, example = make(model_name, norm_choice, kind)
-    overfit(model, example, LEFT.get(norm_choice, 0.1))
+@pytest.mark.parametrize(("model_name", "kind", "norm"), in_turn(PAIRS))
+def test_a_defined_pair_overfits_one_batch(make: Make, model_name: str, kind: str, norm: str) -> None:
+    model, example = make(model_name, norm, kind)
+    overfit(model, example, LEFT.get(norm, 0.1))
 
 
 @pytest.mark.parametrize("model_name", [name for name, _ in OWN] or ["resnet"])
@@ -165,13 +109,19 @@ def test_a_pair_keeps_its_contract_or_is_refused(
     keeps_its_contract_or_is_refused(make, config, model_name, kind, norm_choice)
 
 
-@pytest.mark.parametrize("other", [0, pytest.param(1, marks=pytest.mark.thorough)], ids=["one", "the other"])
-def test_every_norm_keeps_its_contract_in_a_large_resnet_or_is_refused(
-    make: Make, config: Callable[..., DictConfig], norm_choice: str, other: int
+LARGE = [
+    pytest.param(model, norm, marks=[pytest.mark.thorough] * (number % 3 != 1 or number % 2 != i))
+    for number, norm in enumerate(choices("norm"))
+    for i, model in enumerate(("resnet18", "resnet50"))
+]
+
+
+@pytest.mark.parametrize(("model_name", "norm"), LARGE)
+def test_a_norm_keeps_its_contract_in_a_large_resnet_or_is_refused(
+    make: Make, config: Callable[..., DictConfig], model_name: str, norm: str
 ) -> None:
-    """Norms take turns between ResNet-18 and ResNet-50, which put the same norms at the same kinds of places."""
-    model = ("resnet18", "resnet50")[(choices("norm").index(norm_choice) + other) % 2]
-    keeps_its_contract_or_is_refused(make, config, model, "images", norm_choice)
+    """Every third norm, in turn in ResNet-18 and in ResNet-50, which have norms at the places of the small ResNet."""
+    keeps_its_contract_or_is_refused(make, config, model_name, "images", norm)
 
 
 def keeps_its_contract_or_is_refused(
@@ -207,17 +157,11 @@ def keeps_its_contract_or_is_refused(
         torch.testing.assert_close(other.eval()(example.inputs), expected_logits, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("model_name", "kind"), PAIRS)
-def test_a_defined_pair_trains_in_bfloat16(make: Make, model_name: str, kind: str, norm_choice: str) -> None:
-    """Statistics in float32: the logits are those of float32, as exactly as bfloat16 can have them.
-
-    Every norm and every pair of model and data meets both precisions.
-    """
-    if not defined(model_name, kind, norm_choice):
-        return
-    number = choices("norm").index(norm_choice) + PAIRS.index((model_name, kind))
-    precision = ("bf16-true", "bf16-mixed")[number % 2]
-    model, example = make(model_name, norm_choice, kind)
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+@pytest.mark.parametrize(("model_name", "kind", "norm"), in_turn(PAIRS))
+def test_a_defined_pair_trains_in_bfloat16(make: Make, model_name: str, kind: str, norm: str, precision: str) -> None:
+    """Statistics in float32: the logits are those of float32, as exactly as bfloat16 can have them."""
+    model, example = make(model_name, norm, kind)
     exact = copy.deepcopy(model)(example.inputs)
     inputs = example.inputs
     if precision == "bf16-true":
@@ -246,21 +190,19 @@ def test_names_of_parameters_differ_only_where_the_mathematics_does(make: Make, 
     }
 
 
-@pytest.mark.parametrize(("model_name", "kind"), PAIRS)
-def test_the_same_seed_draws_the_same_weights_for_every_norm(
-    make: Make, model_name: str, kind: str, norm_choice: str
-) -> None:
+@pytest.mark.parametrize(("model_name", "kind", "norm"), in_turn(PAIRS))
+def test_the_same_seed_draws_the_same_weights_for_every_norm(make: Make, model_name: str, kind: str, norm: str) -> None:
     """What is compared by seed then differs by the norm alone."""
 
-    def drawn(norm: str) -> dict[str, torch.Tensor]:
-        model, _ = make(model_name, norm, kind)
+    def drawn(its_norm: str) -> dict[str, torch.Tensor]:
+        model, _ = make(model_name, its_norm, kind)
         tensors = dict(model.named_parameters())
         ends = (".parametrizations.weight.original1", ".parametrizations.weight.original")
         return {
             name.removesuffix(ends[0]).removesuffix(ends[1]).removesuffix(".weight"): p for name, p in tensors.items()
         }
 
-    plain, other = drawn("none"), drawn(norm_choice)
+    plain, other = drawn("none"), drawn(norm)
     shared = [name for name in plain if name in other and "norm" not in name]
     weights = [name for name in shared if plain[name].dim() > 1]
     assert len(weights) >= 3
@@ -313,21 +255,23 @@ def test_padding_changes_no_prediction(make: Make, model_name: str, words: tuple
 CELLS = ["elman", "gru", "lstm"]
 
 
-@pytest.mark.parametrize("left_out", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["", "left out"])
-@pytest.mark.parametrize("cell", CELLS)
-def test_every_recurrent_cell_learns_with_every_norm(make: Make, cell: str, norm_choice: str, left_out: bool) -> None:
-    """In one direction or in two: every norm and every cell meets both, also where one cell of a norm is left out."""
-    number = choices("norm").index(norm_choice)
-    if (cell == ("elman", "lstm")[number // 2 % 2]) != left_out or not defined("rnn", "sequences", norm_choice):
-        return
-    bidirectional = ("false", "true")[(number + CELLS.index(cell)) % 2]
+# each norm with one cell in one direction or in two, in turn; the other cells of a norm are marked thorough
+RECURRENT = [
+    pytest.param(cell, (number // 3 + i) % 2 == 1, norm, marks=[pytest.mark.thorough] * (number % 3 != i))
+    for number, norm in enumerate(norm for norm in choices("norm") if defined("rnn", "sequences", norm))
+    for i, cell in enumerate(CELLS)
+]
+
+
+@pytest.mark.parametrize(("cell", "bidirectional", "norm"), RECURRENT)
+def test_every_recurrent_cell_learns_with_every_norm(make: Make, cell: str, bidirectional: bool, norm: str) -> None:
     words = (
         f"model.cell={cell}",
-        f"model.bidirectional={bidirectional}",
+        f"model.bidirectional={str(bidirectional).lower()}",
         "model.num_layers=2",
         "model.hidden_size=32",
     )
-    model, example = make("rnn", norm_choice, "sequences", *words)
+    model, example = make("rnn", norm, "sequences", *words)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(40):
@@ -336,7 +280,7 @@ def test_every_recurrent_cell_learns_with_every_norm(make: Make, cell: str, norm
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert losses[-1] < LEFT.get(norm_choice, 0.5) * losses[0]
+    assert losses[-1] < LEFT.get(norm, 0.5) * losses[0]
 
 
 def test_the_factory_fulfils_what_models_ask_for() -> None:

@@ -72,7 +72,7 @@ def work(rank: int, shares: list[int], port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.thorough)])
 def test_synchronized_statistics_are_those_of_the_joined_batch(world_size: int, tmp_path: Path) -> None:
     shares = SHARES[world_size]
     with socket.socket() as free:

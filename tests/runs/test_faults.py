@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "workers", "processes", "times"), [("rnn", 2, 1, 4), ("resnet", 0, 2, 1)])
+@pytest.mark.parametrize(("model", "workers", "processes", "times"), [("rnn", 2, 1, 2), ("resnet", 0, 2, 1)])
 def test_killed_runs_end_as_if_nothing_had_been(
     faults: Any, tmp_path: Path, model: str, workers: int, processes: int, times: int
 ) -> None:
@@ -49,7 +49,13 @@ def start(tmp_path: Path, *words: str) -> forked.Popen:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        *(signal.SIGTERM, signal.SIGINT),
+        *(pytest.param(s, marks=pytest.mark.thorough) for s in (signal.SIGUSR1, signal.SIGHUP)),
+    ],
+)
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path, "trainer.limit_train_batches=5")
     wait_until(lambda: list(tmp_path.glob("runs/*/checkpoints/*.ckpt")), process)

@@ -149,9 +149,9 @@ def allocation(tasks_per_node: int) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("words", "tasks_per_node", "processes"),
     [
-        ("trainer=ddp_cpu trainer.strategy.timeout=20", 1, 2),
-        pytest.param("trainer=ddp_cpu trainer.strategy.timeout=20", 2, 2, marks=pytest.mark.thorough),
-        ("trainer=cpu trainer.strategy=ddp trainer.devices=2", 2, 2),
+        pytest.param("trainer=ddp_cpu trainer.strategy.timeout=20", 1, 2, marks=pytest.mark.thorough),
+        ("trainer=ddp_cpu trainer.strategy.timeout=20", 2, 2),
+        pytest.param("trainer=cpu trainer.strategy=ddp trainer.devices=2", 2, 2, marks=pytest.mark.thorough),
         ("trainer=cpu", 1, 1),
     ],
 )
@@ -170,7 +170,13 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(s, marks=pytest.mark.thorough) for s in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)),
+    ],
+)
 def test_a_process_that_waits_for_others_leaves_at_once(number: signal.Signals, tmp_path: Path) -> None:
     """As torchrun starts the first of two, when the second never comes."""
     port = free_port()

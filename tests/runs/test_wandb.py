@@ -145,7 +145,9 @@ def test_a_run_arrives_with_its_rows_config_and_exit_code(
     assert capsys.readouterr().out.strip() == f"W&B: online, {well.url}/someone/ablab/lab/run/{ID}"
 
 
-@pytest.mark.parametrize("ill", ILL)
+@pytest.mark.parametrize(
+    "ill", [pytest.param(ill, marks=[pytest.mark.thorough] * (ill in ("errors", "refuses"))) for ill in ILL]
+)
 def test_a_server_that_cannot_be_used_makes_it_an_offline_run(
     server: Callable[..., Server], tmp_path: Path, capsys: pytest.CaptureFixture[str], ill: str
 ) -> None:
@@ -161,7 +163,9 @@ def test_a_server_that_cannot_be_used_makes_it_an_offline_run(
     assert (run.config["model"], run.exit_code) == ({"num_layers": 3}, 0)
 
 
-@pytest.mark.parametrize("ill", ILL)
+@pytest.mark.parametrize(
+    "ill", [pytest.param(ill, marks=[pytest.mark.thorough] * (ill in ("resets", "forbids"))) for ill in ILL]
+)
 def test_a_server_that_dies_mid_run_slows_nothing_and_loses_nothing(
     server: Callable[..., Server], tmp_path: Path, capsys: pytest.CaptureFixture[str], ill: str
 ) -> None:
@@ -231,8 +235,10 @@ def test_one_sync_brings_all_of_an_offline_run_that_was_resumed(
         assert len(well.runs[ID].history) == 15
 
 
-@pytest.mark.parametrize("kept", [4, 10])
-@pytest.mark.parametrize("lost", [0, 3])
+@pytest.mark.parametrize(
+    ("kept", "lost"),
+    [(4, 3), (10, 0), *(pytest.param(*pair, marks=pytest.mark.thorough) for pair in ((4, 0), (10, 3)))],
+)
 def test_a_resumed_run_sends_the_server_what_it_lacks_and_nothing_twice(
     server: Callable[..., Server], tmp_path: Path, kept: int, lost: int
 ) -> None:
@@ -251,7 +257,7 @@ def test_a_resumed_run_sends_the_server_what_it_lacks_and_nothing_twice(
     assert (run.config["model"], run.exit_code) == ({"num_layers": 3}, 0)
 
 
-@pytest.mark.parametrize("ill", ["errors", "refuses"])
+@pytest.mark.parametrize("ill", ["errors", pytest.param("refuses", marks=pytest.mark.thorough)])
 def test_a_resumed_run_whose_server_is_away_is_complete_on_this_machine(
     server: Callable[..., Server], tmp_path: Path, capsys: pytest.CaptureFixture[str], ill: str
 ) -> None:
@@ -489,6 +495,7 @@ def test_no_file_has_a_secret(
 
 WORDS = [
     *("trainer.limit_train_batches=20", "trainer.log_every_n_steps=1", "trainer.max_epochs=4"),
+    *("trainer.limit_val_batches=2", "trainer.limit_test_batches=2"),
     *("logger=wandb", "logger.wandb.mode=online", "logger.wandb.init_timeout=60", "logger.wandb.finish_timeout=3"),
 ]
 

@@ -113,7 +113,7 @@ def test_training_moves_samples_of_a_class_together(run: Start) -> None:
     assert trained["test/loss"] < untrained["test/loss"] - 0.3
 
 
-@pytest.mark.parametrize("step", [2, 5])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.thorough), 5])
 def test_a_run_resumes_to_the_same_bits(run: Start, stop: Callable[..., Path | None], step: int) -> None:
     words = (*SMALL, "trainer.max_epochs=2", "trainer.limit_train_batches=3")
     folder = stop("training_step", step, *words)
@@ -210,14 +210,17 @@ def test_data_without_augmentation_are_one_error(config: Callable[..., DictConfi
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(command: Callable[..., Any], last_weights: Callable[..., Any], tmp_path: Path) -> None:
+def test_two_processes_are_one(
+    command: Callable[..., Any], run: Start, last_weights: Callable[..., Any], tmp_path: Path
+) -> None:
     words = ("task=contrastive", "norm=groupnorm", "norm.num_groups=4", "model.width=8", "trainer.max_epochs=2")
-    short = ("trainer.limit_train_batches=3", "trainer.precision=64-true", "logger=csv")
+    words += ("trainer.limit_train_batches=3", "trainer.precision=64-true", "logger=csv")
+    run("trainer=cpu", *words, f"output_dir={tmp_path}/one")
     two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    done = command(*two, *words, "output_dir=two")
+    assert (done.returncode, done.stderr) == (0, "")
     found = {}
-    for name, processes in (("one", ()), ("two", two)):
-        done = command(*processes, *words, *short, f"output_dir={name}")
-        assert (done.returncode, done.stderr) == (0, "")
+    for name in ("one", "two"):
         [file] = (tmp_path / name).glob("*/run.json")
         found[name] = (json.loads(file.read_text())["metrics"], last_weights(file.parent), read_rows(file.parent))
     for name, value in found["one"][1].items():

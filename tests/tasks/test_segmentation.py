@@ -220,16 +220,21 @@ def test_a_run_resumes_within_an_epoch_to_the_same_bits(
 
 @pytest.mark.slow
 def test_two_processes_with_different_numbers_of_counted_pixels_train_as_one(
-    command: Callable[..., Any], last_weights: Callable[..., Any], scenes: Path, tmp_path: Path
+    command: Callable[..., Any],
+    run: Callable[..., Any],
+    last_weights: Callable[..., Any],
+    scenes: Path,
+    tmp_path: Path,
 ) -> None:
     words = ("model=unet", "data=image_masks", f"data.root={scenes}", "norm=groupnorm", *SMALL, *AUGMENTED)
     few = ("data.batch_size=8", "trainer.max_epochs=1", "trainer.limit_train_batches=3", "trainer.precision=64-true")
     logged = ("trainer.log_every_n_steps=1", "logger=csv")
+    run("trainer=cpu", *words, *few, *logged, f"folder={tmp_path}/cpu")
+    two = ("trainer=ddp_cpu", "data.micro_batch_size=3", "folder=ddp_cpu")
+    done = command(*words, *few, *logged, *two, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
     found = {}
     for trainer in ("cpu", "ddp_cpu"):
-        micro = ("data.micro_batch_size=3",) if trainer == "ddp_cpu" else ()
-        done = command(f"trainer={trainer}", *words, *few, *logged, *micro, f"folder={trainer}", OMP_NUM_THREADS="1")
-        assert done.returncode == 0, done.stderr
         record = json.loads((tmp_path / trainer / "run.json").read_text())
         found[trainer] = (last_weights(tmp_path / trainer), record["metrics"])
     (expected, metrics), (weights, others) = found["cpu"], found["ddp_cpu"]

@@ -42,12 +42,21 @@ FEW = ["trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "trainer.l
 STEPS = ["trainer=cpu", "trainer.max_epochs=-1", "trainer.max_steps=5", "trainer.val_check_interval=3", *FEW]
 STEPS += ["trainer.check_val_every_n_epoch=null", "data.batch_size=8"]
 RUNS = {
-    "resnet": ["data/augment=crop_flip", "data.augment.mixup=0.3", "data.micro_batch_size=4", "callbacks=ema"],
-    "transformer": ["model=transformer", "data=japanese_vowels", "model.dropout=0.2", "norm=batchnorm"],
+    "resnet": [
+        *("data/augment=crop_flip", "data.augment.mixup=0.3", "data.micro_batch_size=4", "callbacks=ema"),
+        "model.width=8",
+    ],
+    "transformer": [
+        *("model=transformer", "data=japanese_vowels", "model.dropout=0.2", "norm=batchnorm", "model.num_layers=1"),
+        "model.embed_dim=16",
+    ],
     "rnn": ["model=rnn", "data=text", "data.context_length=8", "model.hidden_size=16", "model.num_layers=2"],
-    "spectral": ["norm=spectralnorm", "trainer.max_steps=2"],
+    "spectral": ["norm=spectralnorm", "trainer.max_steps=2", "model.width=8"],
     "weight_norm": ["model=transformer", "norm=weightnorm", "model.num_layers=1", "trainer.max_steps=2"],
-    "renorm": ["norm=batchrenorm", "norm.renorm_start=0", "norm.renorm_end=2", "trainer.max_steps=2"],
+    "renorm": [
+        *("norm=batchrenorm", "norm.renorm_start=0", "norm.renorm_end=2", "trainer.max_steps=2"),
+        "model.width=8",
+    ],
 }
 
 
@@ -104,7 +113,7 @@ def result(folder: Path) -> Any:
     [
         ("rnn", [("training_step", 5), ("validation_step", 1)]),
         pytest.param("rnn", [("training_step", 2)], marks=pytest.mark.thorough),
-        pytest.param("resnet", [("training_step", 4)], marks=pytest.mark.slow),
+        pytest.param("resnet", [("training_step", 4)], marks=pytest.mark.thorough),
         pytest.param("transformer", [("training_step", 4)], marks=pytest.mark.thorough),
     ],
 )
@@ -136,7 +145,7 @@ def test_a_run_that_died_after_its_last_step_measures_it_once(run: Start) -> Non
 @pytest.mark.slow
 def test_two_processes_measure_and_stay_what_they_are(command: Callable[..., Any], tmp_path: Path) -> None:
     words = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "logger=csv", "norm=syncbatchnorm"]
-    words += [word for word in STEPS if word != "trainer=cpu"]
+    words += ["model.width=8", *(word for word in STEPS if word != "trainer=cpu")]
     found = []
     for more in (ALL, []):
         place = tmp_path / f"runs{len(more)}"

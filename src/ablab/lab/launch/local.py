@@ -218,6 +218,7 @@ def serve(pipe: Connection, device: str | None, num_threads: int, environment: M
     """Do the runs that come through a pipe, until there are no more."""
     signals.install()
     signals.begin()  # those that the parent passes on are for the run in hand
+    mp.set_start_method(None, force=True)  # data loaders start their workers as in any run, not by a fork server
     os.environ.update(environment)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device

@@ -145,6 +145,7 @@ def take_over(job: Job) -> None:
     os.environ.clear()
     os.environ.update(job.environment | own)
     sys.path[:] = job.path
+    mp.set_start_method(None, force=True)  # data loaders start their workers as in any run, not by a fork server
     if job.hydra is not None:
         HydraConfig.instance().set_config(job.hydra)
     local_rank, num_workers = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
