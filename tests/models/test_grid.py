@@ -20,7 +20,7 @@ from tests.norms.conftest import NAMED, chosen
 from torch import nn
 
 from ablab.lab.config.build import build
-from ablab.norms import Layout, Norm, WeightStandardization, collecting, problems
+from ablab.norms import Layout, Norm, WeightStandardization, collect_refusals, find_norm_problems
 
 OVER_POSITIONS_ALONE = {"instancenorm", "frn", "evonorm_b0"}  # each feature of a single position is a single value
 OVER_POSITIONS = OVER_POSITIONS_ALONE | {
@@ -86,7 +86,7 @@ def make(config: Callable[..., DictConfig], batch: Callable[..., Any]) -> Make:
         else:
             example, sizes = batch(kind, 4 if kind == "masks" else 16)  # a mask has hundreds of targets
         torch.manual_seed(0)
-        with collecting():
+        with collect_refusals():
             return build(cfg.model, norm=build(its_norm), **sizes), example
 
     return build_pair
@@ -179,7 +179,7 @@ def keeps_its_contract_or_is_refused(
 ) -> None:
     model, example = make(model_name, norm_choice, kind)
     norm = build(config(f"norm={norm_choice}").norm)
-    found = problems(model, norm, lambda: model(example.inputs))
+    found = find_norm_problems(model, norm, lambda: model(example.inputs))
     assert kind == "its own" or bool(found) != defined(model_name, kind, norm_choice), found
     if found:
         assert all(re.search("choose|set norm|use larger", reason) for reason in found)

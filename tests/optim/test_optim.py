@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ablab.lab.config.build import build
-from ablab.norms.norm import collecting
+from ablab.norms.norm import collect_refusals
 from ablab.optim import schedules
 from ablab.optim.groups import parameter_groups
 from ablab.optim.optimizer import make_optimizer
@@ -28,7 +28,7 @@ def test_every_parameter_is_in_exactly_one_group(
 ) -> None:
     cfg = config(f"model={model}", f"norm={norm_choice}")
     _, sizes = batch(kind)
-    with collecting():  # a norm that a recurrence refuses leaves its place empty
+    with collect_refusals():  # a norm that a recurrence refuses leaves its place empty
         net = build(cfg.model, norm=build(cfg.norm), **sizes)
     decayed, kept = ({id(p) for p in group["params"]} for group in parameter_groups(net, 0.1))
     assert not decayed & kept

@@ -23,7 +23,7 @@ from ablab.lab.run.checkpoint_files import in_order, read
 from ablab.lab.run.restorable import Unfit, check_state
 from ablab.lab.run.resume import resumed
 from ablab.lab.train import assemble, train
-from ablab.norms import BatchNorm, places
+from ablab.norms import BatchNorm, norm_layers
 from ablab.tasks.gan import BANDWIDTHS, CHUNK, Generator, MaximumMeanDiscrepancy, mmd
 
 Start = Callable[..., SimpleNamespace]
@@ -144,7 +144,7 @@ def test_norms_are_swapped_by_a_word_in_both_networks(run: Start, config: Callab
     assert set(run("task=gan", f"norm={norm}").metrics) == {"val/mmd", "test/mmd"}
     model = assemble(config("task=gan", f"norm={norm}", "trainer=smoke", "logger=csv")).task.model
     assert isinstance(model, nn.Module)
-    found = {name.partition(".")[0] for name in places(model)}
+    found = {name.partition(".")[0] for name in norm_layers(model)}
     assert found == {"generator", "discriminator"}
 
 

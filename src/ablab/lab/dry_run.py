@@ -32,7 +32,7 @@ from ablab.lab.config.errors import menu
 from ablab.lab.config.schema import is_guest, read_signature, show
 from ablab.lab.config.yaml_files import CONF
 from ablab.lab.launch.strategies import Sharded
-from ablab.norms import Norm, collecting, problems
+from ablab.norms import Norm, collect_refusals, find_norm_problems
 from ablab.optim.optimizer import make_optimizer
 from ablab.optim.schedules import lr_scheduler_config
 from ablab.rank import asked_to_join, launcher
@@ -84,12 +84,12 @@ def pass_batch(cfg: DictConfig, data: DataModule, norm: Norm, batch: Batch, worl
     Raises:
         ConfigError: names the place of what does not fit.
     """
-    with collecting():
+    with collect_refusals():
         model = build(cfg.model, norm=norm, **data.model_sizes)
         task = build_task(cfg, data, norm, model)
         outputs: list[Any] = []
         with named_errors(task.model):
-            found = problems(task.model, norm, lambda: outputs.append(task(batch)), num_processes=world_size)
+            found = find_norm_problems(task.model, norm, lambda: outputs.append(task(batch)), num_processes=world_size)
         if found:
             fitting = [name for name, other in norms() if fits(other, cfg, data, batch, world_size)]
             raise ConfigError(report(found, fitting))
@@ -171,7 +171,7 @@ def report(found: dict[str, list[str]], fitting: list[str]) -> str:
 def fits(norm: Norm, cfg: DictConfig, data: DataModule, batch: Batch, world_size: int) -> bool:
     """Return whether a model can be built and trained with another norm."""
     task = build_task(cfg, data, norm, build(cfg.model, norm=norm, **data.model_sizes))
-    return not problems(task.model, norm, lambda: task(batch), num_processes=world_size)
+    return not find_norm_problems(task.model, norm, lambda: task(batch), num_processes=world_size)
 
 
 def norms() -> Iterator[tuple[str, Norm]]:

@@ -344,5 +344,5 @@ def seen_by(data: DataModule, norm: Norm, trainer: L.Trainer) -> dict[str, int]:
     return {
         "optimizer": data.batch_size * trainer.accumulate_grad_batches,
         "forward": micro,
-        "norm": norm.batch_seen(micro, trainer.world_size),
+        "norm": norm.normalization_batch_size(micro, trainer.world_size),
     }

@@ -22,7 +22,7 @@ from ablab.data.batch import Batch, Kind
 from ablab.data.datamodule import DataModule
 from ablab.data.draws import seed_step
 from ablab.optim.optimizer import make_optimizer
-from ablab.optim.schedules import continue_schedules, lr_scheduler_config
+from ablab.optim.schedules import unblock_epoch_schedulers, lr_scheduler_config
 from ablab.tasks.counts import counts, gathered, restore
 from ablab.tasks.exchange import Exchange, several
 
@@ -308,7 +308,7 @@ class TaskHooks(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Task)
-        continue_schedules(trainer)
+        unblock_epoch_schedulers(trainer)
         pl_module.derive_random_numbers()
         pl_module.switch("train")
         pl_module.observed = {"train/lr": trainer.optimizers[0].param_groups[0]["lr"]}
@@ -385,7 +385,7 @@ class TaskHooks(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":
-            continue_schedules(trainer)
+            unblock_epoch_schedulers(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Task)

@@ -21,7 +21,7 @@ from ablab.data.batch import Batch
 from ablab.data.datamodule import DataModule
 from ablab.data.draws import generator, seed_step
 from ablab.norms.batch import BatchNormLayer
-from ablab.norms.weight import LengthAndDirection, others
+from ablab.norms.weight import LengthAndDirection, other_dims
 from ablab.tasks.task import Task
 
 PROBE = 20180529  # draws the samples that are measured on: the same for every run on the same training split
@@ -342,7 +342,7 @@ def is_noise(hook: Any) -> bool:
 
 def length_and_direction(length: Tensor, direction: Tensor, *, dim: int) -> Tensor:
     """Weight norm by its formula, g · v / ‖v‖."""
-    dims = None if dim == -1 else others(direction, dim % direction.dim())
+    dims = None if dim == -1 else other_dims(direction, dim % direction.dim())
     return direction * (length / torch.linalg.vector_norm(direction, dim=dims, keepdim=True))
 
 

@@ -23,7 +23,7 @@ from ablab.lab.internals import (
     restart_fetching,
     restore_logged_means,
 )
-from ablab.optim.schedules import continue_schedules
+from ablab.optim.schedules import unblock_epoch_schedulers
 from ablab.tasks.counts import counts, gathered, restore
 
 HOOKS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -158,7 +158,7 @@ class Exact(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         seed_all(self.seed, "step", trainer.current_epoch, batch_idx, trainer.global_rank)
-        continue_schedules(trainer)
+        unblock_epoch_schedulers(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for loader in self.loaders:
@@ -176,7 +176,7 @@ class Exact(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":
-            continue_schedules(trainer)
+            unblock_epoch_schedulers(trainer)
 
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
