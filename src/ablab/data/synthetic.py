@@ -38,7 +38,7 @@ class SyntheticImages(LabelledData):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        at_least_one(num_samples=num_samples, image_size=image_size, in_channels=in_channels, num_classes=num_classes)
+        check_positive(num_samples=num_samples, image_size=image_size, in_channels=in_channels, num_classes=num_classes)
         self.num_samples = num_samples
         self.image_size = image_size
         self.in_channels = in_channels
@@ -86,7 +86,7 @@ class SyntheticSequences(LabelledData):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        at_least_one(
+        check_positive(
             num_samples=num_samples, context_length=context_length, in_features=in_features, num_classes=num_classes
         )
         self.num_samples = num_samples
@@ -127,7 +127,7 @@ class SyntheticText(DataModule):
         self, *, num_tokens: int = 1_000_000, vocab_size: int = 256, context_length: int = 128, **settings: Any
     ) -> None:
         super().__init__(**settings)
-        at_least_one(num_tokens=num_tokens, vocab_size=vocab_size, context_length=context_length)
+        check_positive(num_tokens=num_tokens, vocab_size=vocab_size, context_length=context_length)
         self.num_tokens = num_tokens
         self.vocab_size = vocab_size
         self.context_length = context_length
@@ -154,7 +154,7 @@ class SyntheticText(DataModule):
         return {"characters_per_token": 1.0}
 
 
-def at_least_one(**sizes: int) -> None:
+def check_positive(**sizes: int) -> None:
     """Refuse sizes below 1, by the names that they are given under."""
     for name, size in sizes.items():
         if size < 1:

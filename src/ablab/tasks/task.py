@@ -22,7 +22,7 @@ from ablab.data.batch import Batch, Kind
 from ablab.data.datamodule import DataModule
 from ablab.data.draws import seed_step
 from ablab.optim.optimizer import make_optimizer
-from ablab.optim.schedules import unblock_epoch_schedulers, lr_scheduler_config
+from ablab.optim.schedules import lr_scheduler_config, unblock_epoch_schedulers
 from ablab.tasks.counts import counts, gathered, restore
 from ablab.tasks.exchange import Exchange, several
 
