@@ -144,7 +144,7 @@ def by_hand(cfg: DictConfig, seed: int) -> tuple[float, float]:
     with torch.no_grad(), half:
         for some in torch.arange(num).split(2000):
             batch = data.on_after_batch_transfer(test._replace(inputs=test.inputs[some], targets=test.targets[some]), 0)
-            logits = task.over_views(batch._replace(inputs=batch.inputs.to(device)))  # type: ignore[operator]
+            logits = task.average_views(batch._replace(inputs=batch.inputs.to(device)))  # type: ignore[operator]
             right += int((logits.argmax(-1).cpu() == batch.targets).sum())
     return seconds, right / num
 

@@ -96,12 +96,12 @@ def test_neighbors_vote_as_those_of_scikit_learn() -> None:
     labels, images = torch.randint(0, 10, (300,)), torch.randn(300, 1, 4, 4)
     images += labels[:, None, None, None] / 5
     known, asked = images[:250], images[250:]
-    of.known = (of.features(Batch(known, labels[:250])), labels[:250])
+    of.train_features = (of.features(Batch(known, labels[:250])), labels[:250])
     theirs = KNeighborsClassifier(
         7, metric="cosine", weights=lambda distance: torch.tensor((1 - distance) / VOTE_TEMPERATURE).exp().numpy()
     )
     theirs.fit(known.flatten(1), labels[:250])
-    assert of.voted(Batch(asked, labels[250:])).tolist() == theirs.predict(asked.flatten(1)).tolist()
+    assert of.predict_knn(Batch(asked, labels[250:])).tolist() == theirs.predict(asked.flatten(1)).tolist()
 
 
 def test_training_moves_samples_of_a_class_together(run: Start) -> None:

@@ -75,7 +75,7 @@ def test_generated_images_approach_the_real_ones(run: Start) -> None:
 @pytest.mark.parametrize("step", [2, 5])
 def test_a_run_resumes_to_the_same_bits(run: Start, stop: Callable[..., Path | None], step: int) -> None:
     words = (*SMALL, "scheduler=cosine", "trainer.max_epochs=2", "trainer.limit_train_batches=3")
-    folder = stop("derive_random_numbers", step + step // 4, *words)  # the validation in between is one more
+    folder = stop("seed_current_step", step + step // 4, *words)  # the validation in between is one more
     assert folder is not None
     train(resumed(OmegaConf.create({"resume": str(folder)})))
     whole = run(*words).folder

@@ -17,7 +17,7 @@ from ablab.data.labelled import LabelledData
 class ImageSamples(L.Callback):
     """Writes generated images to `pictures.png` in the run's folder, after each validation.
 
-    The task makes them, by a method `pictures`, from the same noise each time.
+    The task makes them, by a method `sample_images`, from the same noise each time.
 
     Args:
         num_images: in the picture, as many rows as columns.
@@ -30,9 +30,9 @@ class ImageSamples(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.sanity_checking or not isinstance(data, LabelledData) or not hasattr(pl_module, "pictures"):
+        if trainer.sanity_checking or not isinstance(data, LabelledData) or not hasattr(pl_module, "sample_images"):
             return
-        make: Any = pl_module.pictures
+        make: Any = pl_module.sample_images
         with torch.no_grad():
             images = make(self.num_images).float()
         if trainer.is_global_zero:

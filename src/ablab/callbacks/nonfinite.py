@@ -16,8 +16,8 @@ from torch.nn.utils import get_total_norm
 
 from ablab.data.draws import seed_step
 from ablab.errors import Diverged
-from ablab.tasks.arriving import Arriving
-from ablab.tasks.task import Task, scaled, without_exchange
+from ablab.tasks.async_copy import AsyncCopy
+from ablab.tasks.task import Task, no_grad_sync, uses_grad_scaler
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Found:
     epoch: int
     batch: Any
     lr: float
-    values: Arriving
+    values: AsyncCopy
 
 
 class NonFinite(L.Callback):
@@ -89,9 +89,9 @@ class NonFinite(L.Callback):
         # a loss whose backward pass was not Lightning's is not known here
         values = torch.stack([torch.zeros_like(norm) if loss is None else loss.to(norm.dtype), norm])
         lr = optimizer.param_groups[0]["lr"]
-        self.pending = Found(trainer.global_step, trainer.current_epoch, self.batch, lr, Arriving(values))
+        self.pending = Found(trainer.global_step, trainer.current_epoch, self.batch, lr, AsyncCopy(values))
         if norm.is_cuda and not sharded and self.can_wait(optimizer):
-            if not scaled(trainer):  # whose scaler says it itself
+            if not uses_grad_scaler(trainer):  # whose scaler says it itself
                 optimizer.found_inf = (~values.isfinite().all()).float()
         elif self.settle():
             self.lower_rate(optimizer)
@@ -118,7 +118,7 @@ class NonFinite(L.Callback):
         found, self.pending = self.pending, None
         assert self.task is not None
         loss, norm = found.values.values()
-        if math.isfinite(loss) and (math.isfinite(norm) or scaled(self.task.trainer)):
+        if math.isfinite(loss) and (math.isfinite(norm) or uses_grad_scaler(self.task.trainer)):
             self.last = {"loss": loss, "gradient norm": norm, "learning rate": found.lr}
             return True
         if len(self.skipped) == self.skip:
@@ -181,7 +181,7 @@ class NonFinite(L.Callback):
         with (
             first_non_finite(task.model) as places,
             torch.set_grad_enabled(later),
-            without_exchange(task.trainer.strategy),
+            no_grad_sync(task.trainer.strategy),
         ):
             for part in found.batch.parts(task.micro_batch_size):
                 loss = task.loss(task(part), part)

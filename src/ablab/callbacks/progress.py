@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from torch import Tensor
 
 from ablab.screen import watched
-from ablab.tasks.task import on_the_bar
+from ablab.tasks.task import is_on_progress_bar
 from ablab.waiting import pause
 
 
@@ -144,4 +144,4 @@ def time_left(trainer: L.Trainer, spent: float, first: int) -> str:
 
 def shown(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the metrics that are worth a place on the screen."""
-    return {name: value for name, value in sorted(metrics.items()) if on_the_bar(name)}
+    return {name: value for name, value in sorted(metrics.items()) if is_on_progress_bar(name)}

@@ -36,7 +36,7 @@ from ablab.norms import Norm, collect_refusals, find_norm_problems
 from ablab.optim.optimizer import make_optimizer
 from ablab.optim.schedules import lr_scheduler_config
 from ablab.rank import asked_to_join, launcher
-from ablab.tasks.task import Task, scaled
+from ablab.tasks.task import Task, uses_grad_scaler
 
 SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 NEEDED = (
@@ -361,7 +361,7 @@ def check_sharding(cfg: DictConfig, trainer: L.Trainer) -> None:
                 f"callbacks.{name}: it works on a copy of the model, and under trainer=fsdp each process has a part of "
                 "it; choose trainer=ddp, or leave it out"
             )
-    if scaled(trainer):
+    if uses_grad_scaler(trainer):
         raise ConfigError(f"trainer.precision={cfg.trainer.precision}: with trainer=fsdp, choose bf16-mixed")
 
 

@@ -48,7 +48,7 @@ from ablab.models.interface import InitFromData
 from ablab.norms import Norm
 from ablab.rank import ignore_left_over, rank
 from ablab.screen import fitted, hush
-from ablab.tasks.task import Task, is_own
+from ablab.tasks.task import Task, is_overridden
 
 say = rank_zero_only(print)
 
@@ -132,7 +132,7 @@ def test(parts: Parts, chosen: Collection[str]) -> dict[str, float]:
     """
     owner: Any = parts.task if parts.data is None else parts.data
     base = L.LightningModule if parts.data is None else L.LightningDataModule
-    if is_own(parts.task, "test_step", L.LightningModule) and is_own(owner, "test_dataloader", base):
+    if is_overridden(parts.task, "test_step", L.LightningModule) and is_overridden(owner, "test_dataloader", base):
         of_each_loader = parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
         return {name: value for tested in of_each_loader for name, value in tested.items()}
     last = parts.trainer.callback_metrics

@@ -179,7 +179,7 @@ def together(trainer: L.Trainer, cfg: DictConfig) -> Iterator[Members | None]:
     strategy: Any = trainer.strategy
     members = Members(trainer, cfg)
     strategy._launcher = members
-    # Lightning's way to tell all processes of a signal, an exchange in each step; ours is `ablab.tasks.exchange`
+    # Lightning's way to tell all processes of a signal, an all-reduce in each step; ours is `ablab.tasks.all_reduce`
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     environment, threads = dict(os.environ), torch.get_num_threads()
     well = False
