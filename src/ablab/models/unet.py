@@ -86,9 +86,8 @@ class UpConvolution(nn.Module):
     def __init__(self, in_channels: int, channels: int, norm: NormFactory) -> None:
         super().__init__()
         conv = nn.ConvTranspose2d(in_channels, channels, 2, 2)
-        nn.init.normal_(
-            conv.weight, std=in_channels**-0.5
-        )  # each output pixel depends on one input pixel: keeps the variance
+        # each output pixel depends on one input pixel, so this std keeps the variance
+        nn.init.normal_(conv.weight, std=in_channels**-0.5)
         assert conv.bias is not None
         nn.init.zeros_(conv.bias)
         if not norm.needs_bias:  # removed after init, so that all norms get the same weights for a seed

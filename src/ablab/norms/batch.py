@@ -276,9 +276,8 @@ class BatchNormLayer(NormLayer):
             mean, var = self.running_for(mean, x, step).flatten(), self.running_for(var, x, step).flatten()
             rows = x.flatten(1)  # each feature of each step counts as a feature
             gain, shift = (p if p is None or step is not None else p.repeat(x.shape[1]) for p in (gain, shift))
-        if (
-            not training and torch.is_grad_enabled()
-        ):  # saved for the backward pass; an update before it would corrupt them
+        # saved for the backward pass, before which an update could change them
+        if not training and torch.is_grad_enabled():
             mean, var = mean.clone(), var.clone()
         y = F.batch_norm(rows, mean, var, gain, shift, training, self.norm.momentum, self.eps)
         return y.view_as(x)

@@ -106,9 +106,8 @@ class Classification(Task):
         self.test_time_augmentation = test_time_augmentation
         num_classes = len(class_names)
         weights = make_class_weights(class_weights, class_counts, num_classes)
-        self.register_buffer(
-            "class_weights", weights, persistent=False
-        )  # a setting, not a state: not saved in checkpoints
+        # a setting, so not saved in checkpoints
+        self.register_buffer("class_weights", weights, persistent=False)
         # validate_args would synchronize with the GPU in every step; the data set has checked its labels
         accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.train_metrics = make_metrics({"accuracy": accuracy})
@@ -159,13 +158,11 @@ class Classification(Task):
             return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         log_shares = at_least_float32(logits).log_softmax(-1)
         smoothing = self.label_smoothing
-        each = -(1 - smoothing) * log_shares - smoothing * log_shares.mean(
-            -1, keepdim=True
-        )  # smoothed cross entropy if that were the class
+        # the smoothed cross entropy of every class
+        each = -(1 - smoothing) * log_shares - smoothing * log_shares.mean(-1, keepdim=True)
         shares = F.one_hot(targets, each.shape[-1]) if batch.mixed is None else targets
-        return (
-            (shares * self.class_weights * each).sum(-1).mean()
-        )  # not divided by the sum of weights, so that micro-batches add up
+        # not divided by the sum of weights, so that micro-batches add up
+        return (shares * self.class_weights * each).sum(-1).mean()
 
     def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
         for name, metric in metrics.items():

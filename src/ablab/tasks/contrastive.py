@@ -138,7 +138,7 @@ class Contrastive(Task):
             )
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return the embeddings of all views `(N, num_views, output_size)`; `num_views` is 1 for a batch without views."""
+        """Return the embeddings of all views `(N, num_views, output_size)`; a batch without views has one."""
         views = batch.inputs[:, None] if batch.views is None else batch.views
         embeddings: Tensor = self.model(views.flatten(0, 1).to(self.dtype))
         return embeddings.unflatten(0, views.shape[:2])
@@ -175,9 +175,8 @@ class Contrastive(Task):
         data: DataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         split, rank, world_size = data.on_device("train"), self.global_rank, self.trainer.world_size
         number = -(-len(split) // world_size)
-        share = [
-            min(rank + i * world_size, len(split) - 1) for i in range(number)
-        ]  # all_gather needs equally many in each process
+        # all_gather needs equally many in each process
+        share = [min(rank + i * world_size, len(split) - 1) for i in range(number)]
         features, labels = [], []
         for start in range(0, number, CHUNK):
             batch = self.transfer_batch_to_device(split[share[start : start + CHUNK]], self.device, 0)

@@ -187,9 +187,8 @@ class GAN(Task):
         metric.update(batch.inputs, self.generate(noise))
 
     def evaluate(self, batch: Batch, stage: Stage) -> None:
-        self.update(
-            self.metrics(stage), batch.inputs, batch.inputs, batch
-        )  # MMD needs the images only, no logits or loss
+        # MMD needs the images only, no logits or loss
+        self.update(self.metrics(stage), batch.inputs, batch.inputs, batch)
 
     def fixed_noise(self, first: int, number: int) -> Tensor:
         """Return the evaluation noise, which depends on the image's index only, not on the division into batches."""

@@ -76,9 +76,8 @@ class Regression(Task):
             metrics = {
                 "loss": MeanMetric(),
                 "mae": MeanAbsoluteError(num_outputs=number),
-                "rmse": MeanSquaredError(
-                    num_outputs=number
-                ),  # `scalars` takes the root, after averaging over the epoch
+                # `scalars` takes the root, after averaging over the epoch
+                "rmse": MeanSquaredError(num_outputs=number),
                 "r2": DefinedR2Score(),
             }
             setattr(self, f"{stage}_metrics", make_metrics(metrics))

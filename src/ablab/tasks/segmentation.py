@@ -105,9 +105,8 @@ class Segmentation(Task):
         # Pixels as rows: torch has no deterministic 2D cross entropy on GPUs.
         rows, targets = at_least_float32(logits).movedim(1, -1).flatten(0, -2), batch.targets.flatten()
         total = F.cross_entropy(rows, targets, ignore_index=IGNORED_PIXEL, reduction="sum")
-        return total / self.num_targets(batch).clamp(
-            min=1
-        )  # 0 if all pixels are ignored, where reduction="mean" is NaN
+        # 0 if all pixels are ignored, where reduction="mean" is NaN
+        return total / self.num_targets(batch).clamp(min=1)
 
     def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
         predicted = logits.argmax(1)
