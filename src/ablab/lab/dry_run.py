@@ -350,13 +350,13 @@ def check_sharding(cfg: DictConfig, trainer: L.Trainer) -> None:
     if not isinstance(trainer.strategy, Sharded):
         return
     # off, nothing of them is loaded
+    from ablab.callbacks.diagnostics.covariate_shift import CovariateShift
+    from ablab.callbacks.diagnostics.diagnostic import Diagnostic
     from ablab.callbacks.lookahead import Lookahead
-    from ablab.callbacks.measures.covariate_shift import CovariateShift
-    from ablab.callbacks.measures.measure import Measure
 
     for name, callback in cfg.callbacks.items():
         made_by = None if callback is None else get_object(callback._target_)
-        if isinstance(made_by, type) and issubclass(made_by, Measure | CovariateShift | WeightAveraging | Lookahead):
+        if isinstance(made_by, type) and issubclass(made_by, Diagnostic | CovariateShift | WeightAveraging | Lookahead):
             raise ConfigError(
                 f"callbacks.{name}: it works on a copy of the model, and under trainer=fsdp each process has a part of "
                 "it; choose trainer=ddp, or leave it out"
@@ -484,10 +484,10 @@ def check_callbacks(cfg: DictConfig) -> None:
 
 def check_no_measure(name: str, callback: DictConfig, task: Any) -> None:
     """Refuse a measure of a task that has no loss of samples as they are."""
-    from ablab.callbacks.measures.measure import Measure  # off, nothing of it is loaded
+    from ablab.callbacks.diagnostics.diagnostic import Diagnostic  # off, nothing of it is loaded
 
     made_by = get_object(callback._target_)
-    if isinstance(made_by, type) and issubclass(made_by, Measure):
+    if isinstance(made_by, type) and issubclass(made_by, Diagnostic):
         why = "compares augmented views" if task.num_views else "trains each of its networks by a loss of its own"
         raise ConfigError(
             f"callbacks.{name}: it measures on the loss of samples that are not augmented, and {task.__name__} {why}; "
