@@ -9,14 +9,14 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from torch import Tensor
 
-from ablab.screen import watched
+from ablab.screen import is_interactive
+from ablab.status import next_delay
 from ablab.tasks.task import is_on_progress_bar
-from ablab.waiting import pause
 
 
 def progress() -> ProgressBar:
     """Return a progress bar on an interactive terminal, and `Lines` otherwise (file, pipe, cluster log)."""
-    return Bar() if watched() else Lines()
+    return Bar() if is_interactive() else Lines()
 
 
 class Bar(TQDMProgressBar):
@@ -108,7 +108,9 @@ class Lines(ProgressBar):
 
     def is_due(self, now: float) -> bool:
         """Return whether to print a line within an epoch, rather than only at its end."""
-        return self.enabled and now - max(self.printed, self.epoch_ended) >= pause(now - self.started, self.seconds)
+        return self.enabled and now - max(self.printed, self.epoch_ended) >= next_delay(
+            now - self.started, self.seconds
+        )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         done, total = trainer.global_step, trainer.estimated_stepping_batches

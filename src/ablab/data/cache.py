@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ablab.digest import digest
 from ablab.disk import Lock, sync_file, sync_folder
-from ablab.waiting import awaited
+from ablab.status import status_lines
 
 LAYOUT = 1  # of an entry: one of another layout has another key
 # sets no memory aside for writing into a mapping: without it Linux refuses files larger than memory; 3.11 has no name
@@ -113,7 +113,7 @@ def cached(key: str, make: Callable[[Writer], None], folder: Path | None = None)
         if (stored := load(entry)) is not None:  # without the lock, as the folder may be read-only
             return stored
         folder.mkdir(parents=True, exist_ok=True)
-        with awaited("another process decodes these data, and is waited for"):
+        with status_lines("another process decodes these data, and is waited for"):
             lock = Lock(folder / f"{key}.lock")
             lock.acquire(math.inf)
     # without locks several processes make the entry, each in a folder of its own, and the first one is kept

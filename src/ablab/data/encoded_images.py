@@ -18,7 +18,7 @@ from torch import Tensor
 from ablab.data.batch import Kind, Samples, sample_digest
 from ablab.data.cache import Stored, Writer, cached, content_key
 from ablab.data.labelled import LabelledData
-from ablab.waiting import counted
+from ablab.status import with_progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -132,7 +132,7 @@ def decode(encoded: Encoded, writer: Writer, image_size: int | None, in_channels
         digests[i] = sample_digest(images[i].tobytes())
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in counted(pool.map(fill, range(num), chunksize=256), num, "decoding images, once for all runs"):
+        for _ in with_progress(pool.map(fill, range(num), chunksize=256), num, "decoding images, once for all runs"):
             pass
     writer.array("targets", (num,), "int64")[:] = encoded.targets
     if notes:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ablab.waiting import awaited
+from ablab.status import status_lines
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def load_split(name: str | None, split: str, config: str | None = None, *, strea
         import datasets
     datasets.disable_progress_bars()
     try:
-        with awaited(f"reading {name}, from the Hugging Face Hub what is not here yet"):
+        with status_lines(f"reading {name}, from the Hugging Face Hub what is not here yet"):
             return datasets.load_dataset(name, config, split=split, streaming=streaming)
     except (ConnectionError, OSError, ValueError) as error:
         raise ValueError(

@@ -19,7 +19,7 @@ from ablab.data.encoded_images import EncodedImages, as_tensor, open_image, scal
 from ablab.data.image_folder import PARTS, scan, show
 from ablab.data.labelled import TEST_FRACTION, TEST_SEED, Official, enumerated
 from ablab.data.masks import Masks
-from ablab.waiting import counted
+from ablab.status import with_progress
 
 LAYOUTS = (
     "the layouts are root/images/… with root/masks/…, and root/train/images/… with root/train/masks/…, "
@@ -234,7 +234,7 @@ def decode(pairs: list[Pair], writer: Writer, image_size: int | None, in_channel
         present[i, np.unique(masks[i])] = 1
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in counted(pool.map(fill, range(num), chunksize=256), num, "decoding images, once for all runs"):
+        for _ in with_progress(pool.map(fill, range(num), chunksize=256), num, "decoding images, once for all runs"):
             pass
     if notes:
         writer.facts["notes"] = Counter(notes)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ablab.data.datamodule import DataModule
 from ablab.data.files import list_files
-from ablab.waiting import awaited
+from ablab.status import status_lines
 
 # Arguments of `DataModule` that affect batching, not the samples.
 HANDED_OUT = ("batch_size", "micro_batch_size", "seed", "num_workers")
@@ -63,7 +63,7 @@ def set_up(data: DataModule, settings: Mapping[str, Any]) -> None:
         data: not read yet.
         settings: the settings they were built with.
     """
-    with awaited("reading the data"):
+    with status_lines("reading the data"):
         read(data, settings)
 
 

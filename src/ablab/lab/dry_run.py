@@ -35,7 +35,7 @@ from ablab.lab.launch.strategies import Sharded
 from ablab.norms import Norm, collect_refusals, find_norm_problems
 from ablab.optim.optimizer import make_optimizer
 from ablab.optim.schedules import lr_scheduler_config
-from ablab.rank import asked_to_join, launcher
+from ablab.rank import launcher, torchrun_command
 from ablab.tasks.task import Task, uses_grad_scaler
 
 SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
@@ -316,7 +316,7 @@ def check_start() -> None:
     Raises:
         ConfigError: with the command that starts it.
     """
-    if (command := asked_to_join()) is not None:
+    if (command := torchrun_command()) is not None:
         values = ", ".join(f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
         raise ConfigError(
             f"{values}: they ask for one process of several, which torchrun has to start: {command}; "

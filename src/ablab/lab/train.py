@@ -46,8 +46,8 @@ from ablab.lab.run.run import Run
 from ablab.lab.trainer import Trainer
 from ablab.models.interface import InitFromData
 from ablab.norms import Norm
-from ablab.rank import ignore_left_over, rank
-from ablab.screen import fitted, hush
+from ablab.rank import rank, remove_stale_rank_variables
+from ablab.screen import silence_stdout, wrap_to_terminal
 from ablab.tasks.task import Task, is_overridden
 
 say = rank_zero_only(print)
@@ -70,7 +70,7 @@ def train(cfg: DictConfig) -> Run:
         RunError: training went wrong in a way that a person can fix; the run's folder is in order.
         Stopped: the run was asked to stop, and can be resumed.
     """
-    with hush(cfg.quiet):
+    with silence_stdout(cfg.quiet):
         parts = assemble(cfg)
     data, trainer, task = parts.data, parts.trainer, parts.task
     facts: dict[str, Any] = {"data": guests.record_of(cfg)}
@@ -81,7 +81,7 @@ def train(cfg: DictConfig) -> Run:
         check = partial(check_state, task=task, trainer=trainer, data=data)
 
     with (
-        hush(cfg.quiet) as stdout,
+        silence_stdout(cfg.quiet) as stdout,
         together(trainer, cfg) as members,
         Run.open(cfg, rank=trainer.global_rank, world_size=trainer.world_size, check_state=check, **facts) as run,
         first_failure(members),
@@ -96,7 +96,7 @@ def train(cfg: DictConfig) -> Run:
             build(node, save_dir=run.folder) for node in cfg.logger.values() if node is not None
         )
         described = terminal.describe(data or task, parts.model, parts.norm, facts.get("batch_sizes", {}))
-        say(fitted(described, sys.stdout))
+        say(wrap_to_terminal(described, sys.stdout))
         try:
             began = time.perf_counter()
             if is_guest(cfg):
@@ -261,7 +261,7 @@ def begin(cfg: DictConfig) -> None:
         ConfigError: something in the config is wrong.
     """
     terminal.quiet()
-    ignore_left_over()  # a notebook may have set something since
+    remove_stale_rank_variables()  # a notebook may have set something since
     check_start()
     rank_zero_only.rank = rank()  # type: ignore[attr-defined]  # Lightning has taken any RANK when it was imported
     with blame("seed"):

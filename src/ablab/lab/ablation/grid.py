@@ -32,7 +32,6 @@ from ablab.lab.run.folder import short as short_path
 from ablab.lab.run.identity import identity, plain
 from ablab.lab.run.redaction import redact
 from ablab.lab.run.resume import with_open_keys
-from ablab.waiting import counted
 
 Compose = Callable[[Words], DictConfig]
 STUDY = "study.db"  # of a search, in its folder
@@ -160,7 +159,7 @@ class Grid:
     def prepared_all(self, plans: Iterable[Planned]) -> list[Prepared]:
         """Runs with their configs, once each of them has been found to be possible."""
         plans = list(plans)
-        with closing(counted(plans, len(plans), "composing the configs")) as told:
+        with closing(with_progress(plans, len(plans), "composing the configs")) as told:
             runs = [self.prepared(plan) for plan in told]
         check_folders(runs)
         self.check(runs)
@@ -176,7 +175,7 @@ class Grid:
 
         seen: set[tuple[str, ...]] = set()
         found: dict[str, list[str]] = {}
-        with closing(counted(runs, len(runs), "trying each cell without memory")) as told:
+        with closing(with_progress(runs, len(runs), "trying each cell without memory")) as told:
             for run in told:
                 if run.plan.words in seen:
                     continue

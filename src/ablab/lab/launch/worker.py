@@ -28,13 +28,13 @@ from omegaconf import OmegaConf
 from ablab.errors import CRASHED, FINISHED, ConfigError, RunError, Stopped
 from ablab.lab.loading import loading
 from ablab.rank import REPORTS
-from ablab.screen import keep_going_without_streams
+from ablab.screen import tolerate_broken_streams
 
 PATIENCE = 10.0  # seconds until a starter that does not end the others is taken to hang
 
 
 def main() -> None:
-    keep_going_without_streams()
+    tolerate_broken_streams()
     told = json.loads(first_line())
     sys.path[:] = told["path"]
     threading.Thread(target=leave_with_the_starter, daemon=True).start()

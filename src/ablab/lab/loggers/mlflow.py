@@ -25,7 +25,7 @@ from ablab.lab.loggers.csv_file import as_logged
 from ablab.lab.run.folder import short
 from ablab.lab.run.identity import flat
 from ablab.lab.run.redaction import first_line, redact, redact_addresses
-from ablab.waiting import awaited
+from ablab.status import status_lines
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # which begins when MLflow is imported
 
@@ -331,7 +331,7 @@ def opening(file: Path | None) -> Iterator[None]:
     with contextlib.ExitStack() as stack, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")  # MLflow's own
         if file is not None:
-            with awaited(f"MLflow: waiting for another process that opens {short(file)}"):
+            with status_lines(f"MLflow: waiting for another process that opens {short(file)}"):
                 lock = Lock(file.with_name(f".{file.name}.lock"))
                 if not lock.acquire(seconds=60):
                     raise TimeoutError(f"{lock.path}: another process has had it for a minute")
