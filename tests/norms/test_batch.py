@@ -78,7 +78,7 @@ def test_renorms_bounds_grow_between_its_steps() -> None:
     bounds = []
     for _ in range(6):
         layer(images())
-        r, d = layer.correction(torch.tensor(0.0).double(), torch.tensor(1.0).double(), *far)
+        r, d = layer.renorm_correction(torch.tensor(0.0).double(), torch.tensor(1.0).double(), *far)
         bounds.append((r.item(), d.item()))
     assert bounds == [(1, 0), (1, 0), (2, 2.5), (3, 5), (3, 5), (3, 5)]
 

@@ -32,6 +32,7 @@ from ablab.lab.run.folder import short as short_path
 from ablab.lab.run.identity import identity, plain
 from ablab.lab.run.redaction import redact
 from ablab.lab.run.resume import with_open_keys
+from ablab.status import with_progress
 
 Compose = Callable[[Words], DictConfig]
 STUDY = "study.db"  # of a search, in its folder
