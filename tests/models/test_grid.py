@@ -82,7 +82,7 @@ def make(config: Callable[..., DictConfig], batch: Callable[..., Any]) -> Make:
         if kind == "its own":
             data = build(cfg.data)
             data.setup()
-            example, sizes = data.first(16), data.model_sizes
+            example, sizes = data.first_samples(16), data.model_sizes
         else:
             example, sizes = batch(kind, 4 if kind == "masks" else 16)  # a mask has hundreds of targets
         torch.manual_seed(0)
@@ -139,7 +139,7 @@ def test_a_model_of_ones_own_overfits_one_batch_with_the_norm_that_it_chooses(
     data = build(cfg.data)
     data.setup()
     torch.manual_seed(0)
-    overfit(build(cfg.model, norm=build(cfg.norm), **data.model_sizes), data.first(16), 0.1)
+    overfit(build(cfg.model, norm=build(cfg.norm), **data.model_sizes), data.first_samples(16), 0.1)
 
 
 def overfit(model: nn.Module, example: Any, left: float) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.results import result
 from torch import nn
 
-from ablab.data.draws import seed_step
+from ablab.data.rng import seed_step
 from ablab.errors import ConfigError
 from ablab.lab.evaluate import evaluate
 from ablab.lab.loggers.csv_file import read_rows

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
-from ablab.data.draws import seed_step
+from ablab.data.rng import seed_step
 from ablab.errors import Diverged
 from ablab.tasks.async_copy import AsyncCopy
 from ablab.tasks.task import Task, no_grad_sync, uses_grad_scaler

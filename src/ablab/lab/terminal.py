@@ -60,7 +60,7 @@ def about_data(data: DataModule, batch_sizes: Mapping[str, int]) -> list[str]:
     num_batches = len(data.train_dataloader())
     return [
         f"data: {type(data).__name__}, "
-        + "; ".join([", ".join(f"{size:,} {name}" for name, size in sizes.items()), *data.unusual()]),
+        + "; ".join([", ".join(f"{size:,} {name}" for name, size in sizes.items()), *data.caveats()]),
         f"batch: {batch_sizes['optimizer']} for the optimizer, {batch_sizes['forward']} forward, "
         f"{batch_sizes['norm']} for the norm; {num_batches} batches an epoch"
         + (f", {rest} samples left out of each" if (rest := sizes["train"] - num_batches * data.batch_size) else ""),

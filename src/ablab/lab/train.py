@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ablab.data.datamodule import DataModule
-from ablab.data.reading import set_up
+from ablab.data.reading import setup_data
 from ablab.digest import weights_digest
 from ablab.errors import ConfigError, Stopped
 from ablab.lab import guests, terminal
@@ -184,7 +184,7 @@ def assemble(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test
     data, norm, trainer = tried(cfg, scored=scored)
     model = build(cfg.model, norm=norm, **data.model_sizes)
     if isinstance(model, InitFromData):
-        model.init_from_data(data.first(SHOWN).inputs)
+        model.init_from_data(data.first_samples(SHOWN).inputs)
     task = build_task(cfg, data, norm, model)
     trainer.precision_plugin.convert_module(task)  # Lightning does after it has read a checkpoint, into float32
     trainer.prepare(task.model)
@@ -204,7 +204,7 @@ def assemble_guest(cfg: DictConfig) -> Parts:
         module, data = guests.build_guest(cfg, chosen)
     if isinstance(data, DataModule):
         with blame("data"):
-            set_up(data, plain(cfg.data))
+            setup_data(data, plain(cfg.data))
     trainer = trainer_of(cfg, prefix="", shards=not isinstance(data, DataModule))
     guests.check_trainer(cfg, trainer)
     check_loggers(cfg)
@@ -330,7 +330,7 @@ def data_of(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test"
     data: DataModule = build(cfg.data)
     data.scored = scored
     with blame("data"):
-        set_up(data, plain(cfg.data))
+        setup_data(data, plain(cfg.data))
     return data
 
 

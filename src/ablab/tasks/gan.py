@@ -14,14 +14,14 @@ from torchmetrics import Metric, MetricCollection
 
 from ablab.data.batch import Batch
 from ablab.data.datamodule import DataModule
-from ablab.data.draws import normal, own_seeds
+from ablab.data.rng import index_seeds, normal
 from ablab.models.interface import NormFactory
 from ablab.tasks.heads import remove_head
 from ablab.tasks.task import Stage, Task, make_metrics
 
 CHUNK = 1024  # rows of the kernel matrix computed at once
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # bandwidths of the kernels, in standard deviations of a pixel
-NOISE = 0  # random stream of the evaluation noise, see `ablab.data.draws`
+NOISE = 0  # random stream of the evaluation noise, see `ablab.data.rng`
 
 
 class Generator(nn.Module):
@@ -193,11 +193,11 @@ class GAN(Task):
     def fixed_noise(self, first: int, number: int) -> Tensor:
         """Return the evaluation noise, which depends on the image's index only, not on the division into batches."""
         indices = torch.arange(first, first + number, device=self.device) * self.trainer.world_size + self.global_rank
-        return normal(own_seeds(self.seed, indices), NOISE, (self.noise_size,)).to(self.dtype)
+        return normal(index_seeds(self.seed, indices), NOISE, (self.noise_size,)).to(self.dtype)
 
     def sample_images(self, number: int) -> Tensor:
         """Return images generated from fixed noise, for `ablab.callbacks.image_samples`."""
-        seeds = own_seeds(self.seed, torch.arange(number, device=self.device))
+        seeds = index_seeds(self.seed, torch.arange(number, device=self.device))
         return self.generate(normal(seeds, NOISE, (self.noise_size,)).to(self.dtype))
 
 

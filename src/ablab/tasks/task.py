@@ -20,7 +20,7 @@ from torchmetrics import Metric, MetricCollection
 
 from ablab.data.batch import Batch, Kind
 from ablab.data.datamodule import DataModule
-from ablab.data.draws import seed_step
+from ablab.data.rng import seed_step
 from ablab.optim.optimizer import make_optimizer
 from ablab.optim.schedules import lr_scheduler_config, unblock_epoch_schedulers
 from ablab.tasks.all_reduce import StepAllReduce, is_distributed

@@ -20,7 +20,7 @@ from ablab.callbacks.diagnostics.diagnostic import (
     weight_layers,
 )
 from ablab.data.batch import Batch
-from ablab.data.draws import generator
+from ablab.data.rng import make_generator
 
 MIN_STD_RATIO = 1e-3  # features whose std is below this fraction of the layer's mean std are left out
 
@@ -110,7 +110,7 @@ def distributions(task_copy: TaskCopy, batches: list[Batch], num_values: int) ->
             data_layers.add(name)
             return
         rows = feature_rows(x.detach(), module, valid)
-        chosen = torch.randperm(len(rows), generator=generator(SAMPLE_SEED, len(rows)))[:share].to(rows.device)
+        chosen = torch.randperm(len(rows), generator=make_generator(SAMPLE_SEED, len(rows)))[:share].to(rows.device)
         kept.setdefault(name, []).append(rows[chosen].cpu())
         values = to_float64(rows)
         zeros = values.new_zeros(values.shape[1])

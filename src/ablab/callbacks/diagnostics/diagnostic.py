@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations, parametrize
 from ablab.callbacks.noisy_norms import NoisyNorms
 from ablab.data.batch import Batch
 from ablab.data.datamodule import DataModule
-from ablab.data.draws import generator, seed_step
+from ablab.data.rng import make_generator, seed_step
 from ablab.norms.batch import BatchNormLayer
 from ablab.norms.weight import LengthAndDirection, other_dims
 from ablab.tasks.task import Task
@@ -180,7 +180,7 @@ def num_available(data: DataModule) -> int:
 def fixed_samples(data: DataModule, task: Task, num_samples: int) -> Batch:
     """Return training samples, independent of the run's seed and not augmented, on the task's device."""
     assert data.splits is not None
-    chosen = torch.randperm(num_available(data), generator=generator(SAMPLE_SEED))[:num_samples].tolist()
+    chosen = torch.randperm(num_available(data), generator=make_generator(SAMPLE_SEED))[:num_samples].tolist()
     batch = task.transfer_batch_to_device(data.splits.train[chosen], task.device, 0)
     return data.on_after_batch_transfer(batch, 0)  # a batch without seeds is not augmented
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ablab.callbacks.diagnostics.diagnostic import SAMPLE_SEED, Diagnostic, TaskCopy, check_at_least
 from ablab.data.batch import Batch
-from ablab.data.draws import generator
+from ablab.data.rng import make_generator
 
 
 class Sharpness(Diagnostic):
@@ -57,7 +57,7 @@ class Sharpness(Diagnostic):
 
     def measure(self, task_copy: TaskCopy, batches: list[Batch], lr: float) -> Mapping[str, float]:
         size = sum(parameter.numel() for parameter in task_copy.parameters)
-        start = torch.randn(size, generator=generator(SAMPLE_SEED)).to(task_copy.parameters[0])
+        start = torch.randn(size, generator=make_generator(SAMPLE_SEED)).to(task_copy.parameters[0])
         with task_copy.twice_differentiable():
             found = largest_eigenvalue(
                 lambda vector: task_copy.hessian_product(batches, vector), start, self.tolerance, self.max_iterations
