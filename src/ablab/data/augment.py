@@ -80,7 +80,7 @@ class Augment:
 
     @property
     def is_enabled(self) -> bool:
-        """Whether any augmentation is enabled."""
+        """Return whether any augmentation is enabled."""
         moved = self.crop_padding or self.flip != "none"
         return bool(moved or self.color_jitter or self.cutout or self.mixup or self.cutmix)
 

@@ -120,7 +120,7 @@ class DataModule(L.LightningDataModule, ABC):
 
     @property
     def augmented(self) -> bool:
-        """Whether training samples are augmented at random."""
+        """Return whether training samples are augmented at random."""
         return False
 
     def apply_shift(self, splits: Splits) -> Splits:

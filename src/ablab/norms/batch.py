@@ -179,7 +179,7 @@ class BatchNormLayer(NormLayer):
 
     @property
     def uses_batch_statistics(self) -> bool:
-        """Whether the layer normalizes by batch statistics and updates the running averages."""
+        """Return whether the layer normalizes by batch statistics and updates the running averages."""
         return self.training and not self.norm.frozen
 
     def samples_per_statistic(self, batch: int, num_processes: int | None) -> int:
@@ -264,7 +264,7 @@ class BatchNormLayer(NormLayer):
 
     @property
     def has_torch_kernel(self) -> bool:
-        """Whether `F.batch_norm`, which is faster, computes this layer's formula."""
+        """Return whether `F.batch_norm`, which is faster, computes this layer's formula."""
         return not self.norm.mean_only
 
     def torch_batch_norm(self, x: Tensor, step: int | None, *, training: bool) -> Tensor:

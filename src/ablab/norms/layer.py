@@ -40,7 +40,7 @@ class Statistic:
 
     @property
     def scales(self) -> bool:
-        """Whether the norm divides by this statistic."""
+        """Return whether the norm divides by this statistic."""
         return self.name != "mean"
 
     def __str__(self) -> str:

@@ -141,12 +141,12 @@ class Norm(ABC):
 
     @property
     def reparametrizes(self) -> bool:
-        """Whether `wrap` reparametrizes weights."""
+        """Return whether `wrap` reparametrizes weights."""
         return not isinstance(self.weight, PlainWeight)
 
     @property
     def needs_bias(self) -> bool:
-        """Whether the module before a norm needs its own bias, because the norm adds no shift."""
+        """Return whether the module before a norm needs its own bias, because the norm adds no shift."""
         return not self.has_shift
 
     # Declared by subclasses -----------------------------------------------------------------------------------
@@ -194,18 +194,18 @@ class Norm(ABC):
 
     @property
     def sees_batch(self) -> bool:
-        """Whether the output for a sample depends on the other samples of its batch, in training."""
+        """Return whether the output for a sample depends on the other samples of its batch, in training."""
         return any(statistic.batch for statistic in self.statistics("image"))
 
     @property
     def train_equals_eval(self) -> bool:
-        """Whether training and evaluation give the same output for the same input."""
+        """Return whether training and evaluation give the same output for the same input."""
         running = any(statistic.source == "running" for statistic in self.statistics("image"))
         return not running and not self.weight.has_state
 
     @property
     def has_running_state(self) -> bool:
-        """Whether the norm has buffers: running averages, or the vectors of a power iteration."""
+        """Return whether the norm has buffers: running averages, or the vectors of a power iteration."""
         return any(statistic.source != "input" for statistic in self.statistics("image")) or self.weight.has_state
 
     def refusal(self, num_features: int, layout: Layout, *, causal: bool = False) -> str | None:
