@@ -8,7 +8,7 @@ import lightning as L
 
 
 class Freeze(L.Callback):
-    """Freezes parameters from an epoch on, by removing their gradients.
+    """Freeze parameters from an epoch on, by removing their gradients.
 
     Args:
         parameters: names of the parameters in the model.

@@ -15,12 +15,12 @@ from ablab.data.labelled import LabelledData
 
 
 class ImageSamples(L.Callback):
-    """Writes generated images to `pictures.png` in the run's folder, after each validation.
+    """Save a grid of generated images as `pictures.png` in the run folder after each validation.
 
-    The task makes them, by a method `sample_images`, from the same noise each time.
+    The task generates the images in its method `sample_images`, from the same noise each time.
 
     Args:
-        num_images: in the picture, as many rows as columns.
+        num_images: number of images, arranged in a square grid.
     """
 
     def __init__(self, *, num_images: int = 64) -> None:

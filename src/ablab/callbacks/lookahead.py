@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Lookahead(L.Callback):
-    """Lookahead: every few steps, updates an average of the weights and resets the weights to it.
+    """Lookahead: every few steps, update an average of the weights and reset the weights to it.
 
     slow ← slow + (1 − d) · (weights − slow), weights ← slow, with d = decay^every_n_steps · (step / steps)^power. The
     average follows the weights closely at first and more slowly later. It includes the running averages of norms. At

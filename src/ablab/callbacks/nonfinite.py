@@ -32,7 +32,7 @@ class PendingStep:
 
 
 class NonFinite(L.Callback):
-    """Stops a run before an update with a non-finite loss or gradient, and logs `train/gradient_norm`.
+    """Stop a run before an update with a non-finite loss or gradient, and log `train/gradient_norm`.
 
     On a GPU with a fused optimizer, which skips such an update itself through `found_inf`, the check does not
     synchronize: it runs one step later, with the weights unchanged, and always before they are saved. With a gradient

@@ -42,11 +42,11 @@ class Operation(NamedTuple):
 
 
 class Profile(L.Callback):
-    """Profiles a few training steps, prints the result and writes it to the folder `profile` of the run.
+    """Profile a few training steps, print the result and write it to the folder `profile` of the run.
 
-    After 10 warm-up steps, times 10 steps without instrumentation and traces 10 more with torch's profiler, which slows
-    the host; shorter runs have fewer of each. A step lasts from the request for its batch to the request for the next;
-    validations are excluded. Profiling does not change the results of the run.
+    After 10 warm-up steps, 10 steps are timed without instrumentation, and 10 more are traced with torch's profiler,
+    which slows the host; shorter runs have fewer of each. A step lasts from the request for its batch to the request
+    for the next; validations are excluded. Profiling does not change the results of the run.
 
     `trace.json` opens in chrome://tracing or ui.perfetto.dev, and `table.txt` is the printed report. `found` is stored
     in run.json and the loggers' configs rather than as metrics, which a resumed run would lose.

@@ -47,9 +47,9 @@ class Bar(TQDMProgressBar):
 
 
 class Lines(ProgressBar):
-    """Prints a line after each epoch, at most one every `seconds`, and always after the last epoch.
+    """Print a line after each epoch, at most one every `seconds`, and always after the last epoch.
 
-    During long epochs, validations and tests, prints intermediate lines at increasing intervals.
+    Long epochs, validations and tests also print intermediate lines, at increasing intervals.
 
     Args:
         seconds: minimum time between two lines.

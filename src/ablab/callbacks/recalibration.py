@@ -12,9 +12,9 @@ from ablab.norms import recalibrate
 
 
 class Recalibration(L.Callback):
-    """Tests with precise batch norm: statistics of many batches under the final weights, not a moving average.
+    """Test with precise batch norm: statistics of many batches under the final weights, not a moving average.
 
-    Does not change checkpoints. Norms without running averages are unaffected.
+    Checkpoints are not changed. Norms without running averages are unaffected.
 
     Args:
         num_batches: number of batches to compute the statistics on.

@@ -15,7 +15,7 @@ from ablab.data.token_stream import TokenStream
 
 
 class TextSamples(L.Callback):
-    """Samples a continuation of the first validation token, to `samples.txt` in the run folder and to W&B.
+    """Sample a continuation of the first validation token, to `samples.txt` in the run folder and to W&B.
 
     Sampling uses its own random generator, so that this callback does not affect training.
 

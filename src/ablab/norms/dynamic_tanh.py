@@ -11,7 +11,7 @@ from ablab.norms.weight import WeightReparametrization
 
 
 class DyT(Norm):
-    """Dynamic tanh: squashes each value instead of normalizing it.
+    """Dynamic tanh: an elementwise function in place of a norm.
 
     y = tanh(alpha · x) · gamma + beta, with one learned alpha per layer.
 

@@ -15,7 +15,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class WeightReparametrization(ABC):
-    """Base class: replaces the weight of a linear layer or convolution by a function of other parameters."""
+    """Base class of reparametrizations, which compute a weight as a function of other parameters."""
 
     has_state: ClassVar[bool] = False  # whether it adds buffers
     title: ClassVar[str]  # name in messages

@@ -87,7 +87,7 @@ def train_eval_gap(task_copy: TaskCopy, batches: list[Batch]) -> dict[str, float
 
 
 class OutputMoments:
-    """Accumulates moments of a norm layer's normalized activations in train mode, before gain and shift.
+    """Accumulator of the moments of a norm layer's normalized activations in train mode, before gain and shift.
 
     Args:
         layer: the norm layer; not modified.
