@@ -14,9 +14,9 @@ from ablab.norms import NormLayer
 class NoisyNorms(L.Callback):
     """Shift and scale the output of every norm layer in training, with a new random distribution in each step.
 
-    If batch norm works by keeping the distribution of a layer's inputs stable, this should undo its benefit. The value y
-    of a feature becomes s·y + m, with m ~ U(μ − 0.1, μ + 0.1) and s ~ N(σ, 0.1) per sample, and μ ~ U(−shift, shift)
-    and σ ~ U(1, scale) per feature and step.
+    If batch norm works by keeping the distribution of a layer's inputs stable, this should undo its benefit. The value
+    y of a feature becomes s·y + m, with m ~ U(μ − 0.1, μ + 0.1) and s ~ N(σ, 0.1) per sample, and
+    μ ~ U(−shift, shift), σ ~ U(1, scale) per feature and step.
 
     The noise depends on the run's seed and the step only, like dropout, so that a resumed run draws the same.
 
