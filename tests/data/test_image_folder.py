@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, features
 
 from ablab.data.image_folder import ImageFolder, image_suffixes
-from ablab.data.reading import read_once, set_up
+from ablab.data.reading import read_once, setup_data
 
 CLASSES = ("cat", "dog", "emu")
 Tree = Callable[..., Path]
@@ -350,7 +350,7 @@ def test_every_run_of_a_sweep_is_told_of_the_data_that_were_read_once(tree: Tree
     with read_once():
         for _ in range(2):
             data = ImageFolder(root=str(root), batch_size=2, val_fraction=0.3)
-            set_up(data, {"root": str(root)})
+            setup_data(data, {"root": str(root)})
             found.append(data.caveats())
     assert (
         found[0]

@@ -145,7 +145,7 @@ def test_views_belong_to_samples_and_epochs_and_are_the_same_in_each_evaluation(
     plain = data.first(len(data.splits.train)).inputs
     assert torch.isin(batches[0].inputs[:, 0, 4, 4], plain[:, 0, 4, 4]).all(), "not augmented"
     assert (plain == batches[0].inputs[0]).flatten(1).all(1).any(), "not augmented"
-    whole = data.augmented_once(next(iter(data.train_dataloader())), data.augment)
+    whole = data.augment_batch(next(iter(data.train_dataloader())), data.augment)
     assert torch.equal(views[:, 0], whole.inputs), "the first view is the augmentation of a batch without views"
     first, again = (data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0) for _ in range(2))
     assert torch.equal(first.views, again.views)
