@@ -145,10 +145,10 @@ def test_the_cache_has_another_key_for_another_decoder(monkeypatch: pytest.Monke
     class Data(EncodedImages):
         def load(self) -> Any: ...
 
-    before = Data().key("x")
-    assert before == Data().key("x")
+    before = Data().cache_key("x")
+    assert before == Data().cache_key("x")
     monkeypatch.setattr(encoded_images, name, {"DECODER": -1, "CODECS": ("jpg",)}[name])
-    assert Data().key("x") != before
+    assert Data().cache_key("x") != before
 
 
 def test_the_digests_in_the_cache_are_those_of_the_decoded_images(files: Path) -> None:

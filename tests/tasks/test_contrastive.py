@@ -142,7 +142,7 @@ def test_views_belong_to_samples_and_epochs_and_are_the_same_in_each_evaluation(
     views = batches[0].views
     assert views.shape == (32, 2, 1, 8, 8)
     assert not torch.equal(views[:, 0], views[:, 1])
-    plain = data.first(len(data.splits.train)).inputs
+    plain = data.first_samples(len(data.splits.train)).inputs
     assert torch.isin(batches[0].inputs[:, 0, 4, 4], plain[:, 0, 4, 4]).all(), "not augmented"
     assert (plain == batches[0].inputs[0]).flatten(1).all(1).any(), "not augmented"
     whole = data.augment_batch(next(iter(data.train_dataloader())), data.augment)
