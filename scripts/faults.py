@@ -110,7 +110,7 @@ def be_killed(event: str, count: int) -> None:
     save, written = torch.save, Counter[str]()
     match event:
         case "training":
-            killing(Task, "part_of_loss", after=count % 2 == 0)
+            killing(Task, "micro_batch_loss", after=count % 2 == 0)
         case "validation":
             killing(Task, "validation_step")
         case "test":

@@ -18,7 +18,7 @@ from ablab.models.mlp import MLP
 from ablab.models.resnet import ResNet
 from ablab.models.rnn import RNN
 from ablab.models.transformer import Transformer
-from ablab.norms import Norm, collecting, problems
+from ablab.norms import Norm, collect_refusals, find_norm_problems
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "norms.md"
@@ -59,14 +59,14 @@ def row(name: str, norm: Norm) -> tuple[str, ...]:
         yes(norm.train_equals_eval),
         yes(norm.has_running_state),
         "2 values" if any(s.source != "stored" for s in norm.statistics("image")) else "1 value",
-        yes(norm.honours_masks),
+        yes(norm.supports_masks),
         *(yes(fits(norm, *place)) for place in places()),
     )
 
 
 def statistics(norm: Norm, layout: str) -> str:
     activations = [str(statistic) for statistic in norm.statistics(layout)]  # type: ignore[arg-type]
-    weights = [norm.weight.title] if norm.wraps else []
+    weights = [norm.weight.title] if norm.reparametrizes else []
     return "; ".join(activations + weights) or "none"
 
 
@@ -84,9 +84,9 @@ def places() -> list[tuple[type[nn.Module], dict[str, int], torch.Tensor]]:
 
 
 def fits(norm: Norm, architecture: type[nn.Module], sizes: dict[str, int], inputs: torch.Tensor) -> bool:
-    with torch.device("meta"), collecting():
+    with torch.device("meta"), collect_refusals():
         model = architecture(norm=norm, **sizes)
-    return not problems(model, norm, lambda: model(inputs.to("meta")))
+    return not find_norm_problems(model, norm, lambda: model(inputs.to("meta")))
 
 
 def yes(value: bool) -> str:

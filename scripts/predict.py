@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ablab.lab.config.errors import readable_errors
 from ablab.lab.loading import loading
-from ablab.waiting import on_a_terminal_alone
+from ablab.status import only_on_a_terminal
 
 
 def positive(word: str) -> int:
@@ -47,5 +47,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with readable_errors(), on_a_terminal_alone():
+    with readable_errors(), only_on_a_terminal():
         main()

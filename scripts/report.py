@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ablab.lab.config.errors import readable_errors
 from ablab.lab.loading import loading
-from ablab.waiting import awaited, on_a_terminal_alone
+from ablab.status import only_on_a_terminal, status_lines
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
 
     baseline = dict(word.partition("=")[::2] for word in options.baseline) if options.baseline else None
     results = read(options.folder, mix_code=options.mix_code, baseline=baseline)
-    with awaited("writing the report"):
+    with status_lines("writing the report"):
         report = write(results, options.folder)
     show(report, options.folder)
     if options.wandb is not None:
@@ -48,5 +48,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with readable_errors(), on_a_terminal_alone():
+    with readable_errors(), only_on_a_terminal():
         main()

@@ -28,7 +28,7 @@ from ablab.lab.run.folder import config_of, read_environment, read_record
 from ablab.lab.run.identity import differences, plain
 from ablab.lab.run.resume import changed
 from ablab.rank import rank
-from ablab.waiting import on_a_terminal_alone
+from ablab.status import only_on_a_terminal
 
 NOT_EQUAL = 4
 
@@ -121,5 +121,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     signals.install()
-    with readable_errors(), on_a_terminal_alone():
+    with readable_errors(), only_on_a_terminal():
         sys.exit(main())

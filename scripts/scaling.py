@@ -26,7 +26,7 @@ from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from torch import Tensor
 
-from ablab.data.order import BatchOrder
+from ablab.data.sampler import BatchSampler
 from ablab.lab.exact.checkpoints import Checkpoints
 from ablab.lab.launch import processes
 from ablab.lab.train import train
@@ -124,7 +124,7 @@ def main() -> None:
 
     print(f"\nAn epoch of {SAMPLES:,} samples, {PROCESSES} processes, 16 samples of each in a batch")
     orders = [
-        BatchOrder(SAMPLES, batch_size=16 * PROCESSES, shuffle=True, seed=0, rank=rank, world_size=PROCESSES)
+        BatchSampler(SAMPLES, batch_size=16 * PROCESSES, shuffle=True, seed=0, rank=rank, world_size=PROCESSES)
         for rank in range(PROCESSES)
     ]
     began = time.perf_counter()
@@ -132,7 +132,7 @@ def main() -> None:
     print(f"the batches of process 0: {len(batches)}, in {time.perf_counter() - began:.2f} s")
     first = [next(iter(order)) for order in orders]
     together = {index for indices in first for index in indices}
-    alone = next(iter(BatchOrder(SAMPLES, batch_size=16 * PROCESSES, shuffle=True, seed=0)))
+    alone = next(iter(BatchSampler(SAMPLES, batch_size=16 * PROCESSES, shuffle=True, seed=0)))
     same = "the same" if together == set(alone) else "NOT the same"
     print(
         f"the first batch of all {PROCESSES}: {len(together):,} different samples, {same} as those of one process alone"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ablab.data.cache import cached, content_key
+from ablab.data.cache import content_key, get_or_create
 from ablab.disk import Lock, is_locked
 
 
@@ -64,7 +64,7 @@ def test_a_file_system_without_locks_keeps_decoded_data(
     monkeypatch.setattr(fcntl, "flock", refuse)
     key = content_key("data")
     for _ in range(2):
-        stored = cached(key, lambda writer: writer.array("images", (2, 3), "uint8").fill(7), tmp_path)
+        stored = get_or_create(key, lambda writer: writer.array("images", (2, 3), "uint8").fill(7), tmp_path)
         assert stored.tensors["images"].tolist() == [[7] * 3] * 2
     assert sorted(path.name for path in tmp_path.iterdir()) == [key, f"{key}.lock"]
 

@@ -77,7 +77,7 @@ def test_a_step_that_diverges_changes_no_weight_and_is_named(
 def test_the_first_gradient_that_is_not_finite_is_named_a_step_later(
     run: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Task.part_of_loss
+    original = Task.micro_batch_loss
 
     class Endless(torch.autograd.Function):
         @staticmethod
@@ -88,11 +88,11 @@ def test_the_first_gradient_that_is_not_finite_is_named_a_step_later(
         def backward(context: Any, gradient: Tensor) -> Any:
             return gradient * math.inf
 
-    def part_of_loss(self: Task, part: Batch, batch: Batch) -> Tensor:
+    def micro_batch_loss(self: Task, part: Batch, batch: Batch) -> Tensor:
         loss = original(self, part, batch)
         return Endless.apply(loss) if self.global_step >= 3 else loss  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(Task, "part_of_loss", part_of_loss)
+    monkeypatch.setattr(Task, "micro_batch_loss", micro_batch_loss)
     with pytest.raises(Diverged, match=r"^step 3 \(epoch 0\): the loss is [\d.]+, its gradient (nan|inf); all outputs"):
         run(*WORDS)
 

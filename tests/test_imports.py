@@ -23,7 +23,7 @@ RESEARCH = {
     "ablab.optim": {"torch", "ablab.optim"},
     "ablab.data": {
         *("torch", "lightning", *FILES),
-        *("ablab.data", "ablab.digest", "ablab.disk", "ablab.errors", "ablab.waiting"),
+        *("ablab.data", "ablab.digest", "ablab.disk", "ablab.errors", "ablab.status"),
     },
     "ablab.tasks": {
         *("torch", "lightning", "torchmetrics"),
@@ -32,14 +32,14 @@ RESEARCH = {
     "ablab.callbacks": {
         *("torch", "lightning", "PIL"),
         *("ablab.callbacks", "ablab.data", "ablab.disk", "ablab.errors", "ablab.norms", "ablab.screen", "ablab.tasks"),
-        "ablab.waiting",
+        "ablab.status",
     },
     "ablab.digest": {"torch"},
     "ablab.disk": {"ablab.errors"},
     "ablab.errors": set(),
     "ablab.rank": set(),
     "ablab.screen": {"rich"},
-    "ablab.waiting": {"ablab.rank"},
+    "ablab.status": {"ablab.rank"},
 }
 
 # Modules of the lab floor that are loaded before torch, or without it, and what they may import. Deeper rooms first.
@@ -50,7 +50,7 @@ QUICK = {
     "ablab.lab.config.monitor": LIGHT | {"ablab"},
     "ablab.lab.config": LIGHT | {"ablab.errors", "ablab.lab.config", "ablab.rank", "ablab.screen"},
     "ablab.lab.launch.worker": {"omegaconf", "ablab"},
-    "ablab.lab.loading": {"ablab.waiting"},
+    "ablab.lab.loading": {"ablab.status"},
     "ablab.lab.run.folder": LIGHT | {"ablab"},
     "ablab.lab.run.identity": LIGHT | {"ablab"},
     "ablab.lab.run.redaction": LIGHT | {"ablab"},

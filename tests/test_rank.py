@@ -20,7 +20,7 @@ SRUN = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4"}
 
 
 def set_all(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
-    for name in ranks.NUMBERS:
+    for name in ranks.SINGLE_PROCESS_VALUES:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -47,16 +47,16 @@ def test_left_over_variables_are_named_and_make_no_rank(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variables: dict[str, str]
 ) -> None:
     set_all(monkeypatch, variables)
-    assert (ranks.rank(), ranks.first_here()) == (0, True)
-    ranks.ignore_left_over()
+    assert (ranks.rank(), ranks.is_local_rank_zero()) == (0, True)
+    ranks.remove_stale_rank_variables()
     said = capsys.readouterr().err
     assert said.startswith("warning: ")
     assert said.count("\n") == 1
     for name, value in variables.items():
-        if name in ranks.NUMBERS:
+        if name in ranks.SINGLE_PROCESS_VALUES:
             assert name not in os.environ
             assert f"{name}={value}" in said
-    ranks.ignore_left_over()
+    ranks.remove_stale_rank_variables()
     assert capsys.readouterr().err == ""
 
 
@@ -65,7 +65,7 @@ def test_variables_that_change_nothing_are_not_worth_a_word(
 ) -> None:
     """A batch script of Slurm has a rank of 0; LOCAL_RANK=0 would keep Lightning from starting processes."""
     set_all(monkeypatch, {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
-    ranks.ignore_left_over()
+    ranks.remove_stale_rank_variables()
     assert capsys.readouterr().err == ""
     assert "LOCAL_RANK" not in os.environ
 
@@ -87,9 +87,9 @@ def test_launchers_number_their_processes(
     first: bool,
 ) -> None:
     set_all(monkeypatch, variables)
-    ranks.ignore_left_over()
+    ranks.remove_stale_rank_variables()
     assert variables.items() <= os.environ.items()
-    assert (ranks.launcher(), ranks.rank(), ranks.first_here()) == (launcher, rank, first)
+    assert (ranks.launcher(), ranks.rank(), ranks.is_local_rank_zero()) == (launcher, rank, first)
     assert capsys.readouterr().err == ""
 
 

@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import os, sys
-from ablab.screen import keep_going_without_streams
-keep_going_without_streams()
-keep_going_without_streams()
+from ablab.screen import tolerate_broken_streams
+tolerate_broken_streams()
+tolerate_broken_streams()
 with open(sys.argv[1], "w") as file:
     print("a line of output", flush=True)
     print("ü", flush=True)

@@ -16,14 +16,14 @@ from omegaconf import DictConfig
 from tests import forked
 from tests.polling import LIMIT
 
-from ablab import waiting
+from ablab import status
 from ablab.errors import STOPPED, Stopped
 from ablab.lab.ablation.ablation import Ablation
 from ablab.lab.ablation.grid import Grid, Prepared
 from ablab.lab.config import help
 from ablab.lab.run import signals
 from ablab.lab.train import train
-from ablab.screen import fitted
+from ablab.screen import wrap_to_terminal
 
 ROOT = Path(__file__).parents[1]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -211,7 +211,7 @@ def test_what_asks_for_information_gets_it_and_leaves_nothing_behind(
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "pause", lambda *arguments: 0.01)
+    monkeypatch.setattr(status, "next_delay", lambda *arguments: 0.01)
 
 
 def until(said: Callable[[], str], words: str) -> str:
@@ -227,7 +227,7 @@ def until(said: Callable[[], str], words: str) -> str:
 
 @pytest.mark.usefixtures("_impatient")
 def test_what_takes_long_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    with waiting.awaited("reading the data"):
+    with status.status_lines("reading the data"):
         until(lambda: capsys.readouterr().out, r"reading the data: \d+ s\n")
     capsys.readouterr()
     time.sleep(0.05)
@@ -243,14 +243,14 @@ def test_what_is_done_with_many_things_says_how_far_it_is_and_alone(capsys: pyte
         until(lambda: capsys.readouterr().out, "decoding images")
         yield 2
 
-    with waiting.awaited("reading the data"):
-        assert list(waiting.counted(slowly(), 2, "decoding images")) == [1, 2]
+    with status.status_lines("reading the data"):
+        assert list(status.with_progress(slowly(), 2, "decoding images")) == [1, 2]
         until(lambda: capsys.readouterr().out, "reading the data")
 
 
 def test_what_is_quick_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with waiting.awaited("reading the data"):
-        assert list(waiting.counted([1, 2], 2, "decoding images")) == [1, 2]
+    with status.status_lines("reading the data"):
+        assert list(status.with_progress([1, 2], 2, "decoding images")) == [1, 2]
     assert capsys.readouterr().out == ""
 
 
@@ -263,21 +263,21 @@ def test_what_fails_within_is_over(tmp_path: Path) -> None:
     plans = list(ablation.runs())
     with pytest.raises(ValueError, match="refused") as composing:  # its traceback keeps what has been begun
         grid.prepared_all(plans)
-    assert not waiting.awaits
+    assert not status.awaits
     broken = [Prepared(plan, None, None, tmp_path, []) for plan in plans]  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="NoneType") as trying:
         grid.check(broken)
-    assert not waiting.awaits
+    assert not status.awaits
     assert composing.traceback
     assert trying.traceback
 
 
 @pytest.mark.usefixtures("_impatient")
 def test_a_program_whose_output_others_read_says_so_on_a_terminal_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    with waiting.on_a_terminal_alone(), waiting.awaited("reading the data"):
+    with status.only_on_a_terminal(), status.status_lines("reading the data"):
         time.sleep(0.05)
     assert capsys.readouterr().out == ""
-    with waiting.awaited("reading the data"):
+    with status.status_lines("reading the data"):
         until(lambda: capsys.readouterr().out, "reading the data")
 
 
@@ -299,7 +299,7 @@ def test_what_a_script_prints_on_a_terminal_begins_with_what_it_waits_for(termin
 def test_the_lines_become_rarer() -> None:
     said, now = [], 0.0
     while now < 3600:
-        now += waiting.pause(now)
+        now += status.next_delay(now)
         said.append(now)
     assert said[:6] == [2, 4, 8, 16, 32, 64]
     assert len(said) < 70
@@ -432,7 +432,7 @@ def test_a_text_is_broken_for_a_terminal_and_left_alone_for_a_file(
 
     monkeypatch.setenv("COLUMNS", "20")
     text = "short\n  and a longer line of runs/2026-11-23_14-03-22_run words"
-    assert fitted(text, Screen()).splitlines() == [  # type: ignore[arg-type]
+    assert wrap_to_terminal(text, Screen()).splitlines() == [  # type: ignore[arg-type]
         "short",
         "  and a longer line",
         "      of",
@@ -440,4 +440,4 @@ def test_a_text_is_broken_for_a_terminal_and_left_alone_for_a_file(
         "      words",
     ]
     with (tmp_path / "file").open("w") as file:
-        assert fitted(text, file) == text
+        assert wrap_to_terminal(text, file) == text

@@ -98,7 +98,7 @@ def by_hand(cfg: DictConfig, seed: int) -> tuple[float, float]:
     data, task, steps, size = parts.data, parts.task, cfg.trainer.max_steps, cfg.data.batch_size
     model: Any = task.model.to(device)
     assert data.splits is not None
-    images, targets = (part.to(device) for part in data.on_after_batch_transfer(data.splits.train.whole(), 0)[:2])
+    images, targets = (part.to(device) for part in data.on_after_batch_transfer(data.splits.train.as_batch(), 0)[:2])
     half = torch.autocast(device.type, torch.bfloat16, enabled=cfg.trainer.precision == "bf16-mixed")
     generator = torch.Generator(device).manual_seed(seed)
 
@@ -137,14 +137,14 @@ def by_hand(cfg: DictConfig, seed: int) -> tuple[float, float]:
         epoch += 1
     seconds = now() - began
 
-    test = data.splits.test.whole()
+    test = data.splits.test.as_batch()
     task.to(device).eval()
     num = len(test.targets) if device.type == "cuda" else 64
     right = 0
     with torch.no_grad(), half:
         for some in torch.arange(num).split(2000):
             batch = data.on_after_batch_transfer(test._replace(inputs=test.inputs[some], targets=test.targets[some]), 0)
-            logits = task.over_views(batch._replace(inputs=batch.inputs.to(device)))  # type: ignore[operator]
+            logits = task.average_views(batch._replace(inputs=batch.inputs.to(device)))  # type: ignore[operator]
             right += int((logits.argmax(-1).cpu() == batch.targets).sum())
     return seconds, right / num
 

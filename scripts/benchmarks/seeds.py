@@ -168,7 +168,7 @@ def stacked_steps(trainer: str, length: str, norm: str) -> float:
     device = torch.device("cuda" if trainer.endswith("gpu") else "cpu")
     data = parts[0].data
     assert data.splits is not None
-    inputs, targets, *_ = data.on_after_batch_transfer(data.splits.train.whole(), 0)
+    inputs, targets, *_ = data.on_after_batch_transfer(data.splits.train.as_batch(), 0)
     inputs, targets = inputs.to(device), targets.to(device)
     stack = Stack(parts, device)
     schedule = parts[0].task.scheduler_factory(stack.optimizer, SKIPPED + STEPS)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from ablab.data.batch import Kind, Samples
-from ablab.data.labelled import TEST_FRACTION, TEST_SEED, LabelledData, Official, hold_out
+from ablab.data.labelled import TEST_FRACTION, TEST_SEED, LabelledData, OfficialSplits, hold_out
 
 NAMES = ["horizontal", "vertical", "rising", "falling"]
 SIZE = 16  # pixels of each side
@@ -18,10 +18,10 @@ class Template(LabelledData):
 
     To make it yours, let `load` read your files into tensors: inputs `(N, C, H, W)`, or `(N, L, features)` of the kind
     "sequences"; targets `(N)`, whole numbers from 0; a name for each in `class_names`. Where the data have an official
-    test part, give that to `Official` instead of holding one out. Say in `model_sizes` what a model has to know. All
-    else is there: the validation part and folds, standardization by the training part, augmentation, shifts, batches,
-    and a fingerprint of every sample, which each run records. An argument of the constructor is a key of the YAML,
-    conf/data/template.yaml.
+    test part, give that to `OfficialSplits` instead of holding one out. Say in `model_sizes` what a model has to
+    know. All else is there: the validation part and folds, standardization by the training part, augmentation, shifts,
+    batches, and a fingerprint of every sample, which each run records. An argument of the constructor is a key of the
+    YAML, conf/data/template.yaml.
 
     Args:
         num_samples: images in all; a fifth of them is the test part, the same for every run.
@@ -42,7 +42,7 @@ class Template(LabelledData):
             raise ValueError(f"num_samples={num_samples}: at least 100 are needed for three parts of four classes")
         self.num_samples = num_samples
 
-    def load(self) -> Official:
+    def load(self) -> OfficialSplits:
         generator = torch.Generator().manual_seed(0)  # a run's seed changes no sample
         targets = torch.arange(self.num_samples) % len(NAMES)
         rows, columns = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
@@ -54,7 +54,7 @@ class Template(LabelledData):
         self.class_names = NAMES
         samples = Samples(inputs, targets)
         rest, test = hold_out(samples, TEST_FRACTION, TEST_SEED)
-        return Official(samples.part(rest), samples.part(test))
+        return OfficialSplits(samples.part(rest), samples.part(test))
 
     @property
     def model_sizes(self) -> dict[str, int]:

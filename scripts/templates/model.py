@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from ablab.models.checks import check_positive
 from ablab.models.interface import NormFactory
-from ablab.models.sizes import at_least_one
 
 
 class Template(nn.Module):
@@ -39,7 +39,7 @@ class Template(nn.Module):
         self, in_channels: int, num_classes: int, *, norm: NormFactory, depth: int = 3, width: int = 16
     ) -> None:
         super().__init__()
-        at_least_one(depth=depth, width=width)
+        check_positive(depth=depth, width=width)
         layers: list[nn.Module] = []
         channels = in_channels
         for i in range(depth):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ablab.norms.layer import Layout, NormLayer, Statistic
 from ablab.norms.norm import Norm
-from ablab.norms.weight import WeightReparametrization, precise
+from ablab.norms.weight import WeightReparametrization, at_least_float32
 
 
 class Template(Norm):
@@ -71,7 +71,7 @@ class TemplateLayer(NormLayer):
         self.power = norm.power
 
     def normalize(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
-        x = precise(x)  # float32 at least
+        x = at_least_float32(x)  # float32 at least
         mean = x.abs().pow(self.power).mean(self.feature_dim, keepdim=True)
         # a mean over steps, too, would have to leave out those where `valid` is False: see `ablab.norms.layer.moments`
         size = (mean + self.eps ** (self.power / 2)).pow(1 / self.power)

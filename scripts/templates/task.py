@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from ablab.data.batch import Batch
-from ablab.tasks.task import Task, collection
+from ablab.tasks.task import Task, make_metrics
 
 
 class Template(Task):
@@ -58,10 +58,10 @@ class Template(Task):
             raise ValueError(f"gamma={gamma}: 0 (cross entropy) or more is needed")
         self.gamma = gamma
         number = len(class_names)
-        self.train_metrics = collection({"accuracy": MulticlassAccuracy(number, average="micro")})
+        self.train_metrics = make_metrics({"accuracy": MulticlassAccuracy(number, average="micro")})
         for stage in ("val", "test"):
             metrics = {"loss": MeanMetric(), "accuracy": MulticlassAccuracy(number, average="micro")}
-            setattr(self, f"{stage}_metrics", collection(metrics))
+            setattr(self, f"{stage}_metrics", make_metrics(metrics))
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean over samples, a scalar; in validation and test without the factor, so that runs compare."""

@@ -1,12 +1,12 @@
 """ablab: a research template for reproducible ablations.
 
-Importing the package is cheap on purpose: torch and lightning are loaded by the modules that need them,
-so that a typo on the command line is answered before they are.
+Importing the package must stay cheap: only the modules that need torch and lightning import them, so that a typo on the
+command line is reported within a moment.
 """
 
 __version__ = "0.1.0"
 
 import os
 
-# Read when torch is imported. Its C++ warns each process of what `fixed_buckets` costs; errors are still printed.
+# Must be set before torch is imported. Hides the warning of every process about the cost of `fixed_buckets`.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -1,4 +1,4 @@
-"""A hash of tensors and of plain values: what the data were, what the weights are."""
+"""Hashes of tensors and plain values, to fingerprint data and weights."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 
 
 def digest(*parts: Any) -> str:
-    """A hash of tensors (values, shapes, types) and of plain values."""
-    found = hashlib.sha256()
+    """Return a SHA-256 hash of tensors (values, shapes, dtypes) and of plain values (by their repr)."""
+    sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
-            found.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            found.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            sha.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         else:
             text = repr(part).encode()
-            found.update(b"%d:" % len(text) + text)  # its length parts it from the next
-    return found.hexdigest()
+            sha.update(b"%d:" % len(text) + text)  # the length separates it from the next part
+    return sha.hexdigest()
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """A hash of named tensors, whatever their order."""
+    """Return a hash of named tensors that does not depend on their order."""
     return digest(*(part for name in sorted(weights) for part in (name, weights[name])))

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and file locks, on any file system."""
+"""Atomic file writes and file locks that work on any file system."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pathlib import Path
 
 from ablab.errors import RunError
 
-PAUSE = 0.02  # seconds between two tries
+PAUSE = 0.02  # seconds between two attempts to acquire a lock
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
-# The answers of file systems that do not sync folders (SMB, some of FUSE); EIO and ENOSPC are not among them.
+# Errors of file systems that cannot fsync directories (SMB, some FUSE); EIO and ENOSPC are real failures.
 CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
 
 
 class Lock:
-    """A file that one process has at a time, for as long as it lives.
+    """A file lock that one process holds at a time, until it releases it or ends.
 
-    Some file systems have no locks: NFS without a lock manager, Lustre without `flock`, some of FUSE. There, every
-    process gets the lock, and `is_kept` is False.
+    On file systems without locks (NFS without a lock manager, Lustre without `flock`, some FUSE), every process
+    acquires the lock, and `is_kept` is False.
 
     Args:
-        path: the file, which is made if it is not there, and stays.
+        path: the lock file; created if missing, and never deleted.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,20 +34,20 @@ class Lock:
         self.is_kept = True
 
     def acquire(self, seconds: float = 0.0) -> bool:
-        """Take the lock.
+        """Acquire the lock.
 
         Args:
-            seconds: the longest to wait for another process.
+            seconds: maximum time to wait for another process.
 
         Returns:
-            False if another process has it.
+            False if another process holds it.
 
         Raises:
-            OSError: there can be no such file.
+            OSError: the file cannot be opened or created.
         """
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         deadline = time.monotonic() + seconds
-        while not self.try_once(descriptor):
+        while not self.try_acquire(descriptor):
             if time.monotonic() >= deadline:
                 os.close(descriptor)
                 return False
@@ -55,7 +55,7 @@ class Lock:
         self.descriptor = descriptor
         return True
 
-    def try_once(self, descriptor: int) -> bool:
+    def try_acquire(self, descriptor: int) -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -68,10 +68,10 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """Give the lock up, if this process has it."""
+        """Release the lock, if this process holds it."""
         if self.descriptor is not None:
-            with suppress(OSError):  # of a file system without locks
-                fcntl.flock(self.descriptor, fcntl.LOCK_UN)  # closing is not enough: workers have been forked
+            with suppress(OSError):  # on a file system without locks
+                fcntl.flock(self.descriptor, fcntl.LOCK_UN)  # closing is not enough: forked workers share the lock
             os.close(self.descriptor)
             self.descriptor = None
 
@@ -80,7 +80,7 @@ class Lock:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a process has a lock; nothing is written, so that this works on a read-only disk."""
+    """Return whether any process holds a lock; writes nothing, so that it works on read-only file systems."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
@@ -89,7 +89,7 @@ def is_locked(path: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return True
-    except OSError:  # there are no locks
+    except OSError:  # no lock support
         return False
     finally:
         os.close(descriptor)
@@ -97,7 +97,7 @@ def is_locked(path: Path) -> bool:
 
 
 def sync_file(path: Path) -> None:
-    """Wait until a file's content is on the disk."""
+    """Flush a file's content to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -106,7 +106,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk, if its file system can do that."""
+    """Flush a directory's entries to the disk, if the file system supports it."""
     try:
         sync_file(folder)
     except OSError as error:
@@ -116,12 +116,12 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when it is complete and on the disk.
+    """Write a file atomically: yield a temporary path, then flush it and rename it to `path`.
 
-    The folder is not made: a run's folder that has been deleted stays so.
+    Does not create the directory, so that a deleted run folder is not recreated.
 
     Raises:
-        RunError: there is no room for it; what was there before is as it was.
+        RunError: writing failed; an existing file at `path` is unchanged.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -129,29 +129,29 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)  # the new name, too
-    except (OSError, RuntimeError) as error:  # torch wraps what the disk answered
-        raise not_written(path, error) from error
+        sync_folder(path.parent)  # makes the rename durable
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError for disk errors
+        raise write_error(path, error) from error
     finally:
-        with suppress(OSError):  # the folder may be gone, the file system read-only by now
+        with suppress(OSError):  # the directory may have been deleted, or become read-only
             temporary.unlink()
 
 
-def make_parent(path: Path) -> None:
-    """Make the folder of a file, and not that folder's parents: the run's own may have been deleted.
+def make_parent_dir(path: Path) -> None:
+    """Create the directory of a file, but not its parents, since the run folder may have been deleted.
 
     Raises:
-        RunError: it cannot be made.
+        RunError: it cannot be created.
     """
     try:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
-        raise not_written(path, error) from error
+        raise write_error(path, error) from error
 
 
-def not_written(path: Path, error: Exception) -> RunError:
-    """The error for a file that could not be written."""
-    if (gone := missing(path.parent)) is not None:
+def write_error(path: Path, error: Exception) -> RunError:
+    """Return the error to raise for a file that could not be written."""
+    if (gone := first_missing_dir(path.parent)) is not None:
         return RunError(
             f"{gone}: the run's folder is gone, deleted or moved while the run was going on; nothing is written there "
             "anew. The same command begins the run again; with the folder back in its place, it can be resumed"
@@ -167,12 +167,12 @@ def not_written(path: Path, error: Exception) -> RunError:
     )
 
 
-def missing(folder: Path) -> Path | None:
-    """The outermost of a folder and its parents that is not there; None if the folder is."""
+def first_missing_dir(folder: Path) -> Path | None:
+    """Return the topmost missing directory among `folder` and its parents; None if `folder` exists."""
     return next((parent for parent in (*reversed(folder.parents), folder) if not parent.exists()), None)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
+    """Write a text file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,17 +1,17 @@
-"""Errors with a remedy, which are printed without a traceback, and the exit codes of a run."""
+"""Exceptions that are printed without a traceback, and the exit codes of a run."""
 
 from __future__ import annotations
 
 FINISHED = 0
 CRASHED = 1
-BAD_INPUT = 2  # nothing was started
+BAD_INPUT = 2  # the run was not started
 DIVERGED = 3
-STOPPED = 75  # on request, to be resumed; EX_TEMPFAIL of sysexits.h
-LEFT_AT_ONCE = 130  # a second Ctrl-C
+STOPPED = 75  # stopped on request, can be resumed; EX_TEMPFAIL of sysexits.h
+ABORTED = 130  # a second Ctrl-C
 
 
 class ConfigError(ValueError):
-    """A wrong value, its place in the config and the remedy; raised before any training starts."""
+    """An invalid config, with the key, its value and a remedy; raised before training starts."""
 
 
 class Taken(ConfigError):
@@ -19,21 +19,21 @@ class Taken(ConfigError):
 
 
 class RunError(RuntimeError):
-    """A failure of a running training that a person can fix."""
+    """A failure during a run that the user can fix."""
 
     exit_code = CRASHED
 
 
 class Diverged(RunError):
-    """The loss or a gradient is not finite."""
+    """A non-finite loss or gradient."""
 
     exit_code = DIVERGED
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop, and can be resumed where it is.
+    """A request to stop the run, which can be resumed.
 
-    Not an `Exception`: a sweep ends with it too, instead of going on with its next run.
+    Not an `Exception`, so that it also ends a sweep, which catches the exceptions of single runs.
     """
 
     def __init__(self, reason: str, exit_code: int = STOPPED) -> None:

@@ -1,7 +1,7 @@
-"""Rank of this process among those of its run, before anything heavy is loaded.
+"""Rank of this process, determined from environment variables before torch is imported.
 
-Only torchrun, srun and the run's own starter make a rank other than 0. Other variables that number processes are left
-over from something else: a shell loop over RANK, a pod of several, a shell within an allocation.
+Only torchrun, srun and the run itself (for its DDP workers) start processes with a rank above 0. In all other cases,
+rank variables are leftovers, for example from a shell loop over RANK, a pod, or a shell within a Slurm allocation.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ OWN_RUN_ID = "ablab"  # of the workers that `trainer=ddp` has started through to
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE"}  # torchrun sets all of them
 
-# Variables that other launchers set, and the value that a process on its own would have.
-NUMBERS = {
+# Rank variables of other launchers, with their values for a single process.
+SINGLE_PROCESS_VALUES = {
     **dict.fromkeys(("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "SLURM_LOCALID"), "0"),
     **dict.fromkeys(("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_LOCAL_RANK", "PMI_RANK", "PMIX_RANK"), "0"),
     **dict.fromkeys(("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_NODE_RANK"), "0"),
@@ -23,12 +23,12 @@ NUMBERS = {
 
 
 def launcher() -> str | None:
-    """The program that has started the processes of this run from outside: "torchrun", "srun", or None."""
-    if os.environ.keys() >= TORCHRUN:  # also where srun has started one torchrun a machine
+    """Return the external launcher of this process: "torchrun", "srun", or None."""
+    if os.environ.keys() >= TORCHRUN:  # also if srun started one torchrun per machine
         return "torchrun"
-    # one of several tasks of a Slurm step; a batch script itself is none
-    several = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-    return "srun" if several else None
+    # a task of a multi-task Slurm step, as opposed to a batch script
+    is_srun = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    return "srun" if is_srun else None
 
 
 def is_own_launch() -> bool:
@@ -37,31 +37,31 @@ def is_own_launch() -> bool:
 
 
 def rank() -> int:
-    """Rank of this process in its run; 0 for a process on its own."""
-    return number("RANK", "SLURM_PROCID")
+    """Return the global rank of this process; 0 for a single process."""
+    return rank_variable("RANK", "SLURM_PROCID")
 
 
-def first_here() -> bool:
-    """Whether this is the first of the run's processes on this machine."""
-    return number("LOCAL_RANK", "SLURM_LOCALID") == 0
+def is_local_rank_zero() -> bool:
+    """Return whether the local rank is 0."""
+    return rank_variable("LOCAL_RANK", "SLURM_LOCALID") == 0
 
 
-def number(of_torchrun: str, of_srun: str) -> int:
-    """A number of this process, from the launcher that has really started it."""
+def rank_variable(of_torchrun: str, of_srun: str) -> int:
+    """Return a rank of this process from the variable of the launcher that started it."""
     outside = launcher()
     return 0 if outside is None else int(os.environ[of_torchrun if outside == "torchrun" else of_srun])
 
 
-def ignore_left_over() -> None:
-    """Remove variables that number processes, where nothing numbers them: libraries act on them wherever they are.
+def remove_stale_rank_variables() -> None:
+    """Remove leftover rank variables of a single process, because libraries would act on them.
 
-    A line on stderr names those that would have changed something. Variables that together ask for one process of
-    several stay: a run refuses them, see `asked_to_join`.
+    A warning on stderr names those with unexpected values. A complete set of variables for a multi-process run is kept:
+    the run reports an error for it, see `torchrun_command`.
     """
-    if launcher() is not None or asked_to_join() is not None:
+    if launcher() is not None or torchrun_command() is not None:
         return
-    found = {name: os.environ.pop(name) for name in NUMBERS if name in os.environ}
-    if said := [f"{name}={value}" for name, value in found.items() if value != NUMBERS[name]]:
+    found = {name: os.environ.pop(name) for name in SINGLE_PROCESS_VALUES if name in os.environ}
+    if said := [f"{name}={value}" for name, value in found.items() if value != SINGLE_PROCESS_VALUES[name]]:
         print(
             f"warning: {', '.join(said)}: ignored, because neither torchrun nor srun has started this process; "
             "the run is one process, or starts its own (trainer=ddp)",
@@ -70,8 +70,8 @@ def ignore_left_over() -> None:
         )
 
 
-def asked_to_join() -> str | None:
-    """The torchrun command for variables that ask for one process of several, as operators of Kubernetes set them."""
+def torchrun_command() -> str | None:
+    """Return the torchrun command to suggest if rank variables were set without a launcher, as in Kubernetes pods."""
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
     if launcher() is not None or not os.environ.keys() >= {*names}:
         return None

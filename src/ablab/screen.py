@@ -1,4 +1,4 @@
-"""Standard output and error: a terminal, which has a width and moves; a file or a pipe, plain; or nowhere."""
+"""Standard output and error on terminals, in files and pipes, or closed."""
 
 from __future__ import annotations
 
@@ -12,43 +12,45 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, TextIO
 
 
-class Lossy(io.FileIO):
-    """A standard stream that drops what cannot be written, from the first failure on.
+class LossyStream(io.FileIO):
+    """A raw standard stream that is redirected to /dev/null at the first failed write.
 
-    The reader of a pipe may leave (`| head`), a disk may be full, a terminal may be closed. The descriptor then leads
-    to /dev/null, for libraries, worker processes and Python's last flush as well.
+    Writes fail if the reader of a pipe exits (`| head`), the disk is full or the terminal is closed. The redirection of
+    the descriptor also covers libraries, worker processes and Python's flush at exit.
     """
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            lose(self.fileno(), error)
+            redirect_to_devnull(self.fileno(), error)
             return len(data)
 
 
-def lose(descriptor: int, error: OSError) -> None:
-    """Send what is written to a standard stream nowhere, and say so once on stderr, if that is still there."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+def redirect_to_devnull(descriptor: int, error: OSError) -> None:
+    """Redirect a standard stream to /dev/null, and warn on stderr if stdout is lost."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, descriptor)
+    os.close(devnull)
     if descriptor == 1:
         with suppress(OSError):
             os.write(2, f"warning: stdout: {error.strerror}; nothing more is printed there\n".encode())
 
 
-def keep_going_without_streams() -> None:
-    """Have a program go on where its standard output or error is closed, full, or no longer read.
+def tolerate_broken_streams() -> None:
+    """Let the program continue if its standard output or error is closed, full or no longer read.
 
-    Streams that somebody has redirected in Python (a notebook, a test) stay as they are.
+    Streams that were redirected in Python (in notebooks or tests) are left alone.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
-        except OSError:  # closed by whoever has started this: the next file would get its number, and what is printed
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        except OSError:  # closed by the parent; the next opened file would get its descriptor, and all output
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, this one
             if descriptor:
-                setattr(sys, ("stdout", "stderr")[descriptor - 1], opened(descriptor, "utf-8", line_buffering=True))
+                setattr(
+                    sys, ("stdout", "stderr")[descriptor - 1], open_stream(descriptor, "utf-8", line_buffering=True)
+                )
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         buffer = getattr(stream, "buffer", None)
@@ -59,33 +61,35 @@ def keep_going_without_streams() -> None:
         try:
             stream.flush()
         except OSError as error:
-            lose(descriptor, error)
-        setattr(sys, name, opened(descriptor, stream.encoding, line_buffering=stream.line_buffering or is_unbuffered))
+            redirect_to_devnull(descriptor, error)
+        setattr(
+            sys, name, open_stream(descriptor, stream.encoding, line_buffering=stream.line_buffering or is_unbuffered)
+        )
 
 
-def opened(descriptor: int, encoding: str, *, line_buffering: bool) -> io.TextIOWrapper:
-    """A standard stream, as Python opens it, that drops what it cannot write or encode."""
-    raw = Lossy(descriptor, "w", closefd=False)
-    # stderr as Python has it: a word that is printed is there, whatever happens next
+def open_stream(descriptor: int, encoding: str, *, line_buffering: bool) -> io.TextIOWrapper:
+    """Open a standard stream as Python does, but escape what it cannot encode, and drop output after a failed write."""
+    raw = LossyStream(descriptor, "w", closefd=False)
+    # stderr is line buffered, as in Python, so that messages survive a crash
     return io.TextIOWrapper(
         io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=line_buffering or descriptor == 2
     )
 
 
-def watched() -> bool:
-    """Whether what is printed is seen as it moves, on a terminal that can go back in a line."""
+def is_interactive() -> bool:
+    """Return whether stdout is a terminal that supports carriage returns, for progress bars."""
     return sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def print_utf8() -> None:
-    """Print UTF-8 whatever the locale is, and a file's name that is not UTF-8 as the bytes that it has."""
+    """Print UTF-8 in any locale, and file names that are not UTF-8 as their raw bytes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
-def fitted(text: str, stream: TextIO) -> str:
-    """A text as a terminal can show it without cutting words; as it is where the stream is none."""
+def wrap_to_terminal(text: str, stream: TextIO) -> str:
+    """Wrap a text to the width of the terminal; return it unchanged if `stream` is not a terminal."""
     if not stream.isatty():
         return text
     width = shutil.get_terminal_size().columns
@@ -94,7 +98,7 @@ def fitted(text: str, stream: TextIO) -> str:
             line,
             width,
             subsequent_indent=" " * (len(line) - len(line.lstrip()) + 4),
-            break_long_words=False,  # of paths and commands, which are copied
+            break_long_words=False,  # keep paths and commands whole, for copying
             break_on_hyphens=False,
         )
         if len(line) > width
@@ -104,14 +108,14 @@ def fitted(text: str, stream: TextIO) -> str:
 
 
 @contextmanager
-def hush(quiet: bool) -> Iterator[TextIO]:
-    """Print nothing within, if so asked; warnings and errors, which are not for stdout, are seen.
+def silence_stdout(quiet: bool) -> Iterator[TextIO]:
+    """Silence stdout if `quiet`; stderr is not affected.
 
-    Gives what is printed to otherwise, for what is to be seen all the same.
+    Yields the real stdout, for output that is shown in any case.
     """
     stdout = sys.stdout
     if not quiet:
         yield stdout
         return
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+    with open(os.devnull, "w", encoding="utf-8") as devnull, redirect_stdout(devnull):
         yield stdout

@@ -21,7 +21,7 @@ def test_each_feature_gets_a_mean_and_a_gain_of_its_own(shape: tuple[int, ...]) 
     def of_feature(y: Tensor, i: int) -> Tensor:
         return y[:, i] if y.dim() == 4 else y[..., i]
 
-    given = noise.disturb(layer, (), x)
+    given = noise.add_noise(layer, (), x)
     assert given is not None
     assert given.shape == x.shape
     centres = [float(of_feature(given, i).mean()) for i in range(3)]
@@ -33,11 +33,11 @@ def test_each_feature_gets_a_mean_and_a_gain_of_its_own(shape: tuple[int, ...]) 
 
 def test_it_is_another_in_each_step_and_none_in_evaluation() -> None:
     noise, layer, x = NoisyNorms(), nn.Identity(), torch.zeros(2, 3)
-    first, second = noise.disturb(layer, (), x), noise.disturb(layer, (), x)
+    first, second = noise.add_noise(layer, (), x), noise.add_noise(layer, (), x)
     assert first is not None
     assert second is not None
     assert not torch.equal(first, second)
-    assert noise.disturb(layer.eval(), (), x) is None
+    assert noise.add_noise(layer.eval(), (), x) is None
 
 
 @pytest.mark.parametrize(("values", "message"), [({"shift": -1.0}, "shift=-1.0"), ({"scale": 0.9}, "scale=0.9")])

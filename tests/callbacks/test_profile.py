@@ -13,8 +13,8 @@ import torch
 from tests.runs import wandb_file
 from torch import nn
 
-from ablab.callbacks.flops import flops_of
-from ablab.callbacks.profile import launched_by, windows
+from ablab.callbacks.flops import count_flops
+from ablab.callbacks.profile import choose_steps, gpu_time_by_phase
 from ablab.data.batch import Batch
 
 Run = Callable[..., SimpleNamespace]
@@ -104,12 +104,12 @@ def test_wandb_has_the_profile_in_its_config_and_no_row_more(run: Run) -> None:
     ],
 )
 def test_short_runs_have_fewer_steps_of_each_kind(left: float, timed: range, traced: range) -> None:
-    assert windows(left) == (timed, traced)
+    assert choose_steps(left) == (timed, traced)
 
 
 def test_operations_of_products_are_counted_once_forward_and_once_for_each_gradient() -> None:
     model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))
-    needed = flops_of(model, Batch(torch.ones(16, 8), torch.zeros(16, dtype=torch.long)))
+    needed = count_flops(model, Batch(torch.ones(16, 8), torch.zeros(16, dtype=torch.long)))
     first, second = 2 * 16 * 8 * 4, 2 * 16 * 4 * 2
     assert needed.forward == first + second
     assert needed.modules == {"0": first, "1": second}
@@ -133,4 +133,4 @@ def test_work_on_a_gpu_belongs_to_the_part_that_launched_it() -> None:
         event("kernel", "add", 12000, 500, correlation=3),
         event("gpu_memcpy", "copy", 13000, 250, correlation=4),
     ]
-    assert launched_by(events) == {"forward": 4.0, "backward": 6.0, "optimizer": 0.5, "rest": 0.25}
+    assert gpu_time_by_phase(events) == {"forward": 4.0, "backward": 6.0, "optimizer": 0.5, "rest": 0.25}

@@ -28,7 +28,7 @@ def test_a_terminal_gets_a_bar(terminal: Callable[..., str]) -> None:
 def test_a_long_epoch_validation_and_test_say_how_far_they_are(
     run: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ablab.callbacks.progress.pause", lambda *arguments: 0.0)  # every batch takes long
+    monkeypatch.setattr("ablab.callbacks.progress.next_delay", lambda *arguments: 0.0)  # every batch takes long
     printed = run(
         *("trainer.max_epochs=1", "trainer.max_steps=-1"),
         *(f"trainer.limit_{part}_batches=2" for part in ("train", "val", "test")),

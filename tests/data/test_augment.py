@@ -13,18 +13,18 @@ from PIL import Image, ImageEnhance
 from scipy import stats
 from torch import Tensor
 
-from ablab.data.augment import Augment, reflected
+from ablab.data.augment import Augment, reflect
 from ablab.data.batch import Batch
 from ablab.data.digits import Digits
-from ablab.data.draws import in_epoch, normal, own_seeds, sample_seeds, scramble, uniform
 from ablab.data.japanese_vowels import JapaneseVowels
+from ablab.data.rng import epoch_seeds, index_seeds, normal, sample_seeds, splitmix64, uniform
 from ablab.data.shifts import Contrast, Gain, GaussianNoise
 
 RANGE = (0.0, 255.0)
 
 
 def seeds(num: int, epoch: int = 0, seed: int = 0) -> Tensor:
-    own = own_seeds(seed, torch.arange(num))
+    own = index_seeds(seed, torch.arange(num))
     return torch.stack([own, torch.full_like(own, epoch)], dim=1)
 
 
@@ -36,8 +36,8 @@ def images(num: int, size: int = 8, channels: int = 3) -> Tensor:
 
 def augmented(augment: Augment, inputs: Tensor, epoch: int = 0, targets: Tensor | None = None) -> Batch:
     targets = torch.arange(len(inputs)) % 10 if targets is None else targets
-    batch = augment.before(Batch(inputs, targets, seeds=seeds(len(inputs), epoch)), RANGE)
-    return augment.after(batch._replace(inputs=batch.inputs.float()), 10)
+    batch = augment.augment_raw(Batch(inputs, targets, seeds=seeds(len(inputs), epoch)), RANGE)
+    return augment.augment_standardized(batch._replace(inputs=batch.inputs.float()), 10)
 
 
 # Random numbers ----------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def test_the_generator_is_splitmix64() -> None:
     """The first outputs for seed 1234567, as published with the algorithm's C code."""
     state, found = 1234567, []
     for _ in range(3):
-        found.append(int(scramble(torch.tensor(state))) % 2**64)
+        found.append(int(splitmix64(torch.tensor(state))) % 2**64)
         state = (state + 0x9E3779B97F4A7C15) % 2**64
         state -= 2**64 if state >= 2**63 else 0
     assert found == [6457827717110365317, 3203168211198807973, 9817491932198370423]
@@ -79,8 +79,8 @@ def test_a_samples_draws_do_not_depend_on_its_batch() -> None:
     whole = augmented(augment, inputs).inputs
     for part in ([3, 7], [7], list(range(11, -1, -1))):
         batch = Batch(inputs[part], torch.zeros(len(part)).long(), seeds=seeds(12)[part])
-        before = augment.before(batch, RANGE)
-        after = augment.after(before._replace(inputs=before.inputs.float()), 10)
+        before = augment.augment_raw(batch, RANGE)
+        after = augment.augment_standardized(before._replace(inputs=before.inputs.float()), 10)
         assert torch.equal(after.inputs, whole[part])
 
 
@@ -101,7 +101,7 @@ def test_a_crop_is_a_window_of_the_padded_image(mode: Any) -> None:
 
 def test_reflection_is_that_of_numpy() -> None:
     positions = torch.arange(-3, 9)
-    assert reflected(positions, 6).tolist() == np.pad(np.arange(6), 3, mode="reflect").tolist()
+    assert reflect(positions, 6).tolist() == np.pad(np.arange(6), 3, mode="reflect").tolist()
 
 
 def test_half_of_the_images_are_flipped_and_others_in_another_epoch() -> None:
@@ -140,8 +140,8 @@ def test_cutout_sets_a_square_to_the_mean() -> None:
 def test_color_jitter_is_that_of_pillow() -> None:
     inputs = images(20, size=16)
     augment = Augment(color_jitter=0.5)
-    found = augment.before(Batch(inputs, torch.zeros(20).long(), seeds=seeds(20)), RANGE).inputs
-    now = in_epoch(*seeds(20).unbind(1))
+    found = augment.augment_raw(Batch(inputs, torch.zeros(20).long(), seeds=seeds(20)), RANGE).inputs
+    now = epoch_seeds(*seeds(20).unbind(1))
     factors = torch.stack([1 + 0.5 * (2 * uniform(now, stream) - 1) for stream in (3, 4, 5)])
     assert factors.min() < 0.7
     assert factors.max() > 1.3

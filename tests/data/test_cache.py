@@ -18,23 +18,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from ablab.data.cache import Stored, Writer, cached, content_key, default_folder, load
+from ablab.data.cache import CacheEntry, EntryWriter, content_key, default_folder, get_or_create, load_entry
 
 KEY = content_key("a data set")
 LIMIT = 600  # seconds: only a hang takes as long
 
 
-def make(writer: Writer) -> None:
+def make(writer: EntryWriter) -> None:
     """A small data set."""
     writer.array("images", (50, 3, 4), "uint8")[:] = np.arange(600).reshape(50, 3, 4) % 251
     writer.array("targets", (50,), "int64")[:] = np.arange(50) % 7
     writer.facts["class_names"] = ["cat", "犬"]
 
 
-def counted(calls: Path, seconds: float = 0) -> Callable[[Writer], None]:
+def counted(calls: Path, seconds: float = 0) -> Callable[[EntryWriter], None]:
     """The same, which leaves a line for each time that it is made."""
 
-    def make_counted(writer: Writer) -> None:
+    def make_counted(writer: EntryWriter) -> None:
         with calls.open("a") as file:
             file.write(f"{os.getpid()}\n")
         time.sleep(seconds)
@@ -48,7 +48,7 @@ def expected() -> dict[str, Tensor]:
     return {"images": images.view(50, 3, 4), "targets": torch.arange(50) % 7}
 
 
-def assert_whole(stored: Stored) -> None:
+def assert_whole(stored: CacheEntry) -> None:
     assert stored.tensors.keys() == expected().keys()
     for name, tensor in expected().items():
         assert torch.equal(stored.tensors[name], tensor)
@@ -67,23 +67,23 @@ def ask(folder: Path, me: str) -> None:
     """Say that this process is ready, wait for the word, ask for the entry and save what it got."""
     (folder / f"{me}.ready").touch()
     wait_for(folder / "go")
-    stored = cached(KEY, counted(folder / "calls", seconds=0.3), folder / "cache")
+    stored = get_or_create(KEY, counted(folder / "calls", seconds=0.3), folder / "cache")
     torch.save({**stored.tensors, "facts": stored.facts, "digest": stored.digest}, folder / f"{me}.pt")
 
 
 def stop_half_way(folder: Path) -> None:
-    def half(writer: Writer) -> None:
+    def half(writer: EntryWriter) -> None:
         writer.array("images", (50, 3, 4), "uint8")[:25] = 1
         (folder / "half").touch()
         time.sleep(LIMIT)
 
-    cached(KEY, half, folder / "cache")
+    get_or_create(KEY, half, folder / "cache")
 
 
 def be_killed_anywhere(folder: Path) -> None:
     """Be killed at the first thing that is done to a file, then at the second, and so on, each time afresh."""
     damaged = folder / "damaged"
-    cached(KEY, make, damaged)
+    get_or_create(KEY, make, damaged)
     (damaged / KEY / "images.npy").write_bytes(b"damaged")
     step = finished = 0
     while not finished:
@@ -102,14 +102,14 @@ def be_killed_anywhere(folder: Path) -> None:
                         os.kill(os.getpid(), signal.SIGKILL)
 
             sys.addaudithook(hook)
-            cached(KEY, make, cache)
+            get_or_create(KEY, make, cache)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         finished = status == 0
         assert finished or os.WTERMSIG(status) == signal.SIGKILL
-        if (left := load(cache / KEY)) is not None:
+        if (left := load_entry(cache / KEY)) is not None:
             assert_whole(left)
-        assert_whole(cached(KEY, make, cache))
+        assert_whole(get_or_create(KEY, make, cache))
         assert names(cache) == {KEY, f"{KEY}.lock"}
     print(step)
 
@@ -118,12 +118,12 @@ def fill_the_disk(folder: Path) -> None:
     """Make an entry that is too large, and then one that is not."""
     refusal = ""
     try:
-        cached(content_key("large"), lambda writer: writer.array("images", (3, 2**20), "uint8").fill(1), folder)
+        get_or_create(content_key("large"), lambda writer: writer.array("images", (3, 2**20), "uint8").fill(1), folder)
     except ValueError as error:
         refusal = str(error)
     print(refusal)
     assert names(folder) == {f"{content_key('large')}.lock"}
-    assert_whole(cached(KEY, make, folder))
+    assert_whole(get_or_create(KEY, make, folder))
 
 
 def fill_the_disk_of_a_mac(folder: Path) -> None:
@@ -139,13 +139,13 @@ def exceed_a_quota(folder: Path) -> None:
 
 
 def read_a_read_only_disk(folder: Path) -> None:
-    digest = cached(KEY, make, folder).digest
+    digest = get_or_create(KEY, make, folder).digest
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-    stored = cached(KEY, make, folder)
+    stored = get_or_create(KEY, make, folder)
     assert_whole(stored)
     assert stored.digest == digest
     try:
-        cached(content_key("another"), make, folder)
+        get_or_create(content_key("another"), make, folder)
     except ValueError as error:
         print(error)
 
@@ -184,7 +184,7 @@ def own_disk(tmp_path: Path) -> tuple[str, ...]:
 
 def test_an_entry_is_made_once_and_read_from_then_on(tmp_path: Path) -> None:
     calls = tmp_path / "calls"
-    first, *others = (cached(KEY, counted(calls), tmp_path / "cache") for _ in range(3))
+    first, *others = (get_or_create(KEY, counted(calls), tmp_path / "cache") for _ in range(3))
     for stored in (first, *others):
         assert_whole(stored)
         assert stored.digest == first.digest
@@ -201,7 +201,7 @@ def test_of_four_processes_at_once_one_makes_the_entry_and_all_get_it(tmp_path: 
     assert len((tmp_path / "calls").read_text().splitlines()) == 1
     got = [torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in range(4)]
     for each in got:
-        assert_whole(Stored({name: each[name] for name in expected()}, each["facts"], each["digest"]))
+        assert_whole(CacheEntry({name: each[name] for name in expected()}, each["facts"], each["digest"]))
         assert each["digest"] == got[0]["digest"]
 
 
@@ -217,7 +217,7 @@ def test_when_the_maker_is_killed_half_way_the_next_in_line_makes_it_whole(tmp_p
     maker.kill()
     maker.communicate()
     printed(waiting)
-    assert_whole(cached(KEY, counted(tmp_path / "calls"), tmp_path / "cache"))
+    assert_whole(get_or_create(KEY, counted(tmp_path / "calls"), tmp_path / "cache"))
     assert len((tmp_path / "calls").read_text().splitlines()) == 1
     assert names(tmp_path / "cache") == {KEY, f"{KEY}.lock"}
 
@@ -259,26 +259,26 @@ def overwrite_header(entry: Path) -> None:
     ids=["cut", "longer", "header", "no array", "no json", "cut json", "not text", "list", "no facts"],
 )
 def test_a_damaged_entry_is_named_and_made_again(damage: Callable[[Path], object], tmp_path: Path) -> None:
-    digest = cached(KEY, make, tmp_path).digest
+    digest = get_or_create(KEY, make, tmp_path).digest
     damage(tmp_path / KEY)
     with pytest.warns(UserWarning, match=f"{KEY}: this entry of the cache is damaged, and is made again"):
-        again = cached(KEY, make, tmp_path)
+        again = get_or_create(KEY, make, tmp_path)
     assert_whole(again)
     assert again.digest == digest
-    assert_whole(cached(KEY, make, tmp_path))
+    assert_whole(get_or_create(KEY, make, tmp_path))
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("image.png"), ValueError("image.png"), KeyboardInterrupt()])
 def test_what_goes_wrong_in_the_making_is_passed_on_and_leaves_nothing(error: BaseException, tmp_path: Path) -> None:
-    def fail(writer: Writer) -> None:
+    def fail(writer: EntryWriter) -> None:
         make(writer)
         raise error
 
     with pytest.raises(type(error)) as raised:
-        cached(KEY, fail, tmp_path)
+        get_or_create(KEY, fail, tmp_path)
     assert raised.value is error
     assert names(tmp_path) == {f"{KEY}.lock"}
-    assert_whole(cached(KEY, make, tmp_path))
+    assert_whole(get_or_create(KEY, make, tmp_path))
 
 
 @pytest.mark.parametrize("task", [fill_the_disk, fill_the_disk_of_a_mac])
@@ -309,7 +309,7 @@ def test_what_is_on_a_read_only_disk_can_be_read(own_disk: tuple[str, ...], tmp_
 def test_a_folder_that_is_a_file_is_refused(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"file.*: cannot write decoded data .*; set ABLAB_CACHE to a folder that can"):
-        cached(KEY, make, tmp_path / "file" / place)
+        get_or_create(KEY, make, tmp_path / "file" / place)
 
 
 def test_a_key_follows_the_content_of_files_and_not_their_names(tmp_path: Path) -> None:
@@ -329,14 +329,14 @@ def test_parts_of_a_key_are_told_apart(tmp_path: Path) -> None:
     content_key("\udcff")  # as in a file's name that is not UTF-8
 
 
-def array(name: str, values: Any, dtype: str) -> Callable[[Writer], None]:
-    def make_array(writer: Writer) -> None:
+def array(name: str, values: Any, dtype: str) -> Callable[[EntryWriter], None]:
+    def make_array(writer: EntryWriter) -> None:
         writer.array(name, np.shape(values), dtype)[...] = values
 
     return make_array
 
 
-def fact(writer: Writer) -> None:
+def fact(writer: EntryWriter) -> None:
     array("x", [1, 2], "uint8")(writer)
     writer.facts["a"] = 1
 
@@ -351,14 +351,14 @@ def test_a_digest_is_of_all_content_and_of_nothing_else(tmp_path: Path) -> None:
         fact,
         lambda writer: None,
     ]
-    digests = [cached(content_key(i), made, tmp_path / "here") for i, made in enumerate(contents)]
+    digests = [get_or_create(content_key(i), made, tmp_path / "here") for i, made in enumerate(contents)]
     assert len({stored.digest for stored in digests}) == len(contents)
-    assert cached(KEY, contents[0], tmp_path / "there").digest == digests[0].digest
+    assert get_or_create(KEY, contents[0], tmp_path / "there").digest == digests[0].digest
 
 
 def test_an_entry_says_nothing_of_where_and_by_whom_it_was_made(tmp_path: Path) -> None:
-    cached(KEY, make, tmp_path / "here")
-    cached(KEY, make, tmp_path / "there")
+    get_or_create(KEY, make, tmp_path / "here")
+    get_or_create(KEY, make, tmp_path / "there")
     assert names(tmp_path / "here" / KEY) == {"images.npy", "targets.npy", "entry.json"}
     for name in names(tmp_path / "here" / KEY):
         content = (tmp_path / "here" / KEY / name).read_bytes()
@@ -367,7 +367,7 @@ def test_an_entry_says_nothing_of_where_and_by_whom_it_was_made(tmp_path: Path) 
 
 
 def test_tensors_are_the_files_and_writing_into_one_changes_only_this_processs_copy(tmp_path: Path) -> None:
-    here, there = (cached(KEY, make, tmp_path).tensors["images"] for _ in range(2))
+    here, there = (get_or_create(KEY, make, tmp_path).tensors["images"] for _ in range(2))
     file = tmp_path / KEY / "images.npy"
     before = file.read_bytes()
     here[0] += 1
@@ -382,7 +382,7 @@ def test_tensors_are_the_files_and_writing_into_one_changes_only_this_processs_c
 def test_arrays_of_any_size_and_shape_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     large = np.arange(700_001, dtype=np.int32)
 
-    def make_arrays(writer: Writer) -> None:
+    def make_arrays(writer: EntryWriter) -> None:
         images = writer.array("large", large.shape, "int32")
         for begin in range(0, len(large), 50_000):
             images[begin : begin + 50_000] = large[begin : begin + 50_000]
@@ -391,7 +391,7 @@ def test_arrays_of_any_size_and_shape_are_kept(tmp_path: Path, monkeypatch: pyte
 
     digests = set()
     for place in ("Linux", "macOS"):
-        tensors = (stored := cached(KEY, make_arrays, tmp_path / place)).tensors
+        tensors = (stored := get_or_create(KEY, make_arrays, tmp_path / place)).tensors
         assert torch.equal(tensors["large"], torch.from_numpy(large))
         assert tensors["empty"].shape == (0, 3)
         assert tensors["single"].item() is True
@@ -404,19 +404,19 @@ def test_data_larger_than_memory_are_mapped(tmp_path: Path) -> None:
     setting = Path("/proc/sys/vm/overcommit_memory")
     if setting.exists() and setting.read_text().strip() == "2":
         pytest.skip("this machine sets memory aside for all that is mapped")
-    cached(KEY, make, tmp_path)
+    get_or_create(KEY, make, tmp_path)
     record = tmp_path / KEY / "entry.json"
     sparse = np.lib.format.open_memmap(tmp_path / KEY / "images.npy", "w+", "uint8", (2**40,))
     sparse[-1] = 7
     entry = json.loads(record.read_text(encoding="utf-8"))
     entry["bytes"]["images"] = (tmp_path / KEY / "images.npy").stat().st_size
     record.write_text(json.dumps(entry), encoding="utf-8")
-    assert cached(KEY, make, tmp_path).tensors["images"][-1] == 7
+    assert get_or_create(KEY, make, tmp_path).tensors["images"][-1] == 7
 
 
 def test_a_type_that_torch_does_not_have_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"can't convert np.ndarray of type numpy\.str_"):
-        cached(KEY, lambda writer: writer.array("names", (3,), "U5").fill("a"), tmp_path)
+        get_or_create(KEY, lambda writer: writer.array("names", (3,), "U5").fill("a"), tmp_path)
 
 
 def test_the_folder_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -428,7 +428,7 @@ def test_the_folder_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch, 
     assert default_folder() == tmp_path / "xdg" / "ablab"
     monkeypatch.setenv("ABLAB_CACHE", "~/own")
     assert default_folder() == tmp_path / "home" / "own"
-    cached(KEY, make)
+    get_or_create(KEY, make)
     assert names(tmp_path / "home" / "own") == {KEY, f"{KEY}.lock"}
 
 

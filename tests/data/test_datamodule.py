@@ -18,7 +18,7 @@ from ablab.data.digit_scenes import DigitScenes
 from ablab.data.digits import Digits
 from ablab.data.digits_rows import DigitsRows
 from ablab.data.japanese_vowels import JapaneseVowels
-from ablab.data.labelled import Official, moments, stratified_holdout
+from ablab.data.labelled import OfficialSplits, mean_and_std, stratified_holdout
 from ablab.data.mnist5k import MNIST5k
 from ablab.data.synthetic import SyntheticImages
 from ablab.data.text import Text
@@ -145,11 +145,11 @@ def test_no_sample_is_in_two_splits_by_its_content(make_data: Callable[[], DataM
 
 def test_copies_of_a_sample_stay_in_one_part() -> None:
     class Doubled(Digits):
-        def load(self) -> Official:
+        def load(self) -> OfficialSplits:
             official = super().load()
             assert isinstance(official.train, Samples)
-            inputs, targets, *_ = official.train.whole()
-            return Official(Samples(inputs.repeat(2, 1, 1, 1), targets.repeat(2)), official.test)
+            inputs, targets, *_ = official.train.as_batch()
+            return OfficialSplits(Samples(inputs.repeat(2, 1, 1, 1), targets.repeat(2)), official.test)
 
     for settings in ({}, {"folds": 4, "fold": 2}):
         data = Doubled(**settings)
@@ -241,10 +241,10 @@ def test_sizes_that_make_no_sense_are_refused(make_data: Callable[[], None], mes
 )
 def test_labels_that_make_no_sense_are_refused_with_their_row(targets: list[int], message: str) -> None:
     class Labelled(Digits):
-        def load(self) -> Official:
+        def load(self) -> OfficialSplits:
             self.class_names = ["a", "b", "c"]
             samples = Samples(torch.arange(len(targets)).view(-1, 1, 1, 1), torch.tensor(targets))
-            return Official(samples, samples)
+            return OfficialSplits(samples, samples)
 
     with pytest.raises(ValueError, match=message):
         Labelled().setup()
@@ -273,7 +273,7 @@ def test_a_rare_class_that_falls_to_one_side_is_refused() -> None:
 
 def test_a_constant_feature_is_only_centered() -> None:
     constant = Samples(torch.full((10, 2, 3), 7.0), torch.zeros(10))
-    mean, std = moments(constant, (2,))
+    mean, std = mean_and_std(constant, (2,))
     assert mean.flatten().tolist() == [7, 7, 7]
     assert std.flatten().tolist() == [1, 1, 1]
 

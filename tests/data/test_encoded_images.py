@@ -135,8 +135,8 @@ def test_notes_are_counted_over_the_parts_and_kept_with_the_cache(tmp_path: Path
         for i in range(4):
             Image.new("RGBA", (4, 4), (number, i, 9, 0 if i == 0 else 255)).save(root / name / f"{i}.png")
     first, second = folder(root), folder(root)
-    assert first.unusual()[-1] == second.unusual()[-1]
-    assert "images with transparent pixels, laid over white (4)" in first.unusual()
+    assert first.caveats()[-1] == second.caveats()[-1]
+    assert "images with transparent pixels, laid over white (4)" in first.caveats()
     assert first.fingerprint == second.fingerprint
 
 
@@ -145,10 +145,10 @@ def test_the_cache_has_another_key_for_another_decoder(monkeypatch: pytest.Monke
     class Data(EncodedImages):
         def load(self) -> Any: ...
 
-    before = Data().key("x")
-    assert before == Data().key("x")
+    before = Data().cache_key("x")
+    assert before == Data().cache_key("x")
     monkeypatch.setattr(encoded_images, name, {"DECODER": -1, "CODECS": ("jpg",)}[name])
-    assert Data().key("x") != before
+    assert Data().cache_key("x") != before
 
 
 def test_the_digests_in_the_cache_are_those_of_the_decoded_images(files: Path) -> None:

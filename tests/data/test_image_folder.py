@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, features
 
 from ablab.data.image_folder import ImageFolder, image_suffixes
-from ablab.data.reading import read_once, set_up
+from ablab.data.reading import read_once, setup_data
 
 CLASSES = ("cat", "dog", "emu")
 Tree = Callable[..., Path]
@@ -59,20 +59,20 @@ def test_parts_have_their_usual_names_in_any_case(tree: Tree, train: str, test: 
     data = read(tree(train, test))
     assert data.class_names == ["cat", "dog", "emu"]
     assert sizes(data) == [12, 6, 18]
-    assert data.unusual() == []
+    assert data.caveats() == []
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "Validation", "dev"])
 def test_a_given_validation_part_is_used_and_said_to_replace_val_fraction(tree: Tree, val: str) -> None:
     data = read(tree("train", val, "test"))
     assert sizes(data) == [18, 18, 18]
-    assert data.unusual() == ["validated on the given validation part, val_fraction is not used"]
+    assert data.caveats() == ["validated on the given validation part, val_fraction is not used"]
 
 
 def test_the_samples_that_folds_leave_unused_are_counted(tree: Tree) -> None:
     data = read(tree("train", "val", "test"), folds=3, fold=1)
     assert sizes(data) == [12, 6, 18]
-    assert data.unusual() == [
+    assert data.caveats() == [
         "validated on fold 1 of 3",
         "the 18 samples of the given validation part are not used",
     ]
@@ -81,14 +81,14 @@ def test_the_samples_that_folds_leave_unused_are_counted(tree: Tree) -> None:
 def test_a_missing_test_part_is_held_out_of_the_training_part(tree: Tree) -> None:
     data = read(tree("train", "val"))
     assert sizes(data) == [14, 18, 4]
-    assert data.unusual()[0] == "no test folder, so 20% of train is held out to test"
-    assert read(tree("train", "val"), test_fraction=0.5).unusual()[0].startswith("no test folder, so 50% of train")
+    assert data.caveats()[0] == "no test folder, so 20% of train is held out to test"
+    assert read(tree("train", "val"), test_fraction=0.5).caveats()[0].startswith("no test folder, so 50% of train")
 
 
 def test_a_training_part_alone_gives_all_three_parts(tree: Tree) -> None:
     data = read(tree("Training"))
     assert sizes(data) == [9, 5, 4]
-    assert data.unusual() == ["no test folder, so 20% of Training is held out to test"]
+    assert data.caveats() == ["no test folder, so 20% of Training is held out to test"]
 
 
 @pytest.mark.parametrize(
@@ -132,15 +132,15 @@ def test_parts_without_class_folders_are_refused(tree: Tree) -> None:
 def test_a_class_may_have_a_name_of_a_part(tree: Tree, classes: tuple[str, ...]) -> None:
     data = read(tree("", classes=classes))
     assert data.class_names == list(classes)
-    assert data.unusual() == []
+    assert data.caveats() == []
 
 
 def test_other_folders_beside_the_parts_are_named(tree: Tree) -> None:
-    assert read(tree("train", "test", "extra")).unusual() == ["left out: entries of folder extra (3)"]
+    assert read(tree("train", "test", "extra")).caveats() == ["left out: entries of folder extra (3)"]
 
 
 def test_test_fraction_beside_a_test_part_is_said_not_to_be_used(tree: Tree) -> None:
-    assert "tested on Test, test_fraction is not used" in read(tree("Train", "Test"), test_fraction=0.2).unusual()
+    assert "tested on Test, test_fraction is not used" in read(tree("Train", "Test"), test_fraction=0.2).caveats()
 
 
 def test_a_class_or_an_image_may_be_called_like_an_ordinary_file(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_class_without_test_or_validation_images_is_named(tree: Tree) -> None:
     for file in (root / "test" / "dog").iterdir():
         file.unlink()
     data = read(root)
-    assert data.unusual()[1:] == ["no validation sample has the class dog", "no test sample has the class dog"]
+    assert data.caveats()[1:] == ["no validation sample has the class dog", "no test sample has the class dog"]
     assert data.splits is not None
     assert set(data.splits.test[range(12)].targets.tolist()) == {0, 2}
 
@@ -189,7 +189,7 @@ def test_class_names_that_differ_in_case_are_named_and_those_that_differ_in_byte
     root = tree("test", classes=(decomposed, "Dog", "dog"))
     data = read(root)
     assert data.class_names == ["Dog", composed, "dog"]
-    assert data.unusual() == ["classes that differ only in case: Dog, dog"]
+    assert data.caveats() == ["classes that differ only in case: Dog, dog"]
     tree("train", classes=(decomposed,))
     with pytest.raises(ValueError, match="another folder has the same name in other bytes of Unicode; merge the two"):
         read(root)
@@ -204,7 +204,7 @@ def test_a_class_name_that_cannot_be_printed_is_refused(tree: Tree, name: str) -
 def test_images_in_subfolders_of_a_class_are_counted(tree: Tree) -> None:
     data = read(tree("", classes=("cat/indoor", "cat/outdoor", "dog")))
     assert data.class_names == ["cat", "dog"]
-    assert data.unusual() == ["12 images are in subfolders of their class"]
+    assert data.caveats() == ["12 images are in subfolders of their class"]
 
 
 def test_a_file_is_no_folder(tree: Tree) -> None:
@@ -222,7 +222,7 @@ def test_ordinary_files_are_ignored_in_silence(tree: Tree) -> None:
         (root / name).write_bytes(b"x")
     data = read(root)
     assert data.class_names == ["cat", "dog", "emu"]
-    assert data.unusual() == []
+    assert data.caveats() == []
 
 
 def test_everything_else_that_is_left_out_is_counted(tree: Tree) -> None:
@@ -232,7 +232,7 @@ def test_everything_else_that_is_left_out_is_counted(tree: Tree) -> None:
     (root / "emu" / ".ipynb_checkpoints").mkdir()
     for name in ("stray.png", "cat/.hidden.png", "emu/.ipynb_checkpoints/0.jpg"):
         (root / name).write_bytes(b"x")
-    assert read(root).unusual() == [
+    assert read(root).caveats() == [
         "left out: .csv files (1), .heic files (2), .npy files (1), hidden images (2), images outside class folders (1)"
     ]
 
@@ -271,7 +271,7 @@ def test_links_are_followed_and_no_folder_is_read_twice(tree: Tree, tmp_path: Pa
     data = read(root)
     assert data.class_names == ["cat", "dog", "emu", "owl"]
     assert sum(sizes(data)) == 18 + 6 + 6 + 1
-    assert data.unusual() == [
+    assert data.caveats() == [
         "6 images are in subfolders of their class",
         "left out: links to folders that are read anyway (4)",
     ]
@@ -350,8 +350,8 @@ def test_every_run_of_a_sweep_is_told_of_the_data_that_were_read_once(tree: Tree
     with read_once():
         for _ in range(2):
             data = ImageFolder(root=str(root), batch_size=2, val_fraction=0.3)
-            set_up(data, {"root": str(root)})
-            found.append(data.unusual())
+            setup_data(data, {"root": str(root)})
+            found.append(data.caveats())
     assert (
         found[0]
         == found[1]

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ablab.data.datamodule import DataModule
-from ablab.data.encoded_images import scaled
+from ablab.data.encoded_images import resize_and_crop
 from ablab.data.hf_image import HFImage
 from ablab.data.image_folder import ImageFolder
 
@@ -173,7 +173,7 @@ def test_classes_in_another_order_are_refused(parquet: Parquet) -> None:
 def test_the_middle_of_an_image_is_scaled() -> None:
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, 10:20] = 200
-    image = np.asarray(scaled(Image.fromarray(wide), 5))
+    image = np.asarray(resize_and_crop(Image.fromarray(wide), 5))
     assert image.shape == (5, 5, 3)
     assert image[:, 1:4].min() > 150
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ablab.data.batch import Kind, Samples
 from ablab.data.digits import load_digits
-from ablab.data.labelled import LabelledData, Official, copies, stratified_holdout
+from ablab.data.labelled import LabelledData, OfficialSplits, group_duplicates, stratified_holdout
 
 
 def images(*values: int) -> Tensor:
@@ -31,11 +31,11 @@ class Given(LabelledData):
     kind: ClassVar[Kind] = "images"
     class_names: ClassVar[list[str]] = ["a", "b", "c"]  # type: ignore[misc]
 
-    def __init__(self, official: Official, **settings: Any) -> None:
+    def __init__(self, official: OfficialSplits, **settings: Any) -> None:
         super().__init__(batch_size=1, **settings)
         self.official = official
 
-    def load(self) -> Official:
+    def load(self) -> OfficialSplits:
         return self.official
 
     @property
@@ -47,20 +47,20 @@ def part(*values: int, targets: list[int] | None = None) -> Samples:
     return Samples(images(*values), torch.tensor(targets or [value % 3 for value in values]))
 
 
-def unusual(train: Samples, test: Samples, val: Samples | None = None, **settings: Any) -> list[str]:
-    data = Given(Official(train, test, val), **settings)
+def caveats(train: Samples, test: Samples, val: Samples | None = None, **settings: Any) -> list[str]:
+    data = Given(OfficialSplits(train, test, val), **settings)
     data.setup()
-    return data.unusual()
+    return data.caveats()
 
 
 def test_ordinary_parts_have_nothing_to_report() -> None:
-    assert unusual(part(*range(30)), part(30, 31, 32)) == []
-    assert unusual(part(*range(30), 0, 1, 1), part(30, 31, 32)) == []  # copies within training are ordinary
+    assert caveats(part(*range(30)), part(30, 31, 32)) == []
+    assert caveats(part(*range(30), 0, 1, 1), part(30, 31, 32)) == []  # copies within training are ordinary
 
 
 def test_test_samples_that_are_training_or_validation_samples_are_counted() -> None:
     train, test, val = part(*range(12)), part(0, 0, 3, 20, 21, 22), part(12, 13, 14, 22, 5)
-    assert unusual(train, test, val)[1:] == [
+    assert caveats(train, test, val)[1:] == [
         "3 of 6 test samples are training samples too",
         "1 of 6 test samples are validation samples too",
         "1 of 5 validation samples are training samples too",
@@ -68,7 +68,7 @@ def test_test_samples_that_are_training_or_validation_samples_are_counted() -> N
 
 
 def test_test_samples_that_are_also_in_the_held_out_part_are_counted() -> None:
-    found = unusual(part(*range(30)), part(*range(30)), val_fraction=0.2)
+    found = caveats(part(*range(30)), part(*range(30)), val_fraction=0.2)
     assert found == [
         "24 of 30 test samples are training samples too",
         "6 of 30 test samples are validation samples too",
@@ -78,7 +78,7 @@ def test_test_samples_that_are_also_in_the_held_out_part_are_counted() -> None:
 def test_samples_with_contradicting_labels_are_counted() -> None:
     train = part(*range(9), 40, 40, targets=[*([0, 1, 2] * 3), 0, 1])
     test = part(7, 50, 51, 52, targets=[2, 0, 1, 2])
-    assert unusual(train, test, val_fraction=0) == [
+    assert caveats(train, test, val_fraction=0) == [
         "1 of 4 test samples are training samples too",
         "4 samples have the inputs of another one and a different label",
     ]
@@ -86,7 +86,7 @@ def test_samples_with_contradicting_labels_are_counted() -> None:
 
 def test_classes_that_a_part_lacks_are_named() -> None:
     train, val, test = part(*range(12)), part(12, 15), part(31)
-    assert unusual(train, test, val)[1:] == [
+    assert caveats(train, test, val)[1:] == [
         "no validation sample has the class b, c",
         "no test sample has the class a, c",
     ]
@@ -101,7 +101,7 @@ def test_equal_inputs_of_other_lengths_are_other_samples() -> None:
 
 
 def test_contents_are_numbered_by_their_first_sample() -> None:
-    first, group = copies(torch.tensor([9, -4, 9, 7, -4, 1]))
+    first, group = group_duplicates(torch.tensor([9, -4, 9, 7, -4, 1]))
     assert first.tolist() == [0, 1, 3, 5]
     assert group.tolist() == [0, 1, 0, 2, 1, 3]
 

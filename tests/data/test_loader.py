@@ -13,7 +13,7 @@ from torch.utils.data import get_worker_info
 
 from ablab.data.batch import Batch
 from ablab.data.loader import Loader
-from ablab.data.order import BatchOrder
+from ablab.data.sampler import BatchSampler
 from ablab.errors import RunError
 from ablab.lab.launch.processes import lost_worker
 
@@ -48,7 +48,7 @@ class Killed(Numbers):
 
 
 def loader(split: Numbers, num_workers: int) -> Loader:
-    order = BatchOrder(len(split), batch_size=4, shuffle=True, seed=0)
+    order = BatchSampler(len(split), batch_size=4, shuffle=True, seed=0)
     return Loader(split, order, num_workers=num_workers)  # type: ignore[arg-type]
 
 
@@ -56,7 +56,7 @@ def loader(split: Numbers, num_workers: int) -> Loader:
 def test_batches_come_without_shared_memory_and_it_is_said_once(
     capsys: pytest.CaptureFixture[str], seeded: bool
 ) -> None:
-    order = BatchOrder(16, batch_size=4, shuffle=True, seed=0)
+    order = BatchSampler(16, batch_size=4, shuffle=True, seed=0)
     expected = list(Loader(Numbers(), order, seeded=seeded))  # type: ignore[arg-type]
     found = list(Loader(WithoutSharedMemory(), order, num_workers=2, seeded=seeded))  # type: ignore[arg-type]
     assert len(found) == len(expected) == 4

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ablab.data.augment import Augment
 from ablab.data.batch import Batch, Samples
-from ablab.data.digit_scenes import DigitScenes, scenes
+from ablab.data.digit_scenes import DigitScenes, make_scenes
 from ablab.data.digits import load_digits
-from ablab.data.draws import own_seeds
 from ablab.data.image_masks import ImageMasks
-from ablab.data.labelled import Official
+from ablab.data.labelled import OfficialSplits
 from ablab.data.masks import Masks
+from ablab.data.rng import index_seeds
 
 Tree = Callable[..., Path]
 Pixels = NDArray[np.uint8]
@@ -73,7 +73,7 @@ def sizes(data: Masks) -> list[int]:
 def whole(data: Masks, part: str = "test") -> Batch:
     split = getattr(data.splits, part)
     assert isinstance(split, Samples)
-    return split.whole()
+    return split.as_batch()
 
 
 # Folders of images and masks ---------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def test_a_folder_without_parts_is_divided_at_random_and_always_alike(tree: Tree
     data = read(root)
     assert sizes(data) == [6, 2, 2]
     assert data.class_names == ["0", "1", "2"]
-    assert data.unusual() == []
+    assert data.caveats() == []
     assert read(root).fingerprint == data.fingerprint
     other = read(root, split_seed=1)
     assert torch.equal(whole(other).inputs, whole(data).inputs), "the test images are always the same"
@@ -97,7 +97,7 @@ def test_parts_have_their_usual_names_and_missing_ones_are_held_out(tree: Tree) 
     root = tree("train", "Validation", "test")
     data = read(root, test_fraction=0.3)
     assert sizes(data) == [10, 10, 10]
-    assert data.unusual() == [
+    assert data.caveats() == [
         "tested on test, test_fraction is not used",
         "validated on the given validation part, val_fraction is not used",
     ]
@@ -107,7 +107,7 @@ def test_parts_have_their_usual_names_and_missing_ones_are_held_out(tree: Tree) 
 def test_a_missing_test_part_is_reported(tree: Tree) -> None:
     data = read(tree("training"))
     assert sizes(data) == [6, 2, 2]
-    assert data.unusual() == ["no test folder, so 20% of training is held out to test"]
+    assert data.caveats() == ["no test folder, so 20% of training is held out to test"]
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "1"])
@@ -146,7 +146,7 @@ def test_names_of_classes_may_be_more_than_there_are_and_that_is_reported(tree: 
     data = read(tree(), class_names=["ground", "road", "car", "sky"])
     assert data.model_sizes == {"in_channels": 3, "num_classes": 4}
     assert data.task_sizes == {"pixel_classes": ["ground", "road", "car", "sky"]}
-    assert data.unusual()[0] == "no training sample has the class sky"
+    assert data.caveats()[0] == "no training sample has the class sky"
 
 
 def test_a_mask_that_changes_is_read_again(tree: Tree) -> None:
@@ -263,15 +263,15 @@ def test_what_is_left_out_is_counted(tree: Tree) -> None:
     (root / "train/images/notes.csv").write_text("")
     (root / "extra").mkdir()
     (root / "extra/1.png").write_bytes(b"")
-    assert read(root).unusual() == ["left out: .csv files (1), entries of folder extra (1)"]
+    assert read(root).caveats() == ["left out: .csv files (1), entries of folder extra (1)"]
 
 
 class Own(Masks):
-    def load(self) -> Official:
+    def load(self) -> OfficialSplits:
         self.class_names = ["a", "b"]
         masks = torch.zeros(9, 2, 2, dtype=torch.uint8)
         masks[7, 1, 1] = 2
-        return Official(Samples(torch.rand(9, 1, 2, 2), masks), Samples(torch.rand(2, 1, 2, 2), masks[:2]))
+        return OfficialSplits(Samples(torch.rand(9, 1, 2, 2), masks), Samples(torch.rand(2, 1, 2, 2), masks[:2]))
 
     @property
     def model_sizes(self) -> dict[str, int]:
@@ -289,7 +289,7 @@ def test_masks_of_ones_own_are_checked() -> None:
 def test_every_digit_is_whole_and_in_one_scene() -> None:
     """So no digit is in two parts, however the scenes are divided."""
     ink = torch.full((198, 8, 8), 16, dtype=torch.uint8)
-    masks = scenes(ink, torch.arange(198)).targets
+    masks = make_scenes(ink, torch.arange(198)).targets
     counts = torch.stack([mask.flatten().bincount(minlength=199) for mask in masks])[:, 1:]
     assert torch.equal((counts > 0).sum(0), torch.ones(198, dtype=torch.int64))
     assert torch.equal(counts.sum(0), torch.full((198,), 64)), "none covers another"
@@ -298,7 +298,7 @@ def test_every_digit_is_whole_and_in_one_scene() -> None:
 
 def test_a_mask_has_a_digits_class_where_its_ink_is() -> None:
     images, digits = load_digits()
-    masks = scenes(images[:1], digits[:1]).targets
+    masks = make_scenes(images[:1], digits[:1]).targets
     rows, columns = masks[0].any(1).nonzero().flatten(), masks[0].any(0).nonzero().flatten()
     found = masks[0, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     ink = images[0] >= 4
@@ -323,10 +323,10 @@ def test_scenes_have_one_to_three_digits_and_all_classes() -> None:
 
 
 def moved(augment: Augment, images: Tensor, masks: Tensor, seed: int) -> Batch:
-    own = own_seeds(seed, torch.arange(len(images)))
+    own = index_seeds(seed, torch.arange(len(images)))
     seeds = torch.stack([own, torch.full_like(own, seed % 3)], dim=1)
-    batch = augment.before(Batch(images, masks, seeds=seeds), (0.0, 255.0))
-    return augment.after(batch, 3)
+    batch = augment.augment_raw(Batch(images, masks, seeds=seeds), (0.0, 255.0))
+    return augment.augment_standardized(batch, 3)
 
 
 @pytest.mark.parametrize("flip", ["none", "random", "alternating"])

@@ -116,7 +116,7 @@ def test_the_seed_and_the_place_of_a_sample_alone_decide(name: str, kind: str, m
     first = make(name)(inputs, valid, high=1.0)
     torch.manual_seed(7)
     assert torch.equal(make(name)(inputs, valid, high=1.0), first)
-    monkeypatch.setattr(shifts, "PIECE", 3 * inputs[0].numel())  # three samples at a time, the last two together
+    monkeypatch.setattr(shifts, "CHUNK", 3 * inputs[0].numel())  # three samples at a time, the last two together
     torch.testing.assert_close(make(name)(inputs, valid, high=1.0), first, rtol=0, atol=1e-4)
     if kind == "images":  # the unit of sequences is taken from all of them
         torch.testing.assert_close(make(name)(inputs[:5], high=1.0), first[:5], rtol=0, atol=1e-6)

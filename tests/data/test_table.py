@@ -86,7 +86,7 @@ def test_a_table_is_the_same_from_every_format(tmp_path: Path) -> None:
     arrays = ready(str(tmp_path / "x.npz"))
     for data in (*read, arrays):
         for name in ("train", "val", "test"):
-            ours, expected = part(data, name).whole(), part(read[0], name).whole()
+            ours, expected = part(data, name).as_batch(), part(read[0], name).as_batch()
             assert torch.equal(ours.inputs, expected.inputs)
             assert torch.equal(ours.targets, expected.targets)
     assert read[0].fingerprint == read[1].fingerprint
@@ -99,9 +99,9 @@ def test_features_and_numbers_are_standardized_by_the_training_rows(tmp_path: Pa
     train, rows = part(data, "train"), members(data, "train")
     values = table[["a", "b", "y"]].to_numpy()
     expected = (values - values[rows].mean(0)) / values[rows].std(0)
-    np.testing.assert_allclose(train.whole().inputs.numpy(), expected[rows, :2], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(train.as_batch().inputs.numpy(), expected[rows, :2], rtol=1e-5, atol=1e-6)
     test, others = part(data, "test"), members(data, "test")
-    np.testing.assert_allclose(test.whole().inputs.numpy(), expected[others, :2], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(test.as_batch().inputs.numpy(), expected[others, :2], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(test.targets[:, 0].numpy(), expected[others, 2], rtol=1e-5, atol=1e-6)
     assert data.task_sizes == {
         "target_names": ["y"],
@@ -113,14 +113,14 @@ def test_features_and_numbers_are_standardized_by_the_training_rows(tmp_path: Pa
 def test_large_numbers_with_small_differences_keep_them(tmp_path: Path) -> None:
     table = frame()
     table["time"] = 1.7e9 + np.arange(40) * 0.01  # float32 has steps of 128 there
-    inputs = part(ready(write(tmp_path, table), target="y", features=["time"]), "train").whole().inputs
+    inputs = part(ready(write(tmp_path, table), target="y", features=["time"]), "train").as_batch().inputs
     assert len(inputs.unique()) == len(inputs)
 
 
 def test_columns_that_hold_no_numbers_are_left_out_and_named(tmp_path: Path) -> None:
     data = ready(write(tmp_path, frame()), target="y")
     assert data.feature_names == ["a", "b", "big_a", "big_b"]
-    assert "columns that hold no numbers are left out: word" in data.unusual()
+    assert "columns that hold no numbers are left out: word" in data.caveats()
 
 
 def test_classes_are_text_integers_or_booleans_in_their_order(tmp_path: Path) -> None:
@@ -164,13 +164,13 @@ def test_parts_are_files_a_column_or_held_out(tmp_path: Path) -> None:
     }
     by_file = ready(write(tmp_path, table[:20].drop(columns="part"), "train.csv"), target="y", **files)
     for name, size in (("train", 20), ("val", 8), ("test", 12)):
-        ours, expected = part(by_column, name).whole(), part(by_file, name).whole()
+        ours, expected = part(by_column, name).as_batch(), part(by_file, name).as_batch()
         assert len(ours.targets) == size
         assert torch.equal(ours.inputs, expected.inputs)
         assert torch.equal(ours.targets, expected.targets)
-    assert "validated on the given validation part, val_fraction is not used" in by_file.unusual()
+    assert "validated on the given validation part, val_fraction is not used" in by_file.caveats()
     folds = ready(write(tmp_path, table, "parts.csv"), target="y", split_column="part", folds=4)
-    assert "the 8 rows of the given validation part are not used" in folds.unusual()
+    assert "the 8 rows of the given validation part are not used" in folds.caveats()
     assert len(part(folds, "val")) == 5
 
 
@@ -178,10 +178,10 @@ def test_equal_rows_stay_on_one_side_and_shared_ones_are_counted(tmp_path: Path)
     table = frame()
     twice = pd.concat([table, table])
     data = ready(write(tmp_path, twice), target="y")
-    assert not any("samples too" in note for note in data.unusual())
+    assert not any("samples too" in note for note in data.caveats())
     file = write(tmp_path, table)
     copied = ready(file, target="y", test_file=write(tmp_path, table[:3], "test.csv"), val_fraction=0.1)
-    assert any("of 3 test samples are" in note for note in copied.unusual())
+    assert any("of 3 test samples are" in note for note in copied.caveats())
 
 
 @pytest.mark.parametrize(

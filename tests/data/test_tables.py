@@ -201,15 +201,15 @@ def test_a_missing_part_is_answered_with_the_parts_that_there_are(tmp_path: Path
         read(tmp_path)
     data = read(tmp_path, test_split="validation")
     assert sizes(data) == [16, 4, 8]
-    assert not any("not used" in line for line in data.unusual())
+    assert not any("not used" in line for line in data.caveats())
 
 
 def test_a_validation_part_that_nobody_asked_for_is_mentioned(tmp_path: Path) -> None:
     for split, number in (("train", 10), ("valid", 3), ("test", 4)):
         write(tmp_path / f"{split}.parquet", [0, 1] * number, names=NAMES)
     note = "6 of valid not used, data.val_split=valid validates on them"
-    assert note in read(tmp_path).unusual()
-    assert note not in read(tmp_path, val_split="valid").unusual()
+    assert note in read(tmp_path).caveats()
+    assert note not in read(tmp_path, val_split="valid").caveats()
 
 
 # Labels -------------------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_plain_labels_are_classes_in_the_order_of_their_values(
     streamed = read(tmp_path, val_split="val", streaming=True)
     for found in (data, streamed):
         assert found.class_names == names
-        assert [line for line in found.unusual() if line.startswith("the labels")] == notes
+        assert [line for line in found.caveats() if line.startswith("the labels")] == notes
         assert found.splits is not None
         assert [names[i] for i in found.splits.test[range(len(test))].targets] == [str(label) for label in test]
     assert data.splits is not None
@@ -349,7 +349,7 @@ def test_images_that_a_stream_points_to_are_read_and_their_sizes_are_in_its_fing
     settings: dict[str, Any] = {"streaming": True, "val_split": "test"}
     before = read(tmp_path, **settings)
     note = "the fingerprint of the streamed part covers sizes and ends of files, and all labels, not every image"
-    assert note in before.unusual()
+    assert note in before.caveats()
     assert {int(image[0, 3, 3]) for batch in before.train_dataloader() for image in batch.inputs} == {40}
     file = tmp_path / "train7.png"
     Image.open(io.BytesIO(png(90))).resize((4, 4)).save(file, compress_level=0)
@@ -401,12 +401,12 @@ def test_only_rows_without_bytes_point_to_files(tmp_path: Path, statistics: bool
     file = write(tmp_path / "train.parquet", [0, 1] * 10, images=embedded)
     parquet.write_table(parquet.read_table(file), file, write_statistics=statistics)
     table = Table("root=x", "train", [ParquetShard(file)])
-    assert table.pointed_files("image") == []
+    assert table.external_files("image") == []
     (tmp_path / "a.png").write_bytes(png(40))
     images = [*embedded[:19], {"bytes": None, "path": "a.png"}]
     write(file, [0, 1] * 10, images=images)
     parquet.write_table(parquet.read_table(file), file, write_statistics=statistics)
-    assert Table("root=x", "train", [ParquetShard(file)]).pointed_files("image") == [tmp_path / "a.png"]
+    assert Table("root=x", "train", [ParquetShard(file)]).external_files("image") == [tmp_path / "a.png"]
 
 
 # save_to_disk -------------------------------------------------------------------------------------------------------
@@ -452,7 +452,7 @@ def test_a_saved_dataset_without_parts_has_a_fifth_held_out_to_test(saved: Calla
     root = saved("a", 50, shards=3)
     data = read(root)
     assert sizes(data) == [32, 8, 10]
-    assert "saved without parts, so 20% are held out to test" in data.unusual()
+    assert "saved without parts, so 20% are held out to test" in data.caveats()
     again = read(root, seed=3, split_seed=1)
     assert data.splits is not None
     assert again.splits is not None
@@ -579,11 +579,11 @@ def test_documents_that_are_in_two_parts_are_counted(tmp_path: Path) -> None:
         parquet.write_table(pyarrow.table({"text": own}), tmp_path / f"{split}.parquet")
     data = HFText(root=str(tmp_path), context_length=4)
     data.setup()
-    assert data.unusual() == [
+    assert data.caveats() == [
         "1 of 3 documents of validation are training documents, too",
         "40 of 40 documents of test are training documents, too",
     ]
     parquet.write_table(pyarrow.table({"text": [*documents, *documents, ""]}), tmp_path / "train.parquet")
     one = HFText(root=str(tmp_path), context_length=4, val_split=None, test_split=None)
     one.setup()
-    assert one.unusual() == ["40 of 81 documents are copies of others"]
+    assert one.caveats() == ["40 of 81 documents are copies of others"]

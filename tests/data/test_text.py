@@ -155,7 +155,7 @@ def test_hidden_files_backups_and_checkpoints_are_left_out_and_said(tmp_path: Pa
     assert read_text(str(root)).text == f"{book}\nany other file is text"
     data = Text(path=str(root))
     data.setup()
-    assert data.unusual() == ["12 hidden files and backups left out (#book.txt#, .DS_Store, .book.txt.swp, …)"]
+    assert data.caveats() == ["12 hidden files and backups left out (#book.txt#, .DS_Store, .book.txt.swp, …)"]
 
 
 def test_a_file_that_is_named_is_read_whatever_its_name(tmp_path: Path) -> None:

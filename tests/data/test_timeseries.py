@@ -103,8 +103,8 @@ def test_files_that_look_swapped_are_mentioned(tmp_path: Path) -> None:
     train, test = write(tmp_path, HEADER + rows), write(tmp_path, HEADER + rows + rows, "x_TEST.ts")
     swapped = TimeSeries(train_file=str(test), test_file=str(train), batch_size=4)
     note = "trained on x_TEST.ts and tested on x_TRAIN.ts: are they swapped?"
-    assert note in swapped.unusual()
-    assert note not in TimeSeries(train_file=str(train), test_file=str(test), batch_size=4).unusual()
+    assert note in swapped.caveats()
+    assert note not in TimeSeries(train_file=str(train), test_file=str(test), batch_size=4).caveats()
 
 
 def test_labels_that_are_missing_are_refused_where_no_classes_are_declared(tmp_path: Path) -> None:

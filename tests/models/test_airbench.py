@@ -129,13 +129,13 @@ def test_views_of_a_mirror_symmetric_classifier_are_one() -> None:
         return made(model=Colour(), optimizer=torch.optim.SGD, scheduler=None, class_names=["a", "b", "c"])
 
     batch = Batch(torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))
-    plain = task("none").over_views(batch)
-    torch.testing.assert_close(task("mirror").over_views(batch), plain)
+    plain = task("none").average_views(batch)
+    torch.testing.assert_close(task("mirror").average_views(batch), plain)
     constant = batch._replace(inputs=torch.ones(4, 3, 8, 8))
-    torch.testing.assert_close(task("mirror_translate").over_views(constant), task("none").over_views(constant))
+    torch.testing.assert_close(task("mirror_translate").average_views(constant), task("none").average_views(constant))
     # one bright pixel in a corner leaves the image when it is moved there, and is doubled by its reflection elsewhere
     corner = torch.zeros(1, 3, 8, 8)
     corner[..., 0, 0] = 64
-    moved = task("mirror_translate").over_views(batch._replace(inputs=corner))
-    mirrored = task("mirror").over_views(batch._replace(inputs=corner))
+    moved = task("mirror_translate").average_views(batch._replace(inputs=corner))
+    mirrored = task("mirror").average_views(batch._replace(inputs=corner))
     assert not torch.equal(moved, mirrored)

@@ -21,7 +21,7 @@ from tests.pairs import PAIRS, declared, defined, in_turn
 from torch import nn
 
 from ablab.lab.config.build import build
-from ablab.norms import Norm, collecting, problems
+from ablab.norms import Norm, collect_refusals, find_norm_problems
 
 KNOWN = {"airbench", "mlp", "resnet", "resnet18", "resnet50", "rnn", "transformer", "unet"}
 OWN = [(name, "its own") for name in choices("model") if name not in KNOWN]  # each with the data that it chooses
@@ -48,11 +48,11 @@ def make(config: Callable[..., DictConfig], batch: Callable[..., Any]) -> Make:
         if kind == "its own":
             data = build(cfg.data)
             data.setup()
-            example, sizes = data.first(16), data.model_sizes
+            example, sizes = data.first_samples(16), data.model_sizes
         else:
             example, sizes = batch(kind, 4 if kind == "masks" else 16)  # a mask has hundreds of targets
         torch.manual_seed(0)
-        with collecting():
+        with collect_refusals():
             return build(cfg.model, norm=build(its_norm), **sizes), example
 
     return build_pair
@@ -83,7 +83,7 @@ def test_a_model_of_ones_own_overfits_one_batch_with_the_norm_that_it_chooses(
     data = build(cfg.data)
     data.setup()
     torch.manual_seed(0)
-    overfit(build(cfg.model, norm=build(cfg.norm), **data.model_sizes), data.first(16), 0.1)
+    overfit(build(cfg.model, norm=build(cfg.norm), **data.model_sizes), data.first_samples(16), 0.1)
 
 
 def overfit(model: nn.Module, example: Any, left: float) -> None:
@@ -129,7 +129,7 @@ def keeps_its_contract_or_is_refused(
 ) -> None:
     model, example = make(model_name, norm_choice, kind)
     norm = build(config(f"norm={norm_choice}").norm)
-    found = problems(model, norm, lambda: model(example.inputs))
+    found = find_norm_problems(model, norm, lambda: model(example.inputs))
     assert kind == "its own" or bool(found) != defined(model_name, kind, norm_choice), found
     if found:
         assert all(re.search("choose|set norm|use larger", reason) for reason in found)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ablab.lab.config.build import build
-from ablab.norms import EvoNormS0, GroupNorm, LayerNorm, Layout, Norm, Refused, RMSNorm, collecting
+from ablab.norms import EvoNormS0, GroupNorm, LayerNorm, Layout, Norm, RMSNorm, UndefinedNorm, collect_refusals
 
 ROOT = Path(__file__).parents[2]
 FEATURES = 16  # two of them in each of the eight groups that are the default
@@ -75,7 +75,7 @@ def norm(setting: str) -> Norm:
 def make(norm: Norm, shape: str, activation: nn.Module | None = None, features: int = FEATURES) -> nn.Module:
     """The norm's layer for a shape of `SHAPES`, its parameters drawn at random."""
     layout, _ = SHAPES[shape]
-    with collecting():
+    with collect_refusals():
         if layout == "recurrence":
             layer = norm.recurrent(features, "cell", num_steps=6)
         else:
@@ -86,7 +86,7 @@ def make(norm: Norm, shape: str, activation: nn.Module | None = None, features: 
 
 
 def defined(layer: nn.Module) -> bool:
-    return not isinstance(layer, Refused)
+    return not isinstance(layer, UndefinedNorm)
 
 
 def inputs(shape: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

@@ -78,7 +78,7 @@ def test_renorms_bounds_grow_between_its_steps() -> None:
     bounds = []
     for _ in range(6):
         layer(images())
-        r, d = layer.correction(torch.tensor(0.0).double(), torch.tensor(1.0).double(), *far)
+        r, d = layer.renorm_correction(torch.tensor(0.0).double(), torch.tensor(1.0).double(), *far)
         bounds.append((r.item(), d.item()))
     assert bounds == [(1, 0), (1, 0), (2, 2.5), (3, 5), (3, 5), (3, 5)]
 
@@ -118,9 +118,9 @@ def test_a_step_that_one_sequence_alone_reaches_is_normalized_by_the_running_ave
 @pytest.mark.parametrize("settings", [{}, {"sync": True}, {"ghost_batch_size": 2}, {"mean_only": True}, {"r_max": 2.0}])
 def test_what_the_norm_sees_of_a_batch(settings: dict[str, Any]) -> None:
     expected = {(): 8, ("sync",): 32, ("ghost_batch_size",): 2, ("mean_only",): 8, ("r_max",): 8}[tuple(settings)]
-    assert BatchNorm(**settings).batch_seen(8, 4) == expected
-    assert BatchNorm(ghost_batch_size=16).batch_seen(8, 4) == 8
-    assert BatchNorm(frozen=True).batch_seen(8, 4) == 1
+    assert BatchNorm(**settings).normalization_batch_size(8, 4) == expected
+    assert BatchNorm(ghost_batch_size=16).normalization_batch_size(8, 4) == 8
+    assert BatchNorm(frozen=True).normalization_batch_size(8, 4) == 1
 
 
 # Precise statistics -----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.norms.conftest import FEATURES, NAMED, SCOPES, SHAPES, call, chosen, defined, inputs, make, twin
 from torch import Tensor, nn
 
-from ablab.norms import Norm, Refused, Statistic, collecting
+from ablab.norms import Norm, Statistic, UndefinedNorm, collect_refusals
 
 LAYOUTS = ["image", "sequence", "heads", "vector", "recurrence"]
 
@@ -101,7 +101,7 @@ def test_the_other_samples_of_a_batch_matter_where_that_is_declared(norm: Norm) 
     x = inputs("image", torch.float64)
     alone, among = twin(layer)(x[:1]), twin(layer)(x)[:1]
     assert (not torch.allclose(alone, among)) == norm.sees_batch
-    assert (norm.batch_seen(64, 1) > 1) == norm.sees_batch
+    assert (norm.normalization_batch_size(64, 1) > 1) == norm.sees_batch
 
 
 @pytest.mark.parametrize("layout", ["sequence", "heads", "vector", "recurrence"])
@@ -111,13 +111,13 @@ def test_a_place_is_refused_exactly_where_the_statistics_forbid_it(norm: Norm, l
     leaks = causal and layout == "sequence" and any(statistic.positions for statistic in taken)
     mixes = layout == "heads" and any(statistic.batch or statistic.positions for statistic in taken)
     alone = any(s.features == "each" and not s.batch and not s.positions for s in taken)
-    with collecting():
+    with collect_refusals():
         if layout == "recurrence":
             layer = norm.recurrent(FEATURES, "input", num_steps=6)
         else:
             layer = norm(FEATURES, layout, causal=causal)
-    assert isinstance(layer, Refused) == (leaks or mixes or alone)
-    if isinstance(layer, Refused):
+    assert isinstance(layer, UndefinedNorm) == (leaks or mixes or alone)
+    if isinstance(layer, UndefinedNorm):
         with pytest.raises(ValueError, match=r"choose|set norm"):
             layer(torch.zeros(1))
 

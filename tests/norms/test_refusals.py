@@ -26,10 +26,10 @@ from ablab.norms import (
     SpectralNorm,
     WeightNorm,
     WeightStandardization,
-    collecting,
-    own_norms,
-    places,
-    problems,
+    builtin_norms,
+    collect_refusals,
+    find_norm_problems,
+    norm_layers,
 )
 
 
@@ -218,7 +218,7 @@ def test_a_step_beyond_the_longest_sequence() -> None:
 class Maskless(Norm):
     """A norm of a fork that does not know padding."""
 
-    honours_masks = False
+    supports_masks = False
 
     def statistics(self, layout: Any) -> tuple[Any, ...]:
         return ()
@@ -279,7 +279,7 @@ class Tied(nn.Module):
 def test_tied_weights_under_weight_norm() -> None:
     norm = LayerNorm(weight=WeightNorm())
     model, tokens = Tied(norm), torch.zeros(2, 3, dtype=torch.long)
-    assert problems(model, norm, lambda: model(tokens)) == {
+    assert find_norm_problems(model, norm, lambda: model(tokens)) == {
         "weight norm makes parameters of its own out of the weight that is shared with embed.weight, and so unties "
         "them; share none, or choose norm/weight=none": ["head"]
     }
@@ -292,7 +292,7 @@ def test_tied_weights_under_weight_norm() -> None:
     )
     plain = LayerNorm()
     tied = Tied(plain)
-    assert problems(tied, plain, lambda: tied(tokens)) == {}
+    assert find_norm_problems(tied, plain, lambda: tied(tokens)) == {}
     assert tied.head.weight is tied.embed.weight
     head = norm.wrap(nn.Linear(8, 10))
 
@@ -303,7 +303,7 @@ def test_tied_weights_under_weight_norm() -> None:
 def test_a_reparametrization_that_finds_nothing_to_do() -> None:
     norm = LayerNorm(weight=WeightStandardization())
     model = nn.Sequential(norm.wrap(nn.Linear(4, 8)), norm(8, "sequence"))
-    assert problems(model, norm, lambda: model(torch.randn(2, 3, 4))) == {
+    assert find_norm_problems(model, norm, lambda: model(torch.randn(2, 3, 4))) == {
         "norm/weight: weight standardization is for convolutions, and this model has none; choose norm/weight=none": [
             "Sequential"
         ]
@@ -322,12 +322,12 @@ def test_a_grouped_transposed_convolution() -> None:
 
 def test_all_problems_are_found_together_with_their_places_and_the_model_is_left_as_it_was() -> None:
     norm = GroupNorm(num_groups=8)
-    with collecting():
+    with collect_refusals():
         model = nn.Sequential(
             norm(12, "image"), nn.Conv2d(12, 8, 3), norm(8, "image"), nn.Conv2d(8, 8, 3), norm(8, "image")
         )
     x = torch.randn(4, 12, 5, 5)
-    found = problems(model.to("meta"), norm, lambda: model(x.to("meta")))
+    found = find_norm_problems(model.to("meta"), norm, lambda: model(x.to("meta")))
     assert list(found.values()) == [["0"], ["4"]]
     first, second = found
     assert first == "num_groups=8 does not divide 12 features; divisors are 1 2 3 4 6 12; set norm.num_groups=6"
@@ -393,7 +393,7 @@ def test_a_norm_that_would_be_nowhere_is_a_problem_and_none_is_not(kind: type, r
     norms: tuple[Norm, ...] = (GroupNorm(num_groups=2), BatchNorm(), DyT(), NoNorm())
     for norm in norms:
         model = kind(norm=norm, in_channels=1, num_classes=3)
-        found = problems(model, norm, lambda model=model: model(torch.zeros(2, 1, 8, 8)))  # type: ignore[misc]
+        found = find_norm_problems(model, norm, lambda model=model: model(torch.zeros(2, 1, 8, 8)))  # type: ignore[misc]
         if isinstance(norm, NoNorm):
             assert not found
             continue
@@ -416,6 +416,6 @@ def test_a_run_refuses_a_norm_that_its_model_does_not_use_and_says_which_it_keep
 
 def test_a_norm_of_any_class_has_its_places() -> None:
     model = UsesIt(norm=OwnLayer(), in_channels=1, num_classes=3)
-    assert list(places(model)) == ["bn"]
-    assert not own_norms(model)
-    assert not problems(model, OwnLayer(), lambda: model(torch.zeros(2, 1, 8, 8)))
+    assert list(norm_layers(model)) == ["bn"]
+    assert not builtin_norms(model)
+    assert not find_norm_problems(model, OwnLayer(), lambda: model(torch.zeros(2, 1, 8, 8)))

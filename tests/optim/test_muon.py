@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ablab.optim.decoupled_sgd import DecoupledSGD
 from ablab.optim.groups import hidden_matrices
-from ablab.optim.muon import Muon, orthogonalized
+from ablab.optim.muon import Muon, orthogonalize
 from ablab.optim.optimizer import make_optimizer
 
 RESTS: list[Callable[..., Any]] = [
@@ -53,7 +53,7 @@ def weights(net: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
 def test_the_singular_values_of_what_is_made_orthogonal_are_near_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    singular = torch.linalg.svdvals(orthogonalized(torch.randn(4, *shape), 5))
+    singular = torch.linalg.svdvals(orthogonalize(torch.randn(4, *shape), 5))
     assert singular.max() < 1.3
     assert (singular > 0.5).float().mean() > 0.95  # of a square matrix, some begin very small
 

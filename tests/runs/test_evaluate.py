@@ -86,7 +86,7 @@ def test_each_sample_of_a_split_is_scored_once_and_as_it_is(
     cfg: Any = OmegaConf.load(folder / "config.yaml")
     data = build(cfg.data)
     data.setup("fit")
-    whole = data.on_after_batch_transfer(getattr(data.splits, split).whole(), 0)
+    whole = data.on_after_batch_transfer(getattr(data.splits, split).as_batch(), 0)
     assert torch.equal(inputs, whole.inputs)
     assert torch.equal(targets, whole.targets)
 

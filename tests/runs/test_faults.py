@@ -12,7 +12,7 @@ import pytest
 from tests import forked
 from tests.polling import LIMIT, wait_until, wait_until_caught
 
-from ablab.errors import LEFT_AT_ONCE, STOPPED
+from ablab.errors import ABORTED, STOPPED
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,5 +90,5 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
 
     wait_until(is_over)
     _, errors = process.communicate(timeout=LIMIT)
-    assert process.returncode == LEFT_AT_ONCE, errors
+    assert process.returncode == ABORTED, errors
     assert "stopping after this step; Ctrl-C again leaves at once" in errors

@@ -146,7 +146,7 @@ def test_checkpoints_that_are_deleted_are_one_message_at_most(
 
 
 def test_too_few_open_files_are_one_message_with_the_remedy(tmp_path: Path) -> None:
-    error = disk.not_written(tmp_path / "run.json", OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+    error = disk.write_error(tmp_path / "run.json", OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
     assert "could not be written (Too many open files); allow more open files (ulimit -n 4096)" in str(error)
 
 

@@ -96,12 +96,12 @@ def test_neighbors_vote_as_those_of_scikit_learn() -> None:
     labels, images = torch.randint(0, 10, (300,)), torch.randn(300, 1, 4, 4)
     images += labels[:, None, None, None] / 5
     known, asked = images[:250], images[250:]
-    of.known = (of.features(Batch(known, labels[:250])), labels[:250])
+    of.train_features = (of.features(Batch(known, labels[:250])), labels[:250])
     theirs = KNeighborsClassifier(
         7, metric="cosine", weights=lambda distance: torch.tensor((1 - distance) / VOTE_TEMPERATURE).exp().numpy()
     )
     theirs.fit(known.flatten(1), labels[:250])
-    assert of.voted(Batch(asked, labels[250:])).tolist() == theirs.predict(asked.flatten(1)).tolist()
+    assert of.predict_knn(Batch(asked, labels[250:])).tolist() == theirs.predict(asked.flatten(1)).tolist()
 
 
 def test_training_moves_samples_of_a_class_together(run: Start) -> None:
@@ -142,10 +142,10 @@ def test_views_belong_to_samples_and_epochs_and_are_the_same_in_each_evaluation(
     views = batches[0].views
     assert views.shape == (32, 2, 1, 8, 8)
     assert not torch.equal(views[:, 0], views[:, 1])
-    plain = data.first(len(data.splits.train)).inputs
+    plain = data.first_samples(len(data.splits.train)).inputs
     assert torch.isin(batches[0].inputs[:, 0, 4, 4], plain[:, 0, 4, 4]).all(), "not augmented"
     assert (plain == batches[0].inputs[0]).flatten(1).all(1).any(), "not augmented"
-    whole = data.augmented_once(next(iter(data.train_dataloader())), data.augment)
+    whole = data.augment_batch(next(iter(data.train_dataloader())), data.augment)
     assert torch.equal(views[:, 0], whole.inputs), "the first view is the augmentation of a batch without views"
     first, again = (data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0) for _ in range(2))
     assert torch.equal(first.views, again.views)

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.results import result
 from torch import nn
 
-from ablab.data.draws import seed_step
+from ablab.data.rng import seed_step
 from ablab.errors import ConfigError
 from ablab.lab.evaluate import evaluate
 from ablab.lab.loggers.csv_file import read_rows
@@ -23,7 +23,7 @@ from ablab.lab.run.checkpoint_files import in_order, read
 from ablab.lab.run.restorable import Unfit, check_state
 from ablab.lab.run.resume import resumed
 from ablab.lab.train import assemble, train
-from ablab.norms import BatchNorm, places
+from ablab.norms import BatchNorm, norm_layers
 from ablab.tasks.gan import BANDWIDTHS, CHUNK, Generator, MaximumMeanDiscrepancy, mmd
 
 Start = Callable[..., SimpleNamespace]
@@ -75,7 +75,7 @@ def test_generated_images_approach_the_real_ones(run: Start) -> None:
 @pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.thorough), 5])
 def test_a_run_resumes_to_the_same_bits(run: Start, stop: Callable[..., Path | None], step: int) -> None:
     words = (*SMALL, "scheduler=cosine", "trainer.max_epochs=2", "trainer.limit_train_batches=3")
-    folder = stop("derive_random_numbers", step + step // 4, *words)  # the validation in between is one more
+    folder = stop("seed_current_step", step + step // 4, *words)  # the validation in between is one more
     assert folder is not None
     train(resumed(OmegaConf.create({"resume": str(folder)})))
     whole = run(*words).folder
@@ -144,7 +144,7 @@ def test_norms_are_swapped_by_a_word_in_both_networks(run: Start, config: Callab
     assert set(run("task=gan", f"norm={norm}").metrics) == {"val/mmd", "test/mmd"}
     model = assemble(config("task=gan", f"norm={norm}", "trainer=smoke", "logger=csv")).task.model
     assert isinstance(model, nn.Module)
-    found = {name.partition(".")[0] for name in places(model)}
+    found = {name.partition(".")[0] for name in norm_layers(model)}
     assert found == {"generator", "discriminator"}
 
 

@@ -22,18 +22,18 @@ def task(number: int) -> MultiLabel:
     return MultiLabel(model=nn.Identity(), optimizer=make, scheduler=lambda *_: None, label_names=names)
 
 
-def counted(of: MultiLabel, logits: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+def compute_metrics(of: MultiLabel, logits: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
     for rows in (slice(0, 30), slice(30, None)):
         batch = Batch(logits[rows], targets[rows])
         if len(batch.targets):
             of.update(of.metrics("val"), batch.inputs, of.loss(batch.inputs, batch), batch)
-    return {name: float(value) for name, value in of.counted("val").items()}
+    return {name: float(value) for name, value in of.compute_metrics("val").items()}
 
 
 def test_metrics_are_scikit_learns() -> None:
     targets = (torch.rand(200, 3) < torch.tensor([0.2, 0.5, 0.8])).float()
     logits = targets + torch.randn(200, 3)
-    found = counted(task(3), logits, targets)
+    found = compute_metrics(task(3), logits, targets)
     assert found["val/loss"] == pytest.approx(float(F.binary_cross_entropy_with_logits(logits, targets)), rel=1e-5)
     assert found["val/f1"] == pytest.approx(f1_score(targets, logits > 0, average="macro"), rel=1e-5)
     exact = average_precision_score(targets, logits.sigmoid(), average="macro")
@@ -43,8 +43,8 @@ def test_metrics_are_scikit_learns() -> None:
 def test_a_label_that_no_sample_has_is_left_out_of_the_mean() -> None:
     targets = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
     logits = torch.tensor([[2.0, 1.0], [-1.0, 0.0], [1.0, -1.0]])
-    assert counted(task(2), logits, targets)["val/average_precision"] == pytest.approx(1.0)
-    assert "val/average_precision" not in counted(task(2), logits, torch.zeros(3, 2))
+    assert compute_metrics(task(2), logits, targets)["val/average_precision"] == pytest.approx(1.0)
+    assert "val/average_precision" not in compute_metrics(task(2), logits, torch.zeros(3, 2))
 
 
 def test_a_network_learns_several_labels_of_a_table(run: Callable[..., SimpleNamespace], files: object) -> None:

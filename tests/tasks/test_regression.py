@@ -54,7 +54,7 @@ def test_metrics_are_scikit_learns_in_the_targets_unit(number: int) -> None:
     for rows in (slice(0, 7), slice(7, 30)):
         batch = Batch(predicted[rows], real[rows])
         of.update(of.metrics("val"), batch.inputs, of.loss(batch.inputs, batch), batch)
-    found = {name: float(value) for name, value in of.counted("val").items()}
+    found = {name: float(value) for name, value in of.compute_metrics("val").items()}
     ours, theirs = ((t * torch.tensor(std) + torch.tensor(mean)).numpy() for t in (predicted, real))
     assert found["val/loss"] == pytest.approx(float(F.mse_loss(predicted, real)), rel=1e-5)
     assert found["val/r2"] == pytest.approx(r2_score(theirs, ours), rel=1e-5)
@@ -70,7 +70,7 @@ def test_a_single_sample_has_no_r2() -> None:
     of = task()
     batch = Batch(torch.ones(1, 1), torch.zeros(1, 1))
     of.update(of.metrics("val"), batch.inputs, of.loss(batch.inputs, batch), batch)
-    assert {name: float(value) for name, value in of.counted("val").items()} == {
+    assert {name: float(value) for name, value in of.compute_metrics("val").items()} == {
         "val/loss": 1.0,
         "val/mae": 20.0,
         "val/rmse": 20.0,

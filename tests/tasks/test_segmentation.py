@@ -47,11 +47,11 @@ def masks(num: int, number: int = 3, size: int = 6) -> Tensor:
     return targets.masked_fill(ignored, 255)
 
 
-def counted(of: Segmentation, logits: Tensor, targets: Tensor) -> dict[str, float]:
+def compute_metrics(of: Segmentation, logits: Tensor, targets: Tensor) -> dict[str, float]:
     for rows in (slice(0, 2), slice(2, None)):
         batch = Batch(logits[rows], targets[rows])
         of.update(of.metrics("val"), batch.inputs, of.loss(batch.inputs, batch), batch)
-    return {name: float(value) for name, value in of.counted("val").items()}
+    return {name: float(value) for name, value in of.compute_metrics("val").items()}
 
 
 # Loss and metrics --------------------------------------------------------------------------------------------------
@@ -70,12 +70,12 @@ def test_a_batch_without_a_counted_pixel_has_no_loss_and_no_gradient() -> None:
     assert loss.item() == 0
     assert logits.grad is not None
     assert not logits.grad.any()
-    assert counted(task(), logits.detach(), targets) == {}
+    assert compute_metrics(task(), logits.detach(), targets) == {}
 
 
 def test_metrics_are_scikit_learns_over_all_counted_pixels() -> None:
     logits, targets = torch.randn(7, 3, 6, 6), masks(7)
-    found = counted(task(per_class=True), logits, targets)
+    found = compute_metrics(task(per_class=True), logits, targets)
     real, predicted = (t[targets != 255].numpy() for t in (targets, logits.argmax(1)))
     each = jaccard_score(real, predicted, average=None)
     assert found == {
@@ -84,15 +84,15 @@ def test_metrics_are_scikit_learns_over_all_counted_pixels() -> None:
         "val/mean_iou": pytest.approx(np.mean(each)),
         **{f"val/iou/class {i}": pytest.approx(value) for i, value in enumerate(each)},
     }
-    assert set(counted(task(), logits, targets)) == {"val/loss", "val/accuracy", "val/mean_iou"}
+    assert set(compute_metrics(task(), logits, targets)) == {"val/loss", "val/accuracy", "val/mean_iou"}
 
 
 def test_a_class_that_does_not_occur_is_left_out_and_one_that_is_only_predicted_counts_as_zero() -> None:
     targets = torch.zeros(4, 2, 2, dtype=torch.int64)
     logits = F.one_hot(targets, 3).movedim(-1, 1).float()
-    assert counted(task(per_class=True), logits, targets)["val/mean_iou"] == 1
+    assert compute_metrics(task(per_class=True), logits, targets)["val/mean_iou"] == 1
     logits[0, :, 0, 0] = torch.tensor([0.0, 1.0, 0.0])
-    found = counted(task(per_class=True), logits, targets)
+    found = compute_metrics(task(per_class=True), logits, targets)
     assert found["val/mean_iou"] == pytest.approx((15 / 16 + 0) / 2)
     assert {name for name in found if "iou/" in name} == {"val/iou/class 0", "val/iou/class 1"}
 
@@ -115,7 +115,7 @@ def language_model(model: nn.Module) -> LanguageModeling:
 
 def gradient(of: Task, parts: list[Batch], batch: Batch) -> tuple[float, Tensor]:
     of.zero_grad()
-    losses = [of.part_of_loss(part, batch) for part in parts]
+    losses = [of.micro_batch_loss(part, batch) for part in parts]
     sum(losses).backward()  # type: ignore[union-attr]
     return sum(loss.item() for loss in losses), torch.cat([p.grad.flatten() for p in of.parameters()])  # type: ignore[union-attr]
 
@@ -150,7 +150,7 @@ def test_a_network_learns_a_batch_by_heart(config: Callable[..., DictConfig], ba
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert counted(of, of(example).detach(), example.targets)["val/mean_iou"] > 0.95
+    assert compute_metrics(of, of(example).detach(), example.targets)["val/mean_iou"] > 0.95
 
 
 def test_the_network_chooses_data_and_task(run: Start, config: Callable[..., DictConfig]) -> None:

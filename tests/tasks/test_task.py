@@ -243,7 +243,7 @@ def test_manual_optimization_resumes_to_the_same_bits(
     run: Start, stop: Callable[..., Path | None], last_weights: Weights
 ) -> None:
     whole = run(*WORDS, in_tests(ManualSteps)).folder
-    folder = stop("derive_random_numbers", 6, *WORDS, in_tests(ManualSteps))
+    folder = stop("seed_current_step", 6, *WORDS, in_tests(ManualSteps))
     assert folder is not None
     run(f"resume={folder}", in_tests(ManualSteps), *WORDS, f"output_dir={folder.parent}")
     assert same(last_weights(whole), last_weights(folder))

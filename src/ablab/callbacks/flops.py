@@ -1,4 +1,4 @@
-"""What the mathematics of a step needs, and what a device can do."""
+"""Floating-point operations of a training step, and peak throughput of a device."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ablab.data.batch import Batch
 
-PEAK_SECONDS = 0.2
-PEAK_SIZE = {"cpu": 1024}  # of the square matrices; 8192 on accelerators
+PEAK_SECONDS = 0.2  # duration of the peak measurement
+PEAK_SIZE = {"cpu": 1024}  # size of its square matrices; 8192 on accelerators
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations: of a forward and backward pass, of the forward pass alone, and that by modules."""
+    """Floating-point operations of a step (forward and backward), the forward pass, and each module's forward pass."""
 
     step: int
     forward: int
     modules: dict[str, int]
 
 
-def flops_of(model: nn.Module, batch: Batch) -> Flops:
-    """What a step on a batch needs, counted on the meta device: nothing is computed, and the model stays as it is.
+def count_flops(model: nn.Module, batch: Batch) -> Flops:
+    """Count the floating-point operations of a step on a batch, on the meta device, without changing the model.
 
-    Matrix products, convolutions and attention are counted; a multiplication and an addition are two operations.
+    Counts matrix products, convolutions and attention; a multiply-add counts as two operations.
 
     Raises:
-        ValueError: the model cannot be counted.
+        ValueError: the model cannot be traced on the meta device, or is sharded.
     """
     state = {
         name: torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
@@ -56,12 +56,12 @@ def flops_of(model: nn.Module, batch: Batch) -> Flops:
             outputs.sum().backward()
     except (NotImplementedError, RuntimeError, TypeError) as error:
         raise ValueError(str(error).splitlines()[0]) from error
-    modules = {name: sum(counts.get(f"{type(model).__name__}.{name}", {}).values()) for name in names_of_parts(model)}
+    modules = {name: sum(counts.get(f"{type(model).__name__}.{name}", {}).values()) for name in leaf_names(model)}
     return Flops(counter.get_total_flops(), forward, {name: number for name, number in modules.items() if number})
 
 
-def names_of_parts(model: nn.Module) -> list[str]:
-    """The model's own modules; of those that only hold others, these."""
+def leaf_names(model: nn.Module) -> list[str]:
+    """Return the names of the model's children, with containers replaced by their items."""
     names = []
     for name, child in model.named_children():
         holds = isinstance(child, nn.Sequential | nn.ModuleList)
@@ -69,11 +69,11 @@ def names_of_parts(model: nn.Module) -> list[str]:
     return names
 
 
-def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product here and now, the fastest of several."""
+def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure the floating-point operations per second of a large matrix product, the best of several runs."""
     size = PEAK_SIZE.get(device.type, 8192)
-    own = torch.Generator(device).manual_seed(0)
-    left, right = (torch.randn(size, size, generator=own, device=device).to(dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)  # does not touch the global random state
+    left, right = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
 
     def product() -> float:
         began = time.perf_counter()
@@ -82,7 +82,7 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
         return time.perf_counter() - began
 
     with torch.no_grad():
-        product()  # the first one loads what the others have
+        product()  # warm up
         until, fastest = time.perf_counter() + PEAK_SECONDS, math.inf
         while fastest == math.inf or time.perf_counter() < until:
             fastest = min(fastest, product())
@@ -90,6 +90,6 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given."""
+    """Wait until a GPU has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Parameters that are learned for a while, and then stay."""
+"""Freeze parameters after some epochs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import lightning as L
 
 
 class Freeze(L.Callback):
-    """From an epoch on, some parameters get no gradient and stay as they are, as if there were nothing to learn.
+    """Freeze parameters from an epoch on, by removing their gradients.
 
     Args:
-        parameters: their names in the model.
-        epoch: the first epoch without them, counted from 0.
+        parameters: names of the parameters in the model.
+        epoch: first epoch in which they are frozen, counted from 0.
     """
 
     def __init__(self, *, parameters: Sequence[str], epoch: int) -> None:
@@ -24,5 +24,5 @@ class Freeze(L.Callback):
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch < self.epoch:
             return
-        for name in self.parameters:  # they stay among those that want one: several processes wait for each other's
+        for name in self.parameters:  # requires_grad stays True: DDP would wait for their gradients
             pl_module.model.get_parameter(name).grad = None  # type: ignore[union-attr]

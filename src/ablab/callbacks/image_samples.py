@@ -1,4 +1,4 @@
-"""Generated images, as a picture."""
+"""Save generated images during training."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ablab.data.labelled import LabelledData
 
 
 class ImageSamples(L.Callback):
-    """Writes generated images to `pictures.png` in the run's folder, after each validation.
+    """Save a grid of generated images as `pictures.png` in the run folder after each validation.
 
-    The task makes them, by a method `pictures`, from the same noise each time.
+    The task generates the images in its method `sample_images`, from the same noise each time.
 
     Args:
-        num_images: in the picture, as many rows as columns.
+        num_images: number of images, arranged in a square grid.
     """
 
     def __init__(self, *, num_images: int = 64) -> None:
@@ -30,24 +30,24 @@ class ImageSamples(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.sanity_checking or not isinstance(data, LabelledData) or not hasattr(pl_module, "pictures"):
+        if trainer.sanity_checking or not isinstance(data, LabelledData) or not hasattr(pl_module, "sample_images"):
             return
-        make: Any = pl_module.pictures
+        make: Any = pl_module.sample_images
         with torch.no_grad():
             images = make(self.num_images).float()
         if trainer.is_global_zero:
             low, high = data.value_range
             images = (images * data.std.to(images.device) + data.mean.to(images.device) - low) / (high - low)
-            tile(images.cpu()).save(Path(trainer.loggers[0].save_dir or ".") / "pictures.png")
+            make_grid(images.cpu()).save(Path(trainer.loggers[0].save_dir or ".") / "pictures.png")
 
 
-def tile(images: Tensor) -> Image.Image:
-    """Return images with values from 0 to 1 side by side, one pixel apart; grey unless they have three channels."""
+def make_grid(images: Tensor) -> Image.Image:
+    """Arrange images with values in [0, 1] in a grid with gaps of one pixel; grayscale unless they have 3 channels."""
     number, channels, height, width = images.shape
     columns = math.ceil(number**0.5)
     grid = torch.zeros(-(-number // columns) * (height + 1), columns * (width + 1), channels)
-    for place, image in enumerate(images.clamp(0, 1)):
-        top, left = place // columns * (height + 1), place % columns * (width + 1)
+    for i, image in enumerate(images.clamp(0, 1)):
+        top, left = i // columns * (height + 1), i % columns * (width + 1)
         grid[top : top + height, left : left + width] = image.permute(1, 2, 0)
     pixels = (grid * 255).round().to(torch.uint8).numpy()
     return Image.fromarray(pixels if channels == 3 else pixels[..., 0])

@@ -1,4 +1,4 @@
-"""Lookahead: the weights are drawn back to a moving average of themselves, again and again."""
+"""Lookahead: periodically reset the weights to a moving average of themselves."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 
 
 class Lookahead(L.Callback):
-    """Every few steps, an average of the weights moves towards them, and they continue from there.
+    """Lookahead: every few steps, update an average of the weights and reset the weights to it.
 
-    slow ← slow + (1 − d) · (weights − slow), weights ← slow, with d = decay^every_n_steps · (step / steps)^power: the
-    average follows closely at first and stays behind at the end. A norm's running averages take part. At the end of an
-    epoch the weights are set back to the average, which is what is validated, kept and tested.
+    slow ← slow + (1 − d) · (weights − slow), weights ← slow, with d = decay^every_n_steps · (step / steps)^power. The
+    average follows the weights closely at first and more slowly later. It includes the running averages of norms. At
+    the end of each epoch, the weights are set to the average, which is validated, saved and tested.
 
     Args:
-        every_n_steps: steps between two moves.
-        start_epoch: the first epoch with one.
-        decay: of the average, for each step.
-        power: of the share of the run that has passed.
+        every_n_steps: steps between two updates.
+        start_epoch: first epoch with updates, counted from 0.
+        decay: decay of the average per step.
+        power: exponent of the completed fraction of the run.
 
     Raises:
-        ValueError: a value that makes no sense.
+        ValueError: a value is out of range.
 
     References:
         Zhang et al. 2019, https://arxiv.org/abs/1907.08610; Jordan 2024, https://arxiv.org/abs/2404.00498
@@ -50,16 +50,16 @@ class Lookahead(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
         step = trainer.global_step
         if trainer.current_epoch >= self.start_epoch and step % self.every_n_steps == 0:
-            weights = averaged(pl_module)
+            weights = averaged_tensors(pl_module)
             if not self.slow:
                 self.slow = [weight.clone() for weight in weights]
             else:
-                passed = step / float(trainer.estimated_stepping_batches)
-                kept = self.decay**self.every_n_steps * passed**self.power
-                torch._foreach_lerp_(self.slow, weights, 1 - kept)
+                progress = step / float(trainer.estimated_stepping_batches)
+                decay = self.decay**self.every_n_steps * progress**self.power
+                torch._foreach_lerp_(self.slow, weights, 1 - decay)
                 torch._foreach_copy_(weights, self.slow)
         if self.slow and (trainer.is_last_batch or step == trainer.max_steps):
-            torch._foreach_copy_(averaged(pl_module), self.slow)
+            torch._foreach_copy_(averaged_tensors(pl_module), self.slow)
 
     def state_dict(self) -> dict[str, Any]:
         return {"slow": [tensor.clone() for tensor in self.slow]}
@@ -68,10 +68,10 @@ class Lookahead(L.Callback):
         self.slow = state_dict["slow"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.slow = [slow.to(weight) for slow, weight in zip(self.slow, averaged(pl_module), strict=False)]
+        self.slow = [slow.to(weight) for slow, weight in zip(self.slow, averaged_tensors(pl_module), strict=False)]
 
 
-def averaged(task: L.LightningModule) -> list[Tensor]:
-    """A model's weights and running averages, all that is no count."""
+def averaged_tensors(task: L.LightningModule) -> list[Tensor]:
+    """Return the floating-point parameters and buffers of a model: weights and running averages."""
     model: Any = task.model
     return [tensor.data for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]

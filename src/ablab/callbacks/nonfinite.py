@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite: the run says where it began, and ends; or leaves the step out."""
+"""Stop a run, or skip a step, when the loss or gradient is not finite, and report where the problem started."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
-from ablab.data.draws import seed_step
+from ablab.data.rng import seed_step
 from ablab.errors import Diverged
-from ablab.tasks.arriving import Arriving
-from ablab.tasks.task import Task, scaled, without_exchange
+from ablab.tasks.async_copy import AsyncCopy
+from ablab.tasks.task import Task, no_grad_sync, uses_grad_scaler
 
 
 @dataclass
-class Found:
-    """What a step had before its weights were to take it; `loss` and `norm` may still be on their way."""
+class PendingStep:
+    """A step whose loss and gradient norm, possibly still being copied to the CPU, have not been checked yet."""
 
     step: int
     epoch: int
     batch: Any
     lr: float
-    values: Arriving
+    values: AsyncCopy
 
 
 class NonFinite(L.Callback):
-    """Ends a run whose loss or gradient is not finite, before the weights take the step; logs `train/gradient_norm`.
+    """Stop a run before an update with a non-finite loss or gradient, and log `train/gradient_norm`.
 
-    On a GPU, an optimizer that leaves such a step out by itself (those with `fused=true`) is not waited for: the run
-    ends one step later, with the weights of before, and always before they are saved. With a gradient scaler
-    (16-mixed), whose gradients overflow now and then on purpose, only the loss is looked at.
+    On a GPU with a fused optimizer, which skips such an update itself through `found_inf`, the check does not
+    synchronize: it runs one step later, with the weights unchanged, and always before they are saved. With a gradient
+    scaler (16-mixed), whose gradients overflow by design, only the loss is checked.
 
     Args:
-        skip: this many such steps of a run are left out (weights, averages and schedule of momentum as if they had not
-            been) before one ends it.
-        lr_factor: after a step that was left out, the learning rate is multiplied by it for the rest of the run.
+        skip: number of non-finite steps per run to skip, leaving weights, running averages and optimizer state
+            unchanged, before the run is stopped.
+        lr_factor: factor on the learning rate for the rest of the run, applied once per skipped step.
 
     Raises:
-        ValueError: a value that makes no sense.
+        ValueError: a value is out of range.
     """
 
     def __init__(self, *, skip: int = 0, lr_factor: float = 1.0) -> None:
@@ -57,9 +57,9 @@ class NonFinite(L.Callback):
         self.skipped: list[int] = []
         self.last: dict[str, float] = {}
         self.batch: Any = None
-        self.loss: Tensor | None = None  # of a module that is no task of this project
+        self.loss: Tensor | None = None  # for LightningModules that are not a `Task`
         self.buffers: list[Tensor] = []
-        self.pending: Found | None = None
+        self.pending: PendingStep | None = None
         self.task: L.LightningModule | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -71,13 +71,13 @@ class NonFinite(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *rest: Any) -> None:
         self.batch = batch
-        if self.skip:  # a norm's averages take part in a step that may have to be left out
+        if self.skip:  # to restore running averages if the step is skipped
             self.buffers = [buffer.clone() for buffer in pl_module.buffers()]
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        self.settle()  # the step before this one
+        self.check_pending()  # the previous step
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not gradients:  # `training_step` has returned None, which leaves the step out
+        if not gradients:  # `training_step` returned None, which skips the step
             return
         norm = get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
         sharded = isinstance(norm, DTensor)
@@ -86,62 +86,62 @@ class NonFinite(L.Callback):
         observed = pl_module.observed if isinstance(pl_module, Task) else {}
         observed["train/gradient_norm"] = norm
         loss = pl_module.step_loss if isinstance(pl_module, Task) else self.loss
-        # a loss whose backward pass was not Lightning's is not known here
+        # with a manual backward pass the loss is unknown
         values = torch.stack([torch.zeros_like(norm) if loss is None else loss.to(norm.dtype), norm])
         lr = optimizer.param_groups[0]["lr"]
-        self.pending = Found(trainer.global_step, trainer.current_epoch, self.batch, lr, Arriving(values))
-        if norm.is_cuda and not sharded and self.can_wait(optimizer):
-            if not scaled(trainer):  # whose scaler says it itself
+        self.pending = PendingStep(trainer.global_step, trainer.current_epoch, self.batch, lr, AsyncCopy(values))
+        if norm.is_cuda and not sharded and self.can_defer_check(optimizer):
+            if not uses_grad_scaler(trainer):  # a scaler sets found_inf itself
                 optimizer.found_inf = (~values.isfinite().all()).float()
-        elif self.settle():
-            self.lower_rate(optimizer)
+        elif self.check_pending():
+            self.lower_lr(optimizer)
             self.last["learning rate"] = optimizer.param_groups[0]["lr"]
         if self.skip:
             observed["train/skipped_steps"] = len(self.skipped)
-            observed["train/lr"] = optimizer.param_groups[0]["lr"]  # which may be lower than the schedule's
+            observed["train/lr"] = optimizer.param_groups[0]["lr"]  # may be lower than the scheduled value
 
-    def can_wait(self, optimizer: Any) -> bool:
-        """Whether the look at a step can wait until the next one: a bad one changes no weights."""
+    def can_defer_check(self, optimizer: Any) -> bool:
+        """Return whether a step can be checked during the next one, because a non-finite step changes no weights."""
         return not self.skip and all(group.get("fused") for group in optimizer.param_groups)
 
-    def settle(self) -> bool:
-        """Look at the step that has not been looked at.
+    def check_pending(self) -> bool:
+        """Check the pending step, if there is one.
 
         Returns:
-            whether it is good.
+            True if it is finite, False if it was skipped.
 
         Raises:
-            Diverged: its loss or its gradient is not finite.
+            Diverged: its loss or gradient is not finite, and no more steps may be skipped.
         """
         if self.pending is None:
             return True
-        found, self.pending = self.pending, None
+        step, self.pending = self.pending, None
         assert self.task is not None
-        loss, norm = found.values.values()
-        if math.isfinite(loss) and (math.isfinite(norm) or scaled(self.task.trainer)):
-            self.last = {"loss": loss, "gradient norm": norm, "learning rate": found.lr}
+        loss, norm = step.values.values()
+        if math.isfinite(loss) and (math.isfinite(norm) or uses_grad_scaler(self.task.trainer)):
+            self.last = {"loss": loss, "gradient norm": norm, "learning rate": step.lr}
             return True
         if len(self.skipped) == self.skip:
-            raise Diverged(self.report(self.task, found, loss, norm))
-        self.leave_out(self.task)
+            raise Diverged(self.error_message(self.task, step, loss, norm))
+        self.skip_step(self.task)
         return False
 
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
         self.batch, self.buffers = None, []
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.settle()
+        self.check_pending()
 
-    def leave_out(self, task: L.LightningModule) -> None:
-        """Take no step: parameters without gradients stay as they are, and the norms' averages get their old values."""
+    def skip_step(self, task: L.LightningModule) -> None:
+        """Skip the update: remove all gradients, and restore the running averages of norms."""
         self.skipped.append(task.trainer.global_step)
         for parameter in task.parameters():
             parameter.grad = None
         for buffer, old in zip(task.buffers(), self.buffers, strict=True):
             buffer.copy_(old)
 
-    def lower_rate(self, optimizer: Any) -> None:
-        """Have this step taken with a lower rate; the schedule stays what it was."""
+    def lower_lr(self, optimizer: Any) -> None:
+        """Lower the learning rate for this step only; the schedule is not changed."""
         if not self.skipped or self.lr_factor == 1:
             return
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -155,70 +155,70 @@ class NonFinite(L.Callback):
 
         handle = optimizer.register_step_post_hook(restore)
 
-    def report(self, task: L.LightningModule, found: Found, loss: float, norm: float) -> str:
-        """What is not finite, where it begins, what the last good step was, and what may help."""
+    def error_message(self, task: L.LightningModule, step: PendingStep, loss: float, norm: float) -> str:
+        """Return the error message: what is not finite, where it starts, the last finite step, and remedies."""
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the loss is {loss:.4g}, its gradient {norm}"
         last = ", ".join(f"{name} {value:.4g}" for name, value in self.last.items()) or "none: it was the first"
         group = task.trainer.optimizers[0].param_groups[0]
         rate = group.get("initial_lr", group["lr"])
-        where = self.where(task, found) if isinstance(task, Task) else bad_gradients(task)
+        where = self.locate(task, step) if isinstance(task, Task) else describe_gradients(task)
         return (
-            f"step {found.step} (epoch {found.epoch}): {what}; {where}.\n"
+            f"step {step.step} (epoch {step.epoch}): {what}; {where}.\n"
             f"  The last finite step had {last}.\n"
             f"  What often helps: a lower rate (optimizer.lr={0.3 * rate:.1g}), trainer.gradient_clip_val=1.0, "
             "scheduler.warmup_steps=100; or leaving such steps out, callbacks.nonfinite.skip=3"
         )
 
-    def where(self, task: Task, found: Found) -> str:
-        """The first module of the forward pass whose output is not finite, or the last whose gradient is not."""
-        if not finite(found.batch.inputs):
+    def locate(self, task: Task, step: PendingStep) -> str:
+        """Repeat the step and name the first module with a non-finite output, or else with a non-finite gradient."""
+        if not is_finite(step.batch.inputs):
             return "its inputs are not finite"
-        later = task.trainer.global_step > found.step or self.batch is not found.batch
-        task.train()  # as it was, like its dropout; a validation may have begun
-        seed_step(task.seed, found.step, task.global_rank)
-        if later:  # the gradients are another step's
+        later = task.trainer.global_step > step.step or self.batch is not step.batch
+        task.train()  # with the same dropout; a validation may have started
+        seed_step(task.seed, step.step, task.global_rank)
+        if later:  # the gradients belong to a later step
             task.trainer.optimizers[0].zero_grad()
         with (
-            first_non_finite(task.model) as places,
+            record_non_finite(task.model) as places,
             torch.set_grad_enabled(later),
-            without_exchange(task.trainer.strategy),
+            no_grad_sync(task.trainer.strategy),
         ):
-            for part in found.batch.parts(task.micro_batch_size):
+            for part in step.batch.parts(task.micro_batch_size):
                 loss = task.loss(task(part), part)
                 if later and not places:
                     loss.backward()
         if places:
             return f"the first output that is not finite is that of {places[0]}"
-        return f"all outputs are finite, and {bad_gradients(task)}"
+        return f"all outputs are finite, and {describe_gradients(task)}"
 
     def state_dict(self) -> dict[str, Any]:
-        self.settle()  # nothing is saved that is not known to be finite
+        self.check_pending()  # never save a state that has not been checked
         return {"skipped": self.skipped, "last": self.last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped, self.last = list(state_dict["skipped"]), dict(state_dict["last"])
 
 
-def bad_gradients(module: nn.Module) -> str:
-    """Return which gradient was not finite first: that of the last parameter, from where the backward pass came."""
-    names = [n for n, p in module.named_parameters() if p.grad is not None and not finite(p.grad)]
+def describe_gradients(module: nn.Module) -> str:
+    """Describe the first non-finite gradient: that of the last parameter, since the backward pass starts there."""
+    names = [n for n, p in module.named_parameters() if p.grad is not None and not is_finite(p.grad)]
     return f"the first gradient that is not finite is that of {names[-1]}" if names else "all gradients are finite"
 
 
-def finite(tensor: Tensor) -> bool:
-    here = tensor.to_local() if isinstance(tensor, DTensor) else tensor  # each process looks for itself
+def is_finite(tensor: Tensor) -> bool:
+    here = tensor.to_local() if isinstance(tensor, DTensor) else tensor  # each process checks its shard
     return bool(here.isfinite().all())
 
 
 @contextmanager
-def first_non_finite(model: nn.Module) -> Iterator[list[str]]:
-    """Collect the names of modules whose outputs are not finite, in the order in which they are computed."""
+def record_non_finite(model: nn.Module) -> Iterator[list[str]]:
+    """Collect the names of modules with non-finite outputs, in the order of the forward pass."""
     found: list[str] = []
 
     def watch(name: str) -> Any:
         def look(module: nn.Module, arguments: Any, output: Any) -> None:
             tensors = output if isinstance(output, tuple) else (output,)
-            if not all(finite(t) for t in tensors if isinstance(t, Tensor) and t.is_floating_point()):
+            if not all(is_finite(t) for t in tensors if isinstance(t, Tensor) and t.is_floating_point()):
                 found.append(f"model.{name}" if name else "model")
 
         return look

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: by its parts, by operations, and against what the device can do."""
+"""Profile training steps: time per phase, per operation, and throughput relative to the device's peak."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
 
-from ablab.callbacks.flops import Flops, flops_of, measured_peak, synchronize
+from ablab.callbacks.flops import Flops, count_flops, measure_peak, synchronize
 from ablab.disk import write_text
 from ablab.tasks.task import Task
 
-STEPS = 10  # of the warm-up, of those that are timed, and of those that are traced
-NUM_ROWS = 10  # of a table, at most
-LARGE = 16 * 2**20  # bytes from which on a trace is compressed
-PARTS = ("data", "forward", "backward", "optimizer")
-CALLBACK = "callback "  # begins the name of the part that a callback is
+STEPS = 10  # number of warm-up, timed and traced steps each
+NUM_ROWS = 10  # maximum number of rows per table
+LARGE = 16 * 2**20  # size in bytes above which a trace is compressed
+PHASES = ("data", "forward", "backward", "optimizer")
+CALLBACK = "callback "  # prefix of the phases of callbacks
 REST = "rest"  # Lightning's loop and the loggers
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
 
 
 class Operation(NamedTuple):
-    """An operation of a step: how often it is called, and its own time."""
+    """An operator with its calls and self time per step."""
 
     name: str
     calls: float
@@ -42,26 +42,26 @@ class Operation(NamedTuple):
 
 
 class Profile(L.Callback):
-    """Writes what a few steps spend their time on into the folder `profile` of the run, and prints it.
+    """Profile a few training steps, print the result and write it to the folder `profile` of the run.
 
-    After ten steps to warm up, ten are timed as they are, and ten more are traced by torch's profiler, which slows the
-    host; a shorter run has fewer of each. A step lasts from the moment that it asks for its batch to that of the next
-    step; validations do not count. Nothing that the run computes changes.
+    After 10 warm-up steps, 10 steps are timed without instrumentation, and 10 more are traced with torch's profiler,
+    which slows the host; shorter runs have fewer of each. A step lasts from the request for its batch to the request
+    for the next; validations are excluded. Profiling does not change the results of the run.
 
-    `trace.json` opens in chrome://tracing or ui.perfetto.dev, `table.txt` is for a person, `found` for run.json and the
-    loggers' configs: a row of metrics would not be there in a resumed run.
+    `trace.json` opens in chrome://tracing or ui.perfetto.dev, and `table.txt` is the printed report. `found` is stored
+    in run.json and the loggers' configs rather than as metrics, which a resumed run would lose.
     """
 
     def __init__(self) -> None:
         self.found: dict[str, Any] = {}
         self.clock: Clock | None = None
         self.num_samples = 0
-        self.flops: Flops | str = ""  # or why they were not counted
+        self.flops: Flops | str = ""  # or the reason why they could not be counted
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         left = float(trainer.estimated_stepping_batches) - trainer.global_step
         if trainer.is_global_zero and left > 0:
-            self.clock = Clock(trainer, *windows(left))
+            self.clock = Clock(trainer, *choose_steps(left))
             self.clock.begin()
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *rest: Any) -> None:
@@ -70,12 +70,12 @@ class Profile(L.Callback):
         assert isinstance(pl_module, Task)
         self.num_samples = len(batch.targets)
         try:
-            self.flops = flops_of(pl_module.model, batch)
+            self.flops = count_flops(pl_module.model, batch)
         except ValueError as error:
             self.flops = str(error)
 
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
-        if self.clock is not None and self.clock.over:
+        if self.clock is not None and self.clock.is_over:
             self.report(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -87,7 +87,7 @@ class Profile(L.Callback):
             clock.end()
 
     def report(self, trainer: L.Trainer) -> None:
-        """Stop looking, and tell what was found."""
+        """Stop profiling, and write and print the results."""
         clock, self.clock = self.clock, None
         if clock is None:
             return
@@ -96,18 +96,18 @@ class Profile(L.Callback):
             return
         folder = Path(trainer.loggers[0].save_dir or ".") / "profile"
         folder.mkdir(exist_ok=True)
-        on_device = {} if clock.trace is None else written(clock.trace, folder)
-        operations = [] if clock.trace is None else busiest(clock.trace, clock.num_traced)
+        on_device = {} if clock.trace is None else write_trace(clock.trace, folder)
+        operations = [] if clock.trace is None else top_operations(clock.trace, clock.num_traced)
         device = trainer.strategy.root_device
         dtype = DTYPES.get(str(trainer.precision).partition("-")[0], torch.float32)
-        peak = measured_peak(device, dtype)
+        peak = measure_peak(device, dtype)
         seconds = clock.total / clock.num_timed
         self.found = {
             "device": device_name(trainer),
             "steps": clock.steps,
             "step_ms": 1000 * seconds,
-            "host_ms": {part: 1000 * spent / clock.num_timed for part, spent in clock.spent.items()},
-            "device_ms": {part: spent / clock.num_traced for part, spent in on_device.items()},
+            "host_ms": {phase: 1000 * spent / clock.num_timed for phase, spent in clock.spent.items()},
+            "device_ms": {phase: spent / clock.num_traced for phase, spent in on_device.items()},
             "samples_per_step": self.num_samples,
             "peak": peak,
             "peak_dtype": str(dtype).removeprefix("torch."),
@@ -119,7 +119,7 @@ class Profile(L.Callback):
                 "flops_per_second": reached,
                 "flops_share": reached / peak,
             }
-        text = table(self.found, operations, self.flops)
+        text = format_report(self.found, operations, self.flops)
         write_text(folder / "table.txt", text + "\n")
         print(f"\n{text}\n", flush=True)
         for logger in trainer.loggers:
@@ -133,8 +133,8 @@ def device_name(trainer: L.Trainer) -> str:
     return f"{device.type}, threads: {torch.get_num_threads()}, {trainer.precision}"
 
 
-def windows(left: float) -> tuple[range, range]:
-    """The steps that are timed and those that are traced, of so many that are left; of a single one, both."""
+def choose_steps(left: float) -> tuple[range, range]:
+    """Return the steps to time and the steps to trace, for a number of remaining steps."""
     if left == 1:
         return range(1), range(1)
     warmup = int(min(STEPS, left // 3))
@@ -143,15 +143,15 @@ def windows(left: float) -> tuple[range, range]:
     return range(warmup, warmup + timed), range(warmup + timed, warmup + timed + traced)
 
 
-# A step's time by its parts ---------------------------------------------------------------------------------------
+# Time per phase of a step -----------------------------------------------------------------------------------------
 
 
 class Clock(Profiler):
-    """Stands in for Lightning's profiler, which is told of each of its actions, and takes their own times.
+    """A Lightning profiler that measures the self time of each action.
 
     Args:
-        trainer: whose training is looked at.
-        timed, traced: the numbers of the steps, from the first that it sees.
+        trainer: the trainer to profile.
+        timed, traced: the steps to time and to trace, counted from the start of profiling.
     """
 
     def __init__(self, trainer: L.Trainer, timed: range, traced: range) -> None:
@@ -160,11 +160,11 @@ class Clock(Profiler):
         self.timed = timed
         self.traced = traced
         self.first = trainer.global_step
-        self.number = -1  # of the step that goes on
-        self.going_on = False
+        self.number = -1  # index of the current step
+        self.in_step = False
         self.stack: list[str] = []
-        self.marks: list[Any] = []  # the parts as the trace shows them
-        self.spent: dict[str, float] = {}  # seconds of each part
+        self.marks: list[Any] = []  # open record_function contexts of the trace
+        self.spent: dict[str, float] = {}  # seconds per phase
         self.total = 0.0
         self.num_timed = self.num_traced = 0
         self.since = 0.0
@@ -172,12 +172,12 @@ class Clock(Profiler):
         self.tracing = False
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         return self.number + 1 >= max(self.timed.stop, self.traced.stop)
 
     @property
     def steps(self) -> dict[str, list[int]]:
-        """The first and the last step of each window, as far as it was reached."""
+        """The first and last step of each window that was reached."""
         counts = {"timed": (self.timed, self.num_timed), "traced": (self.traced, self.num_traced)}
         return {
             name: [self.first + window.start, self.first + window.start + number - 1]
@@ -190,11 +190,11 @@ class Clock(Profiler):
         self.before, self.trainer.profiler = self.trainer.profiler, self  # type: ignore[attr-defined]
         backward = strategy.backward
 
-        def told(*arguments: Any, **settings: Any) -> Any:  # the task calls it for parts of a batch, past Lightning
+        def timed_backward(*arguments: Any, **settings: Any) -> Any:  # tasks call it directly for micro-batches
             with self.profile("backward"):
                 return backward(*arguments, **settings)
 
-        strategy.backward = told
+        strategy.backward = timed_backward
 
     def end(self) -> None:
         strategy: Any = self.trainer.strategy
@@ -211,10 +211,10 @@ class Clock(Profiler):
         elif "validation" in name or name == "on_train_epoch_end":
             self.stop_step()
         self.lap()
-        part = part_of(action_name) or (self.stack[-1] if self.stack else REST)
+        phase = phase_of(action_name) or (self.stack[-1] if self.stack else REST)
         if self.tracing:
-            self.marks.append(record_function(part).__enter__() if part_of(action_name) else None)
-        self.stack.append(part)
+            self.marks.append(record_function(phase).__enter__() if phase_of(action_name) else None)
+        self.stack.append(phase)
 
     def stop(self, action_name: str) -> None:
         self.lap()
@@ -224,11 +224,11 @@ class Clock(Profiler):
             mark.__exit__(None, None, None)
 
     def lap(self) -> None:
-        """Count the time since the last look towards the part that is in hand."""
+        """Add the time since the last call to the current phase."""
         now = time.perf_counter()
-        if self.going_on and self.number in self.timed:
-            part = self.stack[-1] if self.stack else REST
-            self.spent[part] = self.spent.get(part, 0.0) + now - self.since
+        if self.in_step and self.number in self.timed:
+            phase = self.stack[-1] if self.stack else REST
+            self.spent[phase] = self.spent.get(phase, 0.0) + now - self.since
         self.since = now
 
     def start_step(self) -> None:
@@ -237,16 +237,16 @@ class Clock(Profiler):
             self.stop_trace()
         if not self.tracing and self.number in self.traced:
             self.trace = profile(activities=activities(self.trainer.strategy.root_device))
-            with without_chatter():
+            with hide_profiler_messages():
                 self.trace.start()
             self.tracing = True
         if self.number in self.timed:
             synchronize(self.trainer.strategy.root_device)
         self.began = self.since = time.perf_counter()
-        self.going_on = True
+        self.in_step = True
 
     def stop_step(self) -> None:
-        if not self.going_on:
+        if not self.in_step:
             return
         if self.number in self.timed:
             synchronize(self.trainer.strategy.root_device)
@@ -254,20 +254,20 @@ class Clock(Profiler):
             self.total += self.since - self.began
             self.num_timed += 1
         self.num_traced += self.number in self.traced
-        self.going_on = False
+        self.in_step = False
 
     def stop_trace(self) -> None:
         if self.tracing and self.trace is not None:
             synchronize(self.trainer.strategy.root_device)
-            with without_chatter():
+            with hide_profiler_messages():
                 self.trace.stop()
         self.tracing, self.marks = False, []
 
 
-def part_of(action: str) -> str | None:
-    """The part of a step that one of Lightning's actions begins, or None for what belongs to the one around it."""
+def phase_of(action: str) -> str | None:
+    """Return the phase that a Lightning action starts, or None if it belongs to the enclosing phase."""
     owner, name = action.rpartition(".")[::2]
-    if owner.startswith("[Callback]") and owner != "[Callback]TaskHooks":  # which are the task's, not a person's choice
+    if owner.startswith("[Callback]") and owner != "[Callback]TaskHooks":  # TaskHooks belong to the task
         return CALLBACK + owner.removeprefix("[Callback]").partition("{")[0]
     if name == "train_dataloader_next" or "batch_transfer" in name or "batch_to_device" in name:
         return "data"
@@ -285,8 +285,8 @@ def activities(device: torch.device) -> list[ProfilerActivity]:
 
 
 @contextmanager
-def without_chatter() -> Iterator[None]:
-    """Keep from the screen what torch's profiler says in C++ each time that it starts and stops; errors are shown."""
+def hide_profiler_messages() -> Iterator[None]:
+    """Hide the messages that torch's profiler prints from C++ when it starts and stops; errors are still shown."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as kept:
         before = os.dup(2)
@@ -303,25 +303,26 @@ def without_chatter() -> Iterator[None]:
 # The trace --------------------------------------------------------------------------------------------------------
 
 
-def written(trace: profile, folder: Path) -> dict[str, float]:
-    """Write a trace, compressed where it is large; milliseconds on the GPU of what each part has launched."""
+def write_trace(trace: profile, folder: Path) -> dict[str, float]:
+    """Write a trace, compressed if large, and return the GPU time per phase in milliseconds."""
     path = folder / "trace.json"
     packed = path.with_suffix(".json.gz")
-    packed.unlink(missing_ok=True)  # of an earlier process of the run
+    packed.unlink(missing_ok=True)  # left by an earlier process of the run
     trace.export_chrome_trace(str(path))
     events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     if path.stat().st_size > LARGE:
         with path.open("rb") as plain, gzip.open(packed, "wb") as file:
             file.write(plain.read())
         path.unlink()
-    return launched_by(events)
+    return gpu_time_by_phase(events)
 
 
-def launched_by(events: list[dict[str, Any]]) -> dict[str, float]:
-    """Milliseconds of work on the GPU by the part of the step that went on when it was launched.
+def gpu_time_by_phase(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Return GPU time in milliseconds per phase, attributed by launch time.
 
     Args:
-        events: of a trace; backward passes launch theirs from a thread of their own, while the step waits.
+        events: events of a Chrome trace. Matched by time rather than by thread, since the backward pass launches its
+            kernels from another thread while the step waits.
     """
     of_category: dict[str, list[dict[str, Any]]] = {}
     for event in events:
@@ -332,61 +333,63 @@ def launched_by(events: list[dict[str, Any]]) -> dict[str, float]:
         for event in of_category.get(kind, [])
         if "correlation" in event.get("args", {})
     }
-    parts = [event for event in of_category.get("user_annotation", []) if is_part(event["name"])]
+    phases = [event for event in of_category.get("user_annotation", []) if is_phase(event["name"])]
     found: dict[str, float] = {}
     for kind in ("kernel", "gpu_memcpy", "gpu_memset"):
         for event in of_category.get(kind, []):
             moment = launches.get(event.get("args", {}).get("correlation"), event["ts"])
-            around = [part for part in parts if part["ts"] <= moment <= part["ts"] + part["dur"]]
-            part = min(around, key=lambda part: part["dur"])["name"] if around else REST
-            found[part] = found.get(part, 0.0) + event["dur"] / 1000
+            around = [phase for phase in phases if phase["ts"] <= moment <= phase["ts"] + phase["dur"]]
+            phase = min(around, key=lambda phase: phase["dur"])["name"] if around else REST
+            found[phase] = found.get(phase, 0.0) + event["dur"] / 1000
     return found
 
 
-def is_part(name: str) -> bool:
-    return name in (*PARTS, REST) or name.startswith(CALLBACK)
+def is_phase(name: str) -> bool:
+    return name in (*PHASES, REST) or name.startswith(CALLBACK)
 
 
-def busiest(trace: profile, num_steps: int) -> list[Operation]:
-    """The operations with most time of their own, on the GPU where there is one."""
-    events = [event for event in trace.key_averages() if event.device_type == DeviceType.CPU and not is_part(event.key)]
+def top_operations(trace: profile, num_steps: int) -> list[Operation]:
+    """Return the operators with the largest self time, on the GPU if there is one."""
+    events = [
+        event for event in trace.key_averages() if event.device_type == DeviceType.CPU and not is_phase(event.key)
+    ]
     on_device = any(event.self_device_time_total for event in events)
     own = [(event.self_device_time_total if on_device else event.self_cpu_time_total, event) for event in events]
     first = sorted(own, key=lambda pair: -pair[0])[:NUM_ROWS]
     return [Operation(event.key, event.count / num_steps, spent / 1000 / num_steps) for spent, event in first]
 
 
-# For a person -----------------------------------------------------------------------------------------------------
+# Report -----------------------------------------------------------------------------------------------------------
 
 
-def table(found: Mapping[str, Any], operations: list[Operation], flops: Flops | str) -> str:
-    """All that was found, for a screen."""
+def format_report(found: Mapping[str, Any], operations: list[Operation], flops: Flops | str) -> str:
+    """Return the report as text."""
     whole, number = found["step_ms"], found["samples_per_step"]
     head = [
-        f"profile of {spoken(found['steps']['timed'])} on {found['device']}",
+        f"profile of {format_steps(found['steps']['timed'])} on {found['device']}",
         f"a step of {number} samples takes {whole:.2f} ms: {1000 * number / whole:,.0f} samples a second",
     ]
-    blocks = [head, by_parts(found), by_operations(found, operations), by_modules(found, flops)]
+    blocks = [head, phase_table(found), operation_table(found, operations), module_table(found, flops)]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
-def spoken(window: Sequence[int]) -> str:
+def format_steps(window: Sequence[int]) -> str:
     first, last = window
     return f"step {first}" if first == last else f"steps {first} to {last}"
 
 
-def by_parts(found: Mapping[str, Any]) -> list[str]:
+def phase_table(found: Mapping[str, Any]) -> list[str]:
     whole, host, gpu = found["step_ms"], found["host_ms"], found["device_ms"]
     callbacks = sorted(
-        (part for part in {*host, *gpu} if part.startswith(CALLBACK)), key=lambda part: -host.get(part, 0)
+        (phase for phase in {*host, *gpu} if phase.startswith(CALLBACK)), key=lambda phase: -host.get(phase, 0)
     )
 
-    def row(name: str, *parts: str) -> tuple[str, float, float]:
-        return name, sum(host.get(part, 0.0) for part in parts), sum(gpu.get(part, 0.0) for part in parts)
+    def row(name: str, *phases: str) -> tuple[str, float, float]:
+        return name, sum(host.get(phase, 0.0) for phase in phases), sum(gpu.get(phase, 0.0) for phase in phases)
 
-    each = [row(f"  {part.removeprefix(CALLBACK)}", part) for part in callbacks]
+    each = [row(f"  {phase.removeprefix(CALLBACK)}", phase) for phase in callbacks]
     rows = [
-        *(row(part, part) for part in PARTS),
+        *(row(phase, phase) for phase in PHASES),
         row("callbacks", *callbacks),
         *(line for line in each if max(line[1:]) >= whole / 200),
         row("rest: the loop, loggers", REST),
@@ -395,7 +398,7 @@ def by_parts(found: Mapping[str, Any]) -> list[str]:
     for name, here, there in rows:
         columns = f"{there:9.2f}{100 * there / whole:7.1f}" if gpu else ""
         share = (there if gpu else here) / whole
-        lines.append(f"{name:34}{here:9.2f}{100 * here / whole:7.1f}{columns}  {bar(share)}".rstrip())
+        lines.append(f"{name:34}{here:9.2f}{100 * here / whole:7.1f}{columns}  {draw_bar(share)}".rstrip())
     columns = f"{sum(gpu.values()):9.2f}{100 * sum(gpu.values()) / whole:7.1f}" if gpu else ""
     lines.append(f"{'a step':34}{whole:9.2f}{100:7.1f}{columns}")
     if gpu:
@@ -405,17 +408,17 @@ def by_parts(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def by_operations(found: Mapping[str, Any], operations: list[Operation]) -> list[str]:
+def operation_table(found: Mapping[str, Any], operations: list[Operation]) -> list[str]:
     if not operations:
         return []
     where = "on the GPU" if found["device_ms"] else "on the host"
     lines = [f"{f'operations, own time {where}':34}{'ms':>9}{'calls':>7}"]
     lines += [f"{one.name[:33]:34}{one.milliseconds:9.2f}{one.calls:7.0f}" for one in operations]
-    traced = spoken(found["steps"]["traced"])
+    traced = format_steps(found["steps"]["traced"])
     return [*lines, f"in a step, of {traced} under torch's profiler, which slows the host"]
 
 
-def by_modules(found: Mapping[str, Any], flops: Flops | str) -> list[str]:
+def module_table(found: Mapping[str, Any], flops: Flops | str) -> list[str]:
     if isinstance(flops, str):
         return [f"floating-point operations were not counted: {flops}"]
     lines = [f"{'floating-point operations':34}{'GFLOP':>9}{'%':>7}"]
@@ -425,7 +428,7 @@ def by_modules(found: Mapping[str, Any], flops: Flops | str) -> list[str]:
         shown["elsewhere"] = elsewhere
     for name, number in shown.items():
         share = number / flops.forward
-        lines.append(f"{name[:33]:34}{number / 1e9:9.3f}{100 * share:7.1f}  {bar(share)}".rstrip())
+        lines.append(f"{name[:33]:34}{number / 1e9:9.3f}{100 * share:7.1f}  {draw_bar(share)}".rstrip())
     lines.append(f"{'forward':34}{flops.forward / 1e9:9.3f}{100:7.1f}")
     lines.append(f"{'forward and backward':34}{flops.step / 1e9:9.3f}")
     return [
@@ -436,7 +439,7 @@ def by_modules(found: Mapping[str, Any], flops: Flops | str) -> list[str]:
     ]
 
 
-def bar(share: float) -> str:
-    """A share as a bar of at most twenty characters."""
+def draw_bar(share: float) -> str:
+    """Draw a fraction as a bar of at most twenty characters."""
     whole, eighths = divmod(round(160 * min(1.0, share)), 8)
     return "█" * whole + " ▏▎▍▌▋▊▉"[eighths].strip()

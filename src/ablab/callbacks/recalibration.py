@@ -1,4 +1,4 @@
-"""Batch norm's running averages taken anew, before the test: from training data, or from what is tested."""
+"""Recompute batch norm's running averages before the test, on training or test data."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ablab.norms import recalibrate
 
 
 class Recalibration(L.Callback):
-    """Tests with precise batch statistics: of many batches with the final weights, not a moving average on the way.
+    """Test with precise batch norm: statistics of many batches under the final weights, not a moving average.
 
-    The checkpoint on disk keeps its averages. Norms without running averages are not touched.
+    Checkpoints are not changed. Norms without running averages are unaffected.
 
     Args:
-        num_batches: batches to take the statistics of.
-        split: "train", or "test" to adapt to the inputs that are tested, shifted ones for example; no label is used.
+        num_batches: number of batches to compute the statistics on.
+        split: "train", or "test" to adapt to the (for example shifted) test inputs; labels are not used.
 
     References:
         Wu & Johnson 2021, https://arxiv.org/abs/2105.07576
-        Schneider et al. 2020 (the test's own statistics), https://arxiv.org/abs/2006.16971
+        Schneider et al. 2020 (statistics of the test set), https://arxiv.org/abs/2006.16971
     """
 
     def __init__(self, *, num_batches: int, split: Literal["train", "test"] = "train") -> None:
@@ -32,7 +32,7 @@ class Recalibration(L.Callback):
         self.split = split
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        with trainer.precision_plugin.forward_context():  # the precision that the run was trained in
+        with trainer.precision_plugin.forward_context():  # the precision of training
             recalibrate(pl_module, self.batches(trainer, pl_module), pl_module)
 
     def batches(self, trainer: L.Trainer, task: L.LightningModule) -> Iterator[Any]:

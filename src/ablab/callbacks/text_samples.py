@@ -1,4 +1,4 @@
-"""What a language model writes, after each validation."""
+"""Sample text from a language model after each validation."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ablab.data.token_stream import TokenStream
 
 
 class TextSamples(L.Callback):
-    """Lets the model write on from the first token of the validation text: `samples.txt` in the run's folder, and W&B.
+    """Sample a continuation of the first validation token, to `samples.txt` in the run folder and to W&B.
 
-    Sampling has random numbers of its own, so that training is the same with this callback and without.
+    Sampling uses its own random generator, so that this callback does not affect training.
 
     Args:
-        num_tokens: tokens to write.
-        temperature: the logits are divided by it; lower is more careful.
+        num_tokens: number of tokens to sample.
+        temperature: softmax temperature; lower values are less random.
     """
 
     def __init__(self, *, num_tokens: int = 200, temperature: float = 1.0) -> None:
@@ -31,12 +31,12 @@ class TextSamples(L.Callback):
             )
         self.num_tokens = num_tokens
         self.temperature = temperature
-        self.size = 0  # of the file, as far as a checkpoint knows it
+        self.size = 0  # size in bytes of samples.txt at the last checkpoint
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         file = Path(trainer.loggers[0].save_dir or ".") / "samples.txt"
         if trainer.is_global_zero and file.exists():
-            os.truncate(file, self.size)  # a resumed run writes the later ones again
+            os.truncate(file, self.size)  # a resumed run writes later samples again
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -82,12 +82,12 @@ def generate(
     """Continue a prompt by sampling one token at a time.
 
     Args:
-        model: from tokens `(1, L)` to logits `(1, L, vocab_size)`.
+        model: maps tokens `(1, L)` to logits `(1, L, vocab_size)`.
         prompt: tokens `(L)`, at least one.
-        num_tokens: tokens to add.
-        context_length: the model sees this many last tokens.
-        temperature: the logits are divided by it.
-        seed: of the sampling's own random numbers.
+        num_tokens: number of tokens to add.
+        context_length: number of latest tokens that the model sees.
+        temperature: softmax temperature.
+        seed: seed of the sampling.
 
     Shape:
         -> `(L + num_tokens)`

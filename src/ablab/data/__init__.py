@@ -1,1 +1,1 @@
-"""Data: one file a data set, each a `DataModule` that hands out whole batches in an order that the seed decides."""
+"""Data sets: each file defines a `DataModule` that yields whole batches in an order determined by the seed."""

@@ -1,4 +1,4 @@
-"""Augmentation of training images: whole batches, on the device, each sample by random numbers of its own."""
+"""Batched augmentation of training images on the device, with reproducible random numbers per sample."""
 
 from __future__ import annotations
 
@@ -10,35 +10,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ablab.data.batch import IGNORED_PIXEL, Batch
-from ablab.data.draws import in_epoch, uniform
+from ablab.data.rng import epoch_seeds, uniform
 
-# Each use of random numbers has a stream of its own, so that switching one off changes no other.
-ROW, COLUMN, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HOLE_ROW, HOLE_COLUMN, SHARE, BOX_ROW, BOX_COLUMN, WHICH = range(
-    12
+# Each augmentation has its own random stream, so that switching one off does not affect the others.
+ROW, COLUMN, FLIP, BRIGHTNESS, CONTRAST, SATURATION, HOLE_ROW, HOLE_COLUMN, SHARE, BOX_ROW, BOX_COLUMN, MIX_METHOD = (
+    range(12)
 )
 
 
 class Augment:
-    """What is done to training images; everything is off unless set.
+    """Augmentation of training images; every augmentation is off by default.
 
-    In this order: crop, flip, color jitter, standardization (the data's own), cutout, mixup or cutmix. A sample's
-    random numbers follow from (seed, epoch, index), so neither workers, processes nor a resume change them. Two samples
-    are mixed that stand half a batch apart: in a shuffled order those are random pairs, and they are the same on any
-    number of processes that each have an even number of samples.
+    The order is: crop, flip, color jitter, standardization (by the data module), cutout, mixup or cutmix. The random
+    numbers of a sample depend on (seed, epoch, index) only, and not on workers, processes or resumed runs. Mixing
+    combines samples half a batch apart: random pairs in a shuffled order, and the same pairs for any number of
+    processes with an even number of samples each.
 
-    Crop and flip move a mask with its image; where crop adds zeros to the image, its pixels are ignored (255).
+    Crop and flip also transform masks; pixels that crop fills with zeros are ignored (255) in the mask.
 
     Args:
-        crop_padding: pixels added on each side, before a window of the old size is cut out anywhere.
-        crop_mode: what is added: "reflect" or "zeros" (black).
-        flip: "none"; "random", half of the images; "alternating", a random half in the first epoch, and after that
-            each image in every other epoch.
-        color_jitter: brightness, contrast and saturation are each scaled by a factor between 1 − this and 1 + this.
-        cutout: side of a square in pixels that is set to the mean, around a random pixel.
-        mixup: both parameters of the Beta distribution of the shares in which two images and their labels are mixed;
-            0 is off.
-        cutmix: the same, for the area of a rectangle that is replaced by the other image's. With both set, each pair is
-            treated in one of the two ways, at random.
+        crop_padding: pixels of padding on each side, before a random window of the original size is cropped.
+        crop_mode: padding mode, "reflect" or "zeros" (black).
+        flip: "none"; "random" flips half of the images; "alternating" flips a random half in the first epoch, and each
+            image in every second epoch from then on.
+        color_jitter: maximum relative change of brightness, contrast and saturation, from 0 to 1.
+        cutout: side length in pixels of a square around a random pixel that is set to the mean.
+        mixup: parameter of the symmetric Beta distribution of the mixing weight; 0 is off.
+        cutmix: parameter of the symmetric Beta distribution of the area that is kept; 0 is off. With both mixup and
+            cutmix, each pair is treated by one of the two, at random.
 
     Shape:
         inputs `(N, C, H, W)`
@@ -80,53 +79,53 @@ class Augment:
         self.cutmix = cutmix
 
     @property
-    def on(self) -> bool:
-        """Whether anything is done at all."""
+    def is_enabled(self) -> bool:
+        """Return whether any augmentation is enabled."""
         moved = self.crop_padding or self.flip != "none"
         return bool(moved or self.color_jitter or self.cutout or self.mixup or self.cutmix)
 
-    def before(self, batch: Batch, value_range: tuple[float, float]) -> Batch:
-        """What is done to images as they are stored."""
+    def augment_raw(self, batch: Batch, value_range: tuple[float, float]) -> Batch:
+        """Apply crop, flip and color jitter, to images with values in their original range."""
         assert batch.seeds is not None
         own, epoch = batch.seeds.unbind(1)
         images, targets = batch.inputs, batch.targets
         if self.crop_padding or self.flip != "none":
-            rows, columns = self.sources(images, own, epoch)
-            images = self.looked_up(images, rows, columns, outside=0)
+            rows, columns = self.source_positions(images, own, epoch)
+            images = self.gather_pixels(images, rows, columns, outside=0)
             if targets.dim() == 3:  # masks
-                targets = self.looked_up(targets[:, None], rows, columns, outside=IGNORED_PIXEL)[:, 0]
+                targets = self.gather_pixels(targets[:, None], rows, columns, outside=IGNORED_PIXEL)[:, 0]
         if self.color_jitter:
-            images = self.jittered(images.float(), in_epoch(own, epoch), value_range)
+            images = self.jitter_colors(images.float(), epoch_seeds(own, epoch), value_range)
         return batch._replace(inputs=images, targets=targets)
 
-    def after(self, batch: Batch, num_classes: int) -> Batch:
-        """What is done to images that are standardized, where 0 is the mean."""
+    def augment_standardized(self, batch: Batch, num_classes: int) -> Batch:
+        """Apply cutout, mixup and cutmix, to standardized images."""
         assert batch.seeds is not None
         if not (self.cutout or self.mixup or self.cutmix):
             return batch
-        seeds = in_epoch(*batch.seeds.unbind(1))
+        seeds = epoch_seeds(*batch.seeds.unbind(1))
         if self.cutout:
             height, width = batch.inputs.shape[2:]
             if self.cutout >= min(height, width):
                 raise ValueError(f"augment.cutout={self.cutout}: images of {height}x{width} are no larger; choose less")
             rows, columns = (uniform(seeds, HOLE_ROW) * height).long(), (uniform(seeds, HOLE_COLUMN) * width).long()
             top, left = rows - self.cutout // 2, columns - self.cutout // 2
-            hole = box(batch.inputs, top, left, top + self.cutout, left + self.cutout)
+            hole = box_mask(batch.inputs, top, left, top + self.cutout, left + self.cutout)
             batch = batch._replace(inputs=batch.inputs.masked_fill(hole, 0.0))
-        return self.mixed(batch, seeds, num_classes) if self.mixup or self.cutmix else batch
+        return self.mix(batch, seeds, num_classes) if self.mixup or self.cutmix else batch
 
-    def sources(self, images: Tensor, own: Tensor, epoch: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows `(N, H)` and columns `(N, W)` that crop and flip take pixels from; some may lie outside."""
+    def source_positions(self, images: Tensor, own: Tensor, epoch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the source rows `(N, H)` and columns `(N, W)` of crop and flip, which may lie outside the image."""
         height, width = images.shape[2:]
-        seeds, padding = in_epoch(own, epoch), self.crop_padding
+        seeds, padding = epoch_seeds(own, epoch), self.crop_padding
         if padding >= min(height, width):
             raise ValueError(
                 f"augment.crop_padding={padding}: images of {height}x{width} have fewer pixels to pad with; choose less"
             )
-        # the three streams in one go: on a GPU, a step has more small operations than time for them
+        # one call for the three streams: on a GPU, the number of small kernels limits the step time
         of_each = torch.stack([seeds, seeds, own if self.flip == "alternating" else seeds])
         drawn = uniform(of_each, torch.arange(ROW, FLIP + 1, device=images.device)[:, None])
-        down, right = offsets(drawn[:2], padding)[..., None]
+        down, right = integer_offsets(drawn[:2], padding)[..., None]
         rows = torch.arange(height, device=images.device) + down
         columns = torch.arange(width, device=images.device) + right
         if self.flip != "none":
@@ -136,38 +135,44 @@ class Augment:
             columns = torch.where(flipped[:, None], columns.flip(1), columns)
         return rows, columns
 
-    def looked_up(self, images: Tensor, rows: Tensor, columns: Tensor, *, outside: int) -> Tensor:
-        """Images made of the pixels at some rows and columns, reflected, or `outside` where there are none."""
+    def gather_pixels(self, images: Tensor, rows: Tensor, columns: Tensor, *, outside: int) -> Tensor:
+        """Gather pixels at rows and columns; positions outside the image are reflected, or filled with `outside`."""
         num, channels, height, width = images.shape
         padding = self.crop_padding
         if self.crop_mode == "reflect":
-            rows, columns = reflected(rows, height), reflected(columns, width)
+            rows, columns = reflect(rows, height), reflect(columns, width)
         else:
             images = F.pad(images, (padding,) * 4, value=outside)
             rows, columns = rows + padding, columns + padding
         source = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).view(num, 1, height * width)
         return images.flatten(2).gather(2, source.expand(-1, channels, -1)).view(num, channels, height, width)
 
-    def jittered(self, images: Tensor, seeds: Tensor, value_range: tuple[float, float]) -> Tensor:
+    def jitter_colors(self, images: Tensor, seeds: Tensor, value_range: tuple[float, float]) -> Tensor:
+        """Scale brightness, contrast and, in color images, saturation by random factors."""
+
         def factor(stream: int) -> Tensor:
             return (1 + self.color_jitter * (2 * uniform(seeds, stream) - 1))[:, None, None, None]
 
         images = (images * factor(BRIGHTNESS)).clamp(*value_range)
-        mean = grey(images).double().mean((1, 2, 3), keepdim=True).to(images.dtype)
-        images = away(mean, images, factor(CONTRAST)).clamp(*value_range)
+        mean = to_grayscale(images).double().mean((1, 2, 3), keepdim=True).to(images.dtype)
+        images = scale_distance(mean, images, factor(CONTRAST)).clamp(*value_range)
         if images.shape[1] == 3:
-            images = away(grey(images), images, factor(SATURATION)).clamp(*value_range)
+            images = scale_distance(to_grayscale(images), images, factor(SATURATION)).clamp(*value_range)
         return images
 
-    def mixed(self, batch: Batch, seeds: Tensor, num_classes: int) -> Batch:
-        """Every image mixed with the one half a batch away; its own share is the larger one."""
+    def mix(self, batch: Batch, seeds: Tensor, num_classes: int) -> Batch:
+        """Mix every image with the one half a batch away, with a weight of at least 0.5 for the image itself."""
         images, half = batch.inputs, len(seeds) // 2
         if half == 0:
             raise ValueError(
                 "augment.mixup, augment.cutmix: a process with one sample of a batch has none to mix it with"
             )
         other = images.roll(half, 0)
-        cut = uniform(seeds, WHICH) < 0.5 if self.mixup and self.cutmix else torch.full_like(seeds, bool(self.cutmix))
+        cut = (
+            uniform(seeds, MIX_METHOD) < 0.5
+            if self.mixup and self.cutmix
+            else torch.full_like(seeds, bool(self.cutmix))
+        )
         cut = cut.bool()
         blended = self.quantile("mixup", uniform(seeds, SHARE)) if self.mixup else torch.ones_like(seeds).float()
         share = torch.where(cut, 1.0, blended)
@@ -178,7 +183,7 @@ class Augment:
             tall, wide = ((1 - kept).sqrt() * height).round().long(), ((1 - kept).sqrt() * width).round().long()
             top = (uniform(seeds, BOX_ROW) * (height - tall + 1)).long()
             left = (uniform(seeds, BOX_COLUMN) * (width - wide + 1)).long()
-            inside = box(images, top, left, top + tall, left + wide) & cut[:, None, None, None]
+            inside = box_mask(images, top, left, top + tall, left + wide) & cut[:, None, None, None]
             result = torch.where(inside, other, result)
             share = torch.where(cut, 1 - tall * wide / (height * width), share)
         own = F.one_hot(batch.targets, num_classes) * share[:, None]
@@ -186,9 +191,9 @@ class Augment:
         return batch._replace(inputs=result, mixed=own + others)
 
     def quantile(self, name: Literal["mixup", "cutmix"], at: Tensor) -> Tensor:
-        """Shares of at least one half from the Beta distribution, by its quantiles at uniform numbers.
+        """Sample weights of at least 0.5 from the Beta distribution, by inverse transform sampling.
 
-        The distribution is symmetric and so are pairs: the larger share may as well be the sample's own.
+        The restriction loses nothing: the distribution is symmetric, and each image of a pair is also mixed.
         """
         table = self.tables[name].to(at.device)
         position = at * (len(table) - 1)
@@ -197,7 +202,7 @@ class Augment:
 
     @cached_property
     def tables(self) -> dict[str, Tensor]:
-        """Quantiles of the larger share at equal distances, for each way of mixing."""
+        """Equidistant quantiles of the larger weight, for mixup and cutmix."""
         from scipy.stats import beta
 
         at = 0.5 + 0.5 * torch.linspace(0, 1, 4097).double()
@@ -208,18 +213,18 @@ class Augment:
         }
 
 
-def offsets(drawn: Tensor, padding: int) -> Tensor:
-    """Whole numbers from −padding to padding, from uniform ones."""
+def integer_offsets(drawn: Tensor, padding: int) -> Tensor:
+    """Convert uniform numbers in [0, 1) to integers from −padding to padding."""
     return (drawn * (2 * padding + 1)).long() - padding
 
 
-def reflected(positions: Tensor, size: int) -> Tensor:
-    """Positions outside 0 … size − 1, mirrored at the border pixels' centers."""
+def reflect(positions: Tensor, size: int) -> Tensor:
+    """Reflect positions outside 0 … size − 1 at the centers of the border pixels."""
     return (size - 1) - ((size - 1) - positions.abs()).abs()
 
 
-def box(images: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Tensor) -> Tensor:
-    """Where a rectangle of each image is `(N, 1, H, W)`; what lies outside the image is cut off."""
+def box_mask(images: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Tensor) -> Tensor:
+    """Return the mask `(N, 1, H, W)` of a rectangle in each image, clipped to the image."""
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)
     inside_rows = (rows >= top[:, None]) & (rows < bottom[:, None])
@@ -227,18 +232,18 @@ def box(images: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Tensor
     return (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
 
 
-def grey(images: Tensor) -> Tensor:
-    """Luma `(N, 1, H, W)` (ITU-R BT.601); images of another number of channels are averaged."""
+def to_grayscale(images: Tensor) -> Tensor:
+    """Return the luma `(N, 1, H, W)` (ITU-R BT.601) of RGB images, and the channel mean of other images."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
     red, green, blue = images.split(1, 1)
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
-def away(centre: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """Images with their distance from a centre scaled.
+def scale_distance(centre: Tensor, images: Tensor, factor: Tensor) -> Tensor:
+    """Scale the distance of images from a centre.
 
-    One operation after another, here and in `grey`: what torch computes in one (lerp, einsum) it rounds otherwise for
-    batches of other sizes.
+    Uses single operations, here and in `to_grayscale`: fused ones (lerp, einsum) round differently for different batch
+    sizes.
     """
     return centre + (images - centre) * factor

@@ -1,4 +1,4 @@
-"""What passes from data to a task: batches, and the splits that they are taken from."""
+"""Batches, and the splits that they are taken from."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ablab.digest import digest
 
 Kind = Literal["images", "masks", "sequences", "vectors", "text"]
 
-IGNORED_PIXEL = 255  # in a mask: a pixel that neither loss nor metrics count, as in PASCAL VOC and Cityscapes
+IGNORED_PIXEL = 255  # mask value of pixels excluded from loss and metrics, as in PASCAL VOC and Cityscapes
 
 
 class Batch(NamedTuple):
-    """What a task is given: inputs, their targets and, where there are any, what else belongs to each sample.
+    """Inputs, targets and optional further fields of a batch of samples.
 
     Shape:
         images: inputs `(N, C, H, W)`, targets `(N)`
-        masks: inputs `(N, C, H, W)`, targets `(N, H, W)` of classes, with 255 where nothing counts
-        sequences: inputs `(N, L, features)`, targets `(N)`, valid `(N, L)`: which steps are real
-        vectors: inputs `(N, F)`, targets `(N)` of classes, or `(N, K)` of labels or numbers
-        text: inputs `(N, L)`, targets `(N, L)` with -100 where there is nothing to predict
-        seeds `(N, 2)`: of a training sample, its own and the epoch; see `ablab.data.draws`
-        mixed `(N, num_classes)`: each class's share of a sample that is mixed of two
-        views `(N, num_views, C, H, W)`: augmented, if the task asks for them; `inputs` are then not augmented
+        masks: inputs `(N, C, H, W)`, targets `(N, H, W)` with class indices, and 255 for ignored pixels
+        sequences: inputs `(N, L, features)`, targets `(N)`, valid `(N, L)`, True for real steps
+        vectors: inputs `(N, F)`, targets `(N)` with class indices, or `(N, K)` with labels or numbers
+        text: inputs `(N, L)`, targets `(N, L)`, with -100 where there is nothing to predict
+        seeds `(N, 2)`: seed and epoch of each training sample; see `ablab.data.rng`
+        mixed `(N, num_classes)`: target distribution of mixed samples
+        views `(N, num_views, C, H, W)`: augmented views, if the task requests them; `inputs` are then not augmented
     """
 
     inputs: Tensor
@@ -41,11 +41,11 @@ class Batch(NamedTuple):
     views: Tensor | None = None
 
     def on(self, device: torch.device | str) -> Batch:
-        """Return the batch on a device."""
+        """Copy the batch to a device."""
         return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in self))  # type: ignore[arg-type]
 
     def parts(self, largest: int | None) -> list[Batch]:
-        """The batch in as few parts as possible, none of more than `largest` samples; their sizes differ by one."""
+        """Split the batch into as few parts of at most `largest` samples as possible; sizes differ by at most one."""
         count = 1 if largest is None else -(-len(self.targets) // largest)
         if count == 1:
             return [self]
@@ -54,19 +54,19 @@ class Batch(NamedTuple):
 
 
 class Split(Protocol):
-    """A part of a data set: asked with a list of numbers, it answers with the whole batch."""
+    """A split of a data set; indexed with a list of sample indices, it returns a batch."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, indices: Sequence[int]) -> Batch: ...
 
     def digest(self) -> str:
-        """A hash of everything in it."""
+        """Return a hash of the content."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a data set; no sample is in two of them."""
+    """The disjoint splits of a data set."""
 
     train: Split
     val: Split
@@ -74,20 +74,20 @@ class Splits:
 
 
 class Tensors(Dataset[Batch], ABC):
-    """A split that is tensors, and can be moved to an accelerator; it is asked with a tensor of numbers too."""
+    """Base class of splits that consist of tensors: can be moved to a device, and indexed with a tensor."""
 
     @property
     @abstractmethod
     def all(self) -> Sequence[Tensor | None]:
-        """What it consists of."""
+        """The tensors that the split consists of."""
 
     @abstractmethod
     def on(self, copies: dict[Tensor, Tensor]) -> Self:
-        """The same split with other copies of its tensors, on a device."""
+        """Return the split with its tensors replaced by their copies on a device."""
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return next(tensor.device for tensor in self.all if tensor is not None)
 
     @abstractmethod
@@ -98,17 +98,17 @@ class Tensors(Dataset[Batch], ABC):
 
     @abstractmethod
     def digest(self) -> str:
-        """A hash of everything in it."""
+        """Return a hash of the content."""
 
 
 class Samples(Tensors):
-    """Samples as tensors, in memory or in a mapped file.
+    """A split of tensors in memory or in a memory-mapped file.
 
     Args:
-        inputs, targets, valid: the tensors; the first dimension counts samples.
-        members: the numbers of those samples that belong to this split; None is all.
-        content: a hash of the tensors, where one is known already.
-        digests: a hash of each sample's inputs `(N)`, see `sample_digest`, where they are known already.
+        inputs, targets, valid: the tensors; the first dimension is that of samples.
+        members: indices of the samples that belong to this split; None for all.
+        content: hash of the tensors, if already known.
+        digests: hashes of the samples' inputs `(N)`, see `sample_digest`, if already known.
     """
 
     def __init__(
@@ -138,29 +138,29 @@ class Samples(Tensors):
         chosen = torch.as_tensor(indices).to(self.device, non_blocking=True)
         if self.members is not None:
             chosen = self.members.index_select(0, chosen)
-        # index_select copies rows; indexing with brackets takes twenty times as long
+        # index_select is about twenty times faster than indexing with brackets
         return Batch(*(None if t is None else t.index_select(0, chosen) for t in self.tensors))  # type: ignore[arg-type]
 
     @property
     def targets(self) -> Tensor:
-        """The targets of the split's own samples `(N)`."""
+        """The targets of this split's samples `(N)`."""
         return self.tensors.targets if self.members is None else self.tensors.targets[self.members]
 
     @property
     def digests(self) -> Tensor:
-        """A hash of the inputs of each of the split's own samples `(N)`, and of their `valid` steps."""
+        """Hashes `(N)` of the inputs of this split's samples, including `valid`."""
         if self.known_digests is None:
             parts = [tensor.cpu().numpy() for tensor in (self.tensors.inputs, self.tensors.valid) if tensor is not None]
             rows = (b"".join(part[row].tobytes() for part in parts) for row in range(len(parts[0])))
             self.known_digests = torch.tensor([sample_digest(row) for row in rows], dtype=torch.int64)
         return self.known_digests if self.members is None else self.known_digests[self.members]
 
-    def whole(self) -> Batch:
-        """All samples of the split as one batch."""
+    def as_batch(self) -> Batch:
+        """Return all samples of the split as one batch."""
         return self.tensors if self.members is None else self[range(len(self))]
 
     def part(self, members: Tensor) -> Samples:
-        """Some of the samples; the tensors are shared, not copied."""
+        """Return a subset of the samples, which shares the tensors."""
         own = members if self.members is None else self.members[members]
         content = self.digest_of_tensors()
         return Samples(*self.tensors[:3], members=own, content=content, digests=self.known_digests)
@@ -182,5 +182,5 @@ class Samples(Tensors):
 
 
 def sample_digest(sample: bytes) -> int:
-    """Return a hash of a sample's inputs, a signed number of 64 bits."""
+    """Return a hash of a sample's inputs as a signed 64-bit integer."""
     return int.from_bytes(blake2b(sample, digest_size=8).digest(), "little", signed=True)

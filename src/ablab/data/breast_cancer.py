@@ -1,4 +1,4 @@
-"""Breast cancer: two classes of tumours from thirty measurements, shipped with scikit-learn."""
+"""Breast cancer (Wisconsin) data set: tumour classification from 30 features, shipped with scikit-learn."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ablab.data.vectors import Part, Rows, Vectors
 
 
 class BreastCancer(Vectors):
-    """Malignant and benign tumours by their cells' nuclei: 364 rows to train, 91 to validate, 114 to test.
+    """Malignant and benign tumours, by features of cell nuclei: 364 training, 91 validation and 114 test rows.
 
     Args:
-        settings: see `Vectors` and `DataModule`; the test rows are always the same.
+        settings: see `Vectors` and `DataModule`; the test rows are fixed.
 
     Shape:
         inputs `(N, 30)`, targets `(N)`

@@ -1,7 +1,7 @@
-"""Decoded data sets on disk: made at their first use, mapped into memory afterwards.
+"""On-disk cache of decoded data sets, created at first use and memory-mapped afterwards.
 
-An entry is a folder named by a hash of what it is made from; it has an .npy for each array, and entry.json. It is
-written under another name and renamed once the disk has all of it, so an entry is whole or not there.
+An entry is a folder named by a hash of its sources, with an .npy file per array and entry.json. It is written under a
+temporary name and renamed once it is flushed to disk, so that entries are always complete.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from torch import Tensor
 
 from ablab.digest import digest
 from ablab.disk import Lock, sync_file, sync_folder
-from ablab.waiting import awaited
+from ablab.status import status_lines
 
-LAYOUT = 1  # of an entry: one of another layout has another key
-# sets no memory aside for writing into a mapping: without it Linux refuses files larger than memory; 3.11 has no name
+LAYOUT = 1  # layout version of entries, part of their keys
+# Without this flag, Linux refuses private mappings of files larger than memory. Python 3.11 has no constant for it.
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 @dataclass(frozen=True)
-class Stored:
+class CacheEntry:
     """An entry of the cache.
 
     Args:
-        tensors: mapped from their files: all processes of a machine share them, and they may be larger than its memory.
-            Writing into one changes this process's copy, never the file.
-        facts: what JSON can hold.
-        digest: a hash of the tensors and the facts; it leaves out tensors that follow from the others.
+        tensors: memory-mapped tensors, shared by all processes of a machine, and possibly larger than its memory. They
+            are copy-on-write: writing never changes the file.
+        facts: JSON-serializable metadata.
+        digest: hash of the tensors and the metadata, without derived tensors.
     """
 
     tensors: dict[str, Tensor]
@@ -51,8 +51,8 @@ class Stored:
     digest: str
 
 
-class Writer:
-    """An entry that is being made: arrays to fill in, piece by piece, and facts."""
+class EntryWriter:
+    """An entry being created: memory-mapped arrays to fill, and metadata."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,27 +61,30 @@ class Writer:
         self.facts: dict[str, Any] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: str, *, derived: bool = False) -> np.memmap[Any, Any]:
-        """A new array of zeros on the disk.
+        """Create a memory-mapped array of zeros.
 
         Args:
-            derived: it follows from the other arrays, and is not part of the entry's digest.
+            name: name of the array, and of its tensor in `tensors`.
+            shape: shape of the array.
+            dtype: a NumPy dtype that torch supports.
+            derived: whether the array is computed from the other arrays, and excluded from the entry's digest.
 
         Raises:
-            TypeError: torch has no such dtype.
-            ValueError: the disk has no room for it, or cannot be written.
+            TypeError: torch does not support the dtype.
+            ValueError: the disk is full or not writable.
         """
         assert name not in self.arrays, f"there is an array {name} already"
         size = torch.from_numpy(np.empty(0, dtype)).itemsize * math.prod(shape)
-        with writing(self.folder.parent, size):
+        with explain_write_errors(self.folder.parent, size):
             file = self.folder / f"{name}.npy"
             self.arrays[name] = np.lib.format.open_memmap(file, "w+", dtype, shape)
-            take_space(file, self.arrays[name].offset)
+            allocate(file, self.arrays[name].offset)
         if derived:
             self.derived.add(name)
         return self.arrays[name]
 
-    def finish(self) -> None:
-        """Bring everything to the disk."""
+    def finalize(self) -> None:
+        """Write the metadata and flush all files to the disk."""
         for array in self.arrays.values():
             array.flush()
         names = sorted(self.arrays.keys() - self.derived)
@@ -96,42 +99,44 @@ class Writer:
             sync_file(path)
 
 
-def cached(key: str, make: Callable[[Writer], None], folder: Path | None = None) -> Stored:
-    """The entry named `key`; of all processes that ask for a new one, the first makes it and the others wait.
+def get_or_create(key: str, make: Callable[[EntryWriter], None], folder: Path | None = None) -> CacheEntry:
+    """Return the cache entry `key`, creating it if necessary.
+
+    If several processes request a new entry, the first creates it and the others wait.
 
     Args:
-        key: from `content_key`, of everything that the entry depends on.
-        make: called if there is no whole entry.
-        folder: of the cache; None is ABLAB_CACHE, or else XDG_CACHE_HOME/ablab, or else ~/.cache/ablab.
+        key: `content_key` of everything that the entry depends on.
+        make: fills in a new entry.
+        folder: folder of the cache; None for ABLAB_CACHE, else XDG_CACHE_HOME/ablab, else ~/.cache/ablab.
 
     Raises:
-        ValueError: the folder cannot be written, or its disk is full. What `make` raises is passed on.
+        ValueError: the folder is not writable, or its disk is full. Exceptions of `make` are passed on.
     """
     folder = folder or default_folder()
     entry = folder / key
-    with writing(folder):
-        if (stored := load(entry)) is not None:  # without the lock, as the folder may be read-only
+    with explain_write_errors(folder):
+        if (stored := load_entry(entry)) is not None:  # before locking, since the folder may be read-only
             return stored
         folder.mkdir(parents=True, exist_ok=True)
-        with awaited("another process decodes these data, and is waited for"):
+        with status_lines("another process decodes these data, and is waited for"):
             lock = Lock(folder / f"{key}.lock")
             lock.acquire(math.inf)
-    # without locks several processes make the entry, each in a folder of its own, and the first one is kept
+    # without file locks, several processes create the entry in folders of their own, and the first rename wins
     partial = folder / (f"{key}.part" if lock.is_kept else f"{key}.part.{socket.gethostname()}.{os.getpid()}")
     try:
-        with writing(folder):
-            if (stored := load(entry)) is not None:  # made by another process meanwhile
+        with explain_write_errors(folder):
+            if (stored := load_entry(entry)) is not None:  # created by another process in the meantime
                 return stored
-            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: nobody else can hold the lock
+            shutil.rmtree(partial, ignore_errors=True)  # left by a killed process; this one holds the lock
             if entry.exists():
                 shutil.rmtree(entry)
                 warnings.warn(f"{entry}: this entry of the cache is damaged, and is made again", stacklevel=2)
             partial.mkdir()
         try:
-            writer = Writer(partial)
+            writer = EntryWriter(partial)
             make(writer)
-            with writing(folder):
-                writer.finish()
+            with explain_write_errors(folder):
+                writer.finalize()
                 if not entry.exists():
                     partial.rename(entry)
                 sync_folder(folder)
@@ -139,7 +144,7 @@ def cached(key: str, make: Callable[[Writer], None], folder: Path | None = None)
             shutil.rmtree(partial, ignore_errors=True)
             raise
         shutil.rmtree(partial, ignore_errors=True)
-        stored = load(entry)
+        stored = load_entry(entry)
         assert stored is not None, f"{entry}: gone as soon as it was made"
         return stored
     finally:
@@ -147,15 +152,15 @@ def cached(key: str, make: Callable[[Writer], None], folder: Path | None = None)
 
 
 def content_key(*parts: str | bytes | int | Path) -> str:
-    """A name for whatever is made from these parts alone; a path stands for the content of its file, not its name."""
-    found = hashlib.sha256(f"layout {LAYOUT}".encode())
+    """Return a key for an entry that depends on these parts only; a path stands for its file's content."""
+    sha = hashlib.sha256(f"layout {LAYOUT}".encode())
     for part in parts:
         content = repr(part)
         if isinstance(part, Path):
             with part.open("rb") as file:
                 content = f"file {hashlib.file_digest(file, 'sha256').hexdigest()}"
-        found.update(f"\n{content}".encode())  # no repr has a line break in it
-    return found.hexdigest()[:32]
+        sha.update(f"\n{content}".encode())  # unambiguous, since a repr contains no line break
+    return sha.hexdigest()[:32]
 
 
 def default_folder() -> Path:
@@ -164,31 +169,34 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ablab"
 
 
-def load(entry: Path) -> Stored | None:
-    """The entry in a folder; None if it is not there, or not whole: its files are there, as long as they were made."""
+def load_entry(entry: Path) -> CacheEntry | None:
+    """Load the entry in a folder; return None if it is missing, or a file is missing or has the wrong size."""
     try:
         record = json.loads((entry / "entry.json").read_text(encoding="utf-8"))
         files = {name: entry / f"{name}.npy" for name in record["bytes"]}
         if any(file.stat().st_size != record["bytes"][name] for name, file in files.items()):
             return None
-        return Stored({name: mapped(file) for name, file in files.items()}, record["facts"], record["digest"])
+        return CacheEntry({name: memory_map(file) for name, file in files.items()}, record["facts"], record["digest"])
     except (FileNotFoundError, LookupError, TypeError, ValueError):
         return None
 
 
-def mapped(path: Path) -> Tensor:
-    """An .npy as a tensor; np.load(mmap_mode="c") fails for a file larger than memory, and torch warns about "r"."""
+def memory_map(path: Path) -> Tensor:
+    """Memory-map an .npy file as a tensor.
+
+    np.load(mmap_mode="c") fails for files larger than memory, and torch warns about mmap_mode="r".
+    """
     header = np.load(path, mmap_mode="r")
     with path.open("rb") as file:
         memory = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE | NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE)
     return torch.from_numpy(np.ndarray(header.shape, header.dtype, memory, header.offset))
 
 
-def take_space(path: Path, start: int) -> None:
-    """Give a sparse file its space on the disk: one that is full is an error now, not a SIGBUS in the mapping later."""
+def allocate(path: Path, start: int) -> None:
+    """Allocate disk space for a sparse file, so that a full disk is an error now and not a SIGBUS later."""
     size = path.stat().st_size
     with path.open("r+b") as file:
-        if hasattr(os, "posix_fallocate"):  # where a file system has no such thing, glibc writes zeros
+        if hasattr(os, "posix_fallocate"):  # glibc falls back to writing zeros
             os.posix_fallocate(file.fileno(), 0, size)
         else:  # macOS
             file.seek(start)
@@ -197,8 +205,8 @@ def take_space(path: Path, start: int) -> None:
 
 
 @contextmanager
-def writing(folder: Path, needed: int = 0) -> Iterator[None]:
-    """Say which folder could not be written, and what to do."""
+def explain_write_errors(folder: Path, needed: int = 0) -> Iterator[None]:
+    """Convert an OSError to a ValueError that names the folder and a remedy."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Diabetes: a number to predict from ten measurements, shipped with scikit-learn."""
+"""Diabetes data set: regression from ten features, shipped with scikit-learn."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ablab.data.vectors import Part, Rows, Vectors
 
 
 class Diabetes(Vectors):
-    """The progression of a disease after a year, from 25 to 346: 282 rows to train, 71 to validate, 89 to test.
+    """Disease progression after one year, from 25 to 346: 282 training, 71 validation and 89 test rows.
 
     Args:
-        settings: see `Vectors` and `DataModule`; the test rows are always the same.
+        settings: see `Vectors` and `DataModule`; the test rows are fixed.
 
     Shape:
         inputs `(N, 10)`, targets `(N, 1)`

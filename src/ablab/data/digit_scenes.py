@@ -1,4 +1,4 @@
-"""Scenes of the handwritten digits that scikit-learn ships, with the class of each pixel."""
+"""Synthetic segmentation scenes composed of scikit-learn's handwritten digits."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch import Tensor
 
 from ablab.data.batch import Samples
 from ablab.data.digits import load_digits
-from ablab.data.labelled import TEST_FRACTION, TEST_SEED, Official, hold_out
+from ablab.data.labelled import TEST_FRACTION, TEST_SEED, OfficialSplits, hold_out
 from ablab.data.masks import Masks
 
-SIDE = 24  # pixels of a scene
-DIGIT = 8  # pixels of a digit
-INK = 4  # of 16: the faintest pixel that is taken for a part of the digit
-NOISE = 2.0  # of 16: standard deviation
-SEED = 20150518  # the same scenes for every run and every user
+SIDE = 24  # side length of a scene in pixels
+DIGIT = 8  # side length of a digit in pixels
+INK = 4  # minimum pixel value, of 16, that counts as part of a digit
+NOISE = 2.0  # standard deviation of the noise; pixel values go up to 16
+SEED = 20150518  # fixed, so that all runs have the same scenes
 
 
 class DigitScenes(Masks):
-    """One to three digits on a noisy ground, none over another: 575 scenes to train, 144 to validate, 180 to test.
+    """Scenes of one to three digits without overlap on a noisy background: 575 training, 144 validation, 180 test.
 
-    Every digit is in one scene, so that no digit is in two parts. The mask has the digit's class where its ink is, and
-    background elsewhere.
+    Every digit image appears in one scene only, so that splits share no digits. Mask pixels have the class of the digit
+    where there is ink, and background elsewhere.
 
     Args:
-        val_fraction: held out of the training scenes for validation; the test scenes are always the same.
+        val_fraction: fraction of the training scenes held out for validation; the test scenes are fixed.
         settings: see `Masks`, `LabelledData` and `DataModule`.
 
     Shape:
@@ -45,23 +45,23 @@ class DigitScenes(Masks):
     def __init__(self, *, val_fraction: float = 0.2, **settings: Any) -> None:
         super().__init__(val_fraction=val_fraction, **settings)
 
-    def load(self) -> Official:
+    def load(self) -> OfficialSplits:
         images, digits = load_digits()
         self.class_names = ["background", *(str(digit) for digit in range(10))]
         parts = hold_out(Samples(images, digits), TEST_FRACTION, TEST_SEED)
-        train, test = (scenes(images[part], digits[part]) for part in parts)
-        return Official(train, test)
+        train, test = (make_scenes(images[part], digits[part]) for part in parts)
+        return OfficialSplits(train, test)
 
     @property
     def model_sizes(self) -> dict[str, int]:
         return {"in_channels": 1, "num_classes": len(self.class_names)}
 
 
-def scenes(images: Tensor, digits: Tensor) -> Samples:
-    """Place each digit in a scene, one, two and three of them in turn.
+def make_scenes(images: Tensor, digits: Tensor) -> Samples:
+    """Place all digits in scenes of one, two and three digits in turn.
 
     Shape:
-        images `(N, 8, 8)` of whole numbers from 0 to 16, digits `(N)`
+        images `(N, 8, 8)` with integers from 0 to 16, digits `(N)`
     """
     rng = np.random.RandomState(SEED)
     order = rng.permutation(len(images))
@@ -70,7 +70,7 @@ def scenes(images: Tensor, digits: Tensor) -> Samples:
     inputs = np.zeros((len(groups), 1, SIDE, SIDE), dtype=np.uint8)
     masks = np.zeros((len(groups), SIDE, SIDE), dtype=np.uint8)
     for group, scene, mask in zip(groups, inputs[:, 0], masks, strict=True):
-        for number, (top, left) in zip(group, corners(rng, len(group)), strict=True):
+        for number, (top, left) in zip(group, draw_corners(rng, len(group)), strict=True):
             window = np.s_[top : top + DIGIT, left : left + DIGIT]
             scene[window] = images[number]
             mask[window] = np.where(images[number] >= INK, digits[number] + 1, 0)
@@ -78,8 +78,8 @@ def scenes(images: Tensor, digits: Tensor) -> Samples:
     return Samples(torch.from_numpy(inputs), torch.from_numpy(masks))
 
 
-def corners(rng: RandomState, count: int) -> NDArray[Any]:
-    """Draw the upper left corners `(count, 2)` of digits that do not overlap."""
+def draw_corners(rng: RandomState, count: int) -> NDArray[Any]:
+    """Draw upper left corners `(count, 2)` of non-overlapping digits, by rejection sampling."""
     while True:
         drawn = rng.randint(0, SIDE - DIGIT + 1, (count, 2))
         if all(np.abs(one - other).max() >= DIGIT for one, other in combinations(drawn, 2)):

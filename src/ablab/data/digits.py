@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn ships: 1,797 images of 8x8, the embedded default."""
+"""Handwritten digits shipped with scikit-learn: 1,797 images of 8x8 pixels, the default data set."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from ablab.data.batch import Kind, Samples
-from ablab.data.labelled import TEST_FRACTION, TEST_SEED, LabelledData, Official, hold_out
+from ablab.data.labelled import TEST_FRACTION, TEST_SEED, LabelledData, OfficialSplits, hold_out
 
 
 class Digits(LabelledData):
-    """Images of digits, 1,149 to train, 288 to validate, 360 to test at the default fraction.
+    """Images of digits: 1,149 training, 288 validation and 360 test images by default.
 
     Args:
-        val_fraction: held out of the training images for validation; the test images are always the same.
+        val_fraction: fraction of the training images held out for validation; the test images are fixed.
         settings: see `LabelledData` and `DataModule`.
 
     Shape:
@@ -34,16 +34,16 @@ class Digits(LabelledData):
     def __init__(self, *, val_fraction: float = 0.2, **settings: Any) -> None:
         super().__init__(val_fraction=val_fraction, **settings)
 
-    def load(self) -> Official:
+    def load(self) -> OfficialSplits:
         images, targets = load_digits()
         images = self.arrange(images)
         self.class_names = [str(digit) for digit in range(10)]
         samples = Samples(images, targets)
         rest, test = hold_out(samples, TEST_FRACTION, TEST_SEED)
-        return Official(samples.part(rest), samples.part(test))
+        return OfficialSplits(samples.part(rest), samples.part(test))
 
     def arrange(self, images: Tensor) -> Tensor:
-        """From `(N, 8, 8)` to the shape of a sample."""
+        """Reshape images `(N, 8, 8)` to samples."""
         return images.unsqueeze(1)
 
     @property
@@ -52,13 +52,13 @@ class Digits(LabelledData):
 
 
 def shipped_file(name: str) -> Path:
-    """Return a file that scikit-learn ships; importing scikit-learn would take a quarter of a short run's start."""
+    """Return the path of a file shipped with scikit-learn, without the cost of importing scikit-learn."""
     [package] = importlib.util.find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr,misc]
     return Path(package) / "datasets" / "data" / name
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
-    """Images `(1797, 8, 8)` of whole numbers from 0 to 16, and their digits `(1797)`."""
+    """Return images `(1797, 8, 8)` with integers from 0 to 16, and their digits `(1797)`."""
     rows = np.loadtxt(shipped_file("digits.csv.gz"), delimiter=",", dtype=np.int64)
     table = torch.from_numpy(rows)
     return table[:, :-1].view(-1, 8, 8).to(torch.uint8), table[:, -1].contiguous()

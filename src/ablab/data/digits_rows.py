@@ -1,4 +1,4 @@
-"""The digits read row by row: the same images, splits and labels, as sequences of 8 steps."""
+"""The digits as sequences of rows, with the same images, splits and labels as `Digits`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ablab.data.digits import Digits
 
 
 class DigitsRows(Digits):
-    """Sequences of 8 rows of 8 pixels; see `Digits`.
+    """Digits as sequences of 8 steps with 8 pixels each; see `Digits`.
 
     Shape:
         inputs `(N, 8, 8)`, targets `(N)`

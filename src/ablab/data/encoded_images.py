@@ -1,4 +1,4 @@
-"""Encoded images (PNG, JPEG, …), decoded once into a mapped cache."""
+"""Encoded images (PNG, JPEG, …), decoded once into a memory-mapped cache."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ import torch
 from torch import Tensor
 
 from ablab.data.batch import Kind, Samples, sample_digest
-from ablab.data.cache import Stored, Writer, cached, content_key
+from ablab.data.cache import CacheEntry, EntryWriter, content_key, get_or_create
 from ablab.data.labelled import LabelledData
-from ablab.waiting import counted
+from ablab.status import with_progress
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MODES = {1: "L", 3: "RGB"}
 EIGHT_BITS = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
-DECODER = 2  # of the code below: raised with every change of its results, so that older caches are left alone
-CODECS = ("avif", "jpg", "jpg_2000", "libjpeg_turbo", "libtiff", "webp")  # libraries of Pillow that decide pixels
+DECODER = 2  # version of the decoding below; increase it when results change, to invalidate caches
+CODECS = ("avif", "jpg", "jpg_2000", "libjpeg_turbo", "libtiff", "webp")  # Pillow's libraries that affect pixels
 TRANSPARENT = "with transparent pixels, laid over white"
 ANIMATED = "with several frames, the first one taken"
-NOT_ANIMATED = ("MPO", "PSD")  # their further frames are a camera's previews, and layers
+NOT_ANIMATED = ("MPO", "PSD")  # their other frames are camera previews and layers
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The encoded images of a split.
+    """Encoded images with class labels.
 
     Args:
-        images: the bytes of an image, or its file.
-        targets: their classes, as numbers.
-        where: says where an image is to be found, for an error.
+        images: bytes or file of each image.
+        targets: class index of each image.
+        where: returns the location of an image, for error messages.
     """
 
     images: Sequence[bytes | Path]
@@ -48,15 +48,16 @@ class Encoded:
 
 
 class EncodedImages(LabelledData):
-    """Images that are decoded when they are first used, and mapped from a file afterwards.
+    """Base class of image data sets that are decoded at first use, and memory-mapped afterwards.
 
-    They are turned as their EXIF orientation says, as `datasets` does, and transparent pixels are laid over white. The
-    cache lies in ABLAB_CACHE, or ~/.cache/ablab; its key is the content of the files, and all that decides the pixels.
+    Images are rotated according to their EXIF orientation, as in `datasets`, and transparent pixels are composited over
+    white. The cache is in ABLAB_CACHE or ~/.cache/ablab; its keys cover the content of the files and everything that
+    affects the pixels.
 
     Args:
-        image_size: pixels of each side; the shorter side is scaled to it and the middle cut out. None takes images as
-            they are, and they must all have one size.
-        in_channels: 3 for colour, 1 for grey.
+        image_size: side length in pixels: resizes the shorter side, then center-crops. None keeps the images, which
+            must all have the same size.
+        in_channels: 3 for color, 1 for grayscale.
         settings: see `LabelledData` and `DataModule`.
 
     Shape:
@@ -72,53 +73,53 @@ class EncodedImages(LabelledData):
             raise ValueError(f"image_size={image_size}: at least 1 pixel is needed, or null for images as they are")
         self.image_size = image_size
         self.in_channels = in_channels
-        self.notes: Counter[str] = Counter()  # on images whose pixels are a matter of choice
+        self.notes: Counter[str] = Counter()  # numbers of transparent and animated images
 
-    def key(self, *parts: str | bytes | int | Path) -> str:
-        """The name in the cache of the images that are decoded from these parts."""
+    def cache_key(self, *parts: str | bytes | int | Path) -> str:
+        """Return the cache key of images that are decoded from these parts."""
         from PIL import features
 
         codecs = (f"{name} {features.version(name)}" for name in CODECS)
         return content_key(DECODER, metadata.version("pillow"), *codecs, str(self.image_size), self.in_channels, *parts)
 
-    def decoded(self, key: str, read: Callable[[], tuple[Encoded, list[str]]]) -> tuple[Samples, list[str]]:
-        """The samples of a split and the names of its classes.
+    def decode_split(self, key: str, read: Callable[[], tuple[Encoded, list[str]]]) -> tuple[Samples, list[str]]:
+        """Return the samples of a split and its class names, from the cache if possible.
 
         Args:
-            key: names the content of the files and all that is done to them.
-            read: gives the encoded images and the class names; called only if they are not in the cache.
+            key: the cache key, from `cache_key`.
+            read: returns the encoded images and class names; called only if they are not cached.
 
         Raises:
-            ValueError: an image that cannot be decoded or has another size, or no images at all.
+            ValueError: an image cannot be decoded or has a different size, or there are no images.
         """
 
-        def make(writer: Writer) -> None:
+        def make(writer: EntryWriter) -> None:
             encoded, class_names = read()
             writer.facts["class_names"] = class_names
             decode(encoded, writer, self.image_size, self.in_channels)
 
-        stored: Stored = cached(key, make)
+        stored: CacheEntry = get_or_create(key, make)
         self.notes = self.notes + Counter(stored.facts.get("notes", {}))
         images, targets, digests = (stored.tensors[name] for name in ("images", "targets", "digests"))
         return Samples(images, targets, content=stored.digest, digests=digests), stored.facts["class_names"]
 
-    def unusual(self) -> list[str]:
-        return [*super().unusual(), *(f"images {note} ({count:,})" for note, count in sorted(self.notes.items()))]
+    def caveats(self) -> list[str]:
+        return [*super().caveats(), *(f"images {note} ({count:,})" for note, count in sorted(self.notes.items()))]
 
     @property
     def model_sizes(self) -> dict[str, int]:
         return {"in_channels": self.in_channels, "num_classes": len(self.class_names)}
 
 
-def decode(encoded: Encoded, writer: Writer, image_size: int | None, in_channels: int) -> None:
-    """Decode all images of a split, on all cores, into the arrays `images`, `targets` and `digests`."""
+def decode(encoded: Encoded, writer: EntryWriter, image_size: int | None, in_channels: int) -> None:
+    """Decode all images in parallel into the arrays `images`, `targets` and `digests` of a cache entry."""
     num = len(encoded.images)
     if not num:
         raise ValueError("there are no images in it")
     size = load_image(encoded, 0, image_size, in_channels).shape[1:]
     images = writer.array("images", (num, in_channels, *size), "uint8")
     digests = writer.array("digests", (num,), "int64", derived=True)
-    notes: list[str] = []  # threads may append to a list at once
+    notes: list[str] = []  # list.append is thread-safe
 
     def fill(i: int) -> None:
         image = load_image(encoded, i, image_size, in_channels, notes)
@@ -132,7 +133,7 @@ def decode(encoded: Encoded, writer: Writer, image_size: int | None, in_channels
         digests[i] = sample_digest(images[i].tobytes())
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in counted(pool.map(fill, range(num), chunksize=256), num, "decoding images, once for all runs"):
+        for _ in with_progress(pool.map(fill, range(num), chunksize=256), num, "decoding images, once for all runs"):
             pass
     writer.array("targets", (num,), "int64")[:] = encoded.targets
     if notes:
@@ -142,10 +143,10 @@ def decode(encoded: Encoded, writer: Writer, image_size: int | None, in_channels
 def load_image(
     encoded: Encoded, i: int, image_size: int | None, in_channels: int, notes: list[str] | None = None
 ) -> Tensor:
-    """Decode an image `(C, H, W)` of bytes.
+    """Decode an image to `(C, H, W)`, uint8.
 
     Args:
-        encoded, i: the images, and the number of one of them.
+        encoded, i: the images, and the index of one of them.
         image_size, in_channels: see `EncodedImages`.
         notes: see `open_image`.
 
@@ -153,22 +154,22 @@ def load_image(
         ValueError: see `open_image`.
     """
     image = open_image(encoded.images[i], lambda: encoded.where(i), in_channels, notes)
-    return as_tensor(image if image_size is None else scaled(image, image_size))
+    return to_tensor(image if image_size is None else resize_and_crop(image, image_size))
 
 
 def open_image(
     source: bytes | Path, where: Callable[[], str], in_channels: int, notes: list[str] | None = None
 ) -> Image.Image:
-    """Decode an image into the mode of so many channels.
+    """Decode an image and convert it to grayscale or RGB.
 
     Args:
-        source: its bytes, or its file.
-        where: says where the image is to be found, for an error.
+        source: bytes or file of the image.
+        where: returns the location of the image, for error messages.
         in_channels: see `EncodedImages`.
-        notes: gets TRANSPARENT and ANIMATED if they are true of the image.
+        notes: a list to append TRANSPARENT and ANIMATED to, if they apply.
 
     Raises:
-        ValueError: the image cannot be decoded, or has more than 8 bits a channel.
+        ValueError: the image cannot be decoded, or has more than 8 bits per channel.
     """
     from PIL import ExifTags, Image, ImageOps
 
@@ -189,7 +190,7 @@ def open_image(
                         found.append(TRANSPARENT)
                         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
                 image = image.convert(MODES[in_channels])
-    except Exception as error:  # Pillow raises whatever its decoders raise
+    except Exception as error:  # Pillow's decoders raise many kinds of exceptions
         raise ValueError(f"{where()}: it cannot be decoded ({error}); replace it, or leave it out") from error
     if mode not in EIGHT_BITS:
         raise ValueError(f"{where()}: it has more than 8 bits a channel (mode {mode}); convert it first")
@@ -198,15 +199,15 @@ def open_image(
     return image
 
 
-def as_tensor(image: Image.Image) -> Tensor:
-    """The pixels of an image `(C, H, W)`."""
+def to_tensor(image: Image.Image) -> Tensor:
+    """Convert an image to a tensor `(C, H, W)`."""
     import numpy as np
 
     return torch.from_numpy(np.array(image)).view(image.height, image.width, -1).permute(2, 0, 1)
 
 
-def scaled(image: Image.Image, size: int, resample: Image.Resampling | None = None) -> Image.Image:
-    """The middle of an image whose shorter side was brought to `size`, by bicubic interpolation unless told."""
+def resize_and_crop(image: Image.Image, size: int, resample: Image.Resampling | None = None) -> Image.Image:
+    """Resize the shorter side of an image to `size` (bicubic by default), then center-crop to a square."""
     from PIL import Image
 
     resample = Image.Resampling.BICUBIC if resample is None else resample

@@ -1,4 +1,4 @@
-"""List the files of a folder, without hidden files and the copies that editors leave."""
+"""List the files of a folder, without hidden files and editor backups."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ BACKUPS = ("~", ".bak", ".orig", ".swo", ".swp", ".tmp")
 
 
 class Listing(NamedTuple):
-    """The files below a folder, and the files and folders that were left out."""
+    """The files below a folder, and the files and folders that were skipped."""
 
     files: list[Path]
     left_out: list[Path]
 
 
 def list_files(folder: Path) -> Listing:
-    """List the files below a folder in the order of their paths, which is the same in every locale.
+    """List the files below a folder recursively, sorted by path independently of the locale.
 
     Links to folders are followed, and each folder is listed once, so that cycles end. Dangling links are listed, so
-    that reading them fails. Hidden entries, editors' backups and special files such as pipes are left out.
+    that reading them fails. Hidden entries, editor backups and special files such as pipes are skipped.
 
     Raises:
-        ValueError: a folder that cannot be read.
+        ValueError: a folder cannot be read.
     """
     files: list[Path] = []
     left_out: list[Path] = []
@@ -53,12 +53,12 @@ def list_files(folder: Path) -> Listing:
 
 
 def is_hidden_or_backup(name: str) -> bool:
-    """Return whether a name marks a hidden file or folder, or a copy that an editor keeps."""
+    """Return whether a name is that of a hidden file or folder, or of an editor backup."""
     is_autosave = name.startswith("#") and name.endswith("#")  # of Emacs
     return name.startswith(".") or name in HIDDEN or is_autosave or name.lower().endswith(BACKUPS)
 
 
 def first_names(paths: list[Path], folder: Path, limit: int = 3) -> str:
-    """Return the first paths relative to their folder, for a message."""
+    """Return the first paths relative to their folder, for messages."""
     names = [str(path.relative_to(folder)) for path in paths[:limit]]
     return ", ".join(names) + (", …" if len(paths) > limit else "")

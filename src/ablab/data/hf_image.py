@@ -1,4 +1,4 @@
-"""Any image data set of the Hugging Face Hub, of parquet files or of `save_to_disk`."""
+"""Image data sets from the Hugging Face Hub, parquet files or `save_to_disk` folders."""
 
 from __future__ import annotations
 
@@ -14,36 +14,35 @@ from torch import Tensor
 from ablab.data.batch import Samples
 from ablab.data.cache import content_key
 from ablab.data.encoded_images import Encoded, EncodedImages, load_image
-from ablab.data.labelled import TEST_FRACTION, TEST_SEED, Official, hold_out
+from ablab.data.labelled import TEST_FRACTION, TEST_SEED, OfficialSplits, hold_out
 from ablab.data.stream import ImageStream, Row
-from ablab.data.tables import Labels, Shard, Table, check_images, file_table, hub_table, image_of, is_undivided
+from ablab.data.tables import Labels, Shard, Table, check_images, file_table, hub_table, image_source, is_unsplit
 from ablab.digest import digest
 
 VALIDATION_NAMES = ("val", "valid", "validation", "dev")
 
 
 class HFImage(EncodedImages):
-    """Images and labels by the names of their columns; the official parts are kept.
+    """An image classification data set in Hugging Face format; the official splits are kept.
 
-    Images are encoded bytes, or paths of files; a relative path counts from the folder of the table. Labels are
-    ClassLabels of the Hub, integers, strings or booleans: see `Labels`.
+    Images are encoded bytes or file paths; relative paths are relative to the table's folder. Labels are ClassLabels,
+    integers, strings or booleans, see `Labels`.
 
     Args:
-        name: the data set's name on the Hub, for example "uoft-cs/cifar10".
-        root: a folder with its parquet files, `<split>.parquet` or `<split>-….parquet`, or a folder that
-            `datasets.save_to_disk` wrote; a data set saved without parts has a fifth held out to test. None asks the
-            Hub.
-        image_column, label_column: their names.
-        train_split, test_split: names of the parts.
-        val_split: name of the validation part; None holds val_fraction out of the training part.
-        streaming: decode training images as they are used, for data sets that are too large to keep decoded. The
-            standardization is then that of the first 4,096. num_workers counts the threads that decode.
-        shuffle_block: rows that are read ahead and shuffled, in streaming.
+        name: name of the data set on the Hub, for example "uoft-cs/cifar10".
+        root: a folder with parquet files, `<split>.parquet` or `<split>-….parquet`, or a folder written by
+            `datasets.save_to_disk`; if that has no splits, a fifth is held out for testing. None loads from the Hub.
+        image_column, label_column: names of the columns.
+        train_split, test_split: names of the splits.
+        val_split: name of the validation split; None holds val_fraction of the training split out.
+        streaming: decode training images on the fly, for data sets too large to keep decoded. The standardization then
+            uses the first 4,096 images, and num_workers is the number of decoding threads.
+        shuffle_block: number of rows to read ahead and shuffle when streaming.
         settings: see `EncodedImages`, `LabelledData` and `DataModule`.
 
     Raises:
-        ValueError: a missing folder, file or column, files of two exports, labels that are no classes, a file or an
-            image that cannot be read.
+        ValueError: a folder, file or column is missing, files belong to different exports, labels are not classes, or a
+            file or image cannot be read.
     """
 
     def __init__(
@@ -76,9 +75,9 @@ class HFImage(EncodedImages):
         self.shuffle_block = shuffle_block
         self.table_notes: list[str] = []
 
-    def load(self) -> Official:
-        if is_undivided(self.root):
-            return self.undivided()
+    def load(self) -> OfficialSplits:
+        if is_unsplit(self.root):
+            return self.load_unsplit()
         test = self.table(self.test_split)
         train = self.table(self.train_split, streaming=self.streaming)
         val = None if self.val_split is None else self.table(self.val_split)
@@ -87,10 +86,12 @@ class HFImage(EncodedImages):
             official_train: Samples | ImageStream = self.stream(train, labels)
         else:
             official_train = self.samples(train, labels)
-        return Official(official_train, self.samples(test, labels), None if val is None else self.samples(val, labels))
+        return OfficialSplits(
+            official_train, self.samples(test, labels), None if val is None else self.samples(val, labels)
+        )
 
-    def undivided(self) -> Official:
-        """Return a data set that was saved without parts; the test images are always the same."""
+    def load_unsplit(self) -> OfficialSplits:
+        """Load a data set that was saved without splits; the held-out test images are fixed."""
         if self.streaming or self.val_split is not None:
             raise ValueError(
                 f"{self.source}: it was saved without parts, so leave data.val_split at null and data.streaming at "
@@ -100,7 +101,7 @@ class HFImage(EncodedImages):
         everything = self.samples(table, self.read_labels([table]))
         self.table_notes = [*self.table_notes, f"saved without parts, so {TEST_FRACTION:.0%} are held out to test"]
         rest, test = hold_out(everything, TEST_FRACTION, TEST_SEED, "the test part")
-        return Official(everything.part(rest), everything.part(test))
+        return OfficialSplits(everything.part(rest), everything.part(test))
 
     def table(self, split: str, *, streaming: bool = False) -> Table:
         if self.root is None:
@@ -111,7 +112,7 @@ class HFImage(EncodedImages):
         return table
 
     def read_labels(self, tables: Sequence[Table]) -> Labels:
-        """Find the classes of all parts, and note what a reader should know of the parts."""
+        """Determine the classes over all splits, and add remarks on the splits."""
         check_images(tables, self.image_column)
         if self.streaming and self.root is None and tables[0].shards[0].class_names(self.label_column) is None:
             raise ValueError(
@@ -120,7 +121,7 @@ class HFImage(EncodedImages):
             )
         labels = Labels(tables, self.label_column)
         self.class_names = labels.names
-        self.table_notes = [*labels.note, *self.unused_parts()]
+        self.table_notes = [*labels.note, *self.describe_unused_splits()]
         if self.streaming:
             what = "sizes and ends of files, and all labels" if self.root else "the version on the Hub"
             self.table_notes = [
@@ -129,40 +130,40 @@ class HFImage(EncodedImages):
             ]
         return labels
 
-    def unused_parts(self) -> list[str]:
-        """Describe a validation part that is there, and that nobody asked for."""
+    def describe_unused_splits(self) -> list[str]:
+        """Describe validation splits that exist but are not used."""
         found = []
-        if self.root is not None and self.val_split is None and not is_undivided(self.root):
+        if self.root is not None and self.val_split is None and not is_unsplit(self.root):
             for split in {*VALIDATION_NAMES} - {self.train_split, self.test_split}:
-                with suppress(ValueError):  # there is none
+                with suppress(ValueError):  # no such split
                     num_rows = file_table(self.root, split).num_rows
                     found.append(f"{num_rows:,} of {split} not used, data.val_split={split} validates on them")
         return sorted(found)
 
-    def pointed_files(self, table: Table) -> list[Path]:
-        """Find the image files outside of a table, and remember them: a sweep reads the data again if they change."""
-        found = table.pointed_files(self.image_column)
-        self.outside = [*self.outside, *found]
+    def external_files(self, table: Table) -> list[Path]:
+        """Return the image files that a table refers to, and record them, so that a sweep notices changes."""
+        found = table.external_files(self.image_column)
+        self.extra_files = [*self.extra_files, *found]
         return found
 
     def samples(self, table: Table, labels: Labels) -> Samples:
-        """Decode a split, or take it from the cache: the key is the content of all files, images outside included."""
+        """Decode a split, or load it from the cache; the key covers the content of all files and external images."""
         columns = (self.image_column, self.label_column)
         if self.root is None:
             [shard] = table.shards
             content: list[str | Path] = ["hub", shard.table._fingerprint]  # type: ignore[attr-defined]
         else:
-            content = ["files", *table.files, *self.pointed_files(table)]
-        key = self.key("table", *columns, *labels.names, *content)
+            content = ["files", *table.files, *self.external_files(table)]
+        key = self.cache_key("table", *columns, *labels.names, *content)
 
         def read() -> tuple[Encoded, list[str]]:
             images = [self.encoded_image(table, *row) for row in table.rows([self.image_column])]
             return Encoded(images, labels.of(table), table.where), labels.names
 
-        return self.decoded(key, read)[0]
+        return self.decode_split(key, read)[0]
 
     def stream(self, table: Table, labels: Labels) -> ImageStream:
-        """A split that is decoded as it is used."""
+        """Make a training split that is decoded on the fly."""
         if self.root is None:
             [shard] = table.shards
             info = shard.table.info  # type: ignore[attr-defined]
@@ -170,8 +171,8 @@ class HFImage(EncodedImages):
                 str(self.hub_name), table.split, str(info.version), *sorted(info.download_checksums or [])
             )
         else:
-            sizes = [file.stat().st_size for file in self.pointed_files(table)]
-            name = content_key(digest(torch.tensor(labels.of(table))), *table.ends, *sizes)
+            sizes = [file.stat().st_size for file in self.external_files(table)]
+            name = content_key(digest(torch.tensor(labels.of(table))), *table.file_ends, *sizes)
 
         def rows(start: int) -> Iterator[Row]:
             for number, shard, (image, label) in table.rows([self.image_column, self.label_column], start):
@@ -186,15 +187,15 @@ class HFImage(EncodedImages):
 
     @property
     def source(self) -> str:
-        """Where the data are from, as it is set."""
+        """The setting that names the data, for error messages."""
         return f"root={self.root}" if self.root else f"name={self.hub_name}"
 
     def encoded_image(self, table: Table, i: int, shard: Shard, row: tuple[Any, ...]) -> bytes | Path:
-        """Return the bytes of an image, or its file."""
-        image = image_of(row[0], shard, partial(table.where, i))
+        """Return the bytes or the file of an image."""
+        image = image_source(row[0], shard, partial(table.where, i))
         if image is None:
             raise ValueError(f"{table.where(i)}: there is no image in {self.image_column}; leave the row out")
         return image
 
-    def unusual(self) -> list[str]:
-        return [*super().unusual(), *self.table_notes]
+    def caveats(self) -> list[str]:
+        return [*super().caveats(), *self.table_notes]

@@ -1,28 +1,28 @@
-"""Any text data set of the Hugging Face Hub, of parquet files or of `save_to_disk`: a column of documents."""
+"""Text data sets from the Hugging Face Hub, parquet files or `save_to_disk` folders."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ablab.data.tables import file_table, hub_table, is_undivided
+from ablab.data.tables import file_table, hub_table, is_unsplit
 from ablab.data.token_stream import Parts, TokenStream
 
 
 class HFText(TokenStream):
-    """The documents of a column, one after the other, with a blank line between them; empty ones are kept.
+    """The documents of a text column, join_documents by blank lines; empty documents are kept.
 
     Args:
-        name: the data set's name on the Hub, for example "Salesforce/wikitext".
-        config: its configuration there, for example "wikitext-2-raw-v1".
-        root: a folder with its parquet files, `<split>.parquet` or `<split>-….parquet`, or a folder that
-            `datasets.save_to_disk` wrote; None asks the Hub.
-        text_column: the column's name.
-        train_split, val_split, test_split: names of the parts; None holds val_fraction and test_fraction out of the
-            training part, and then both are None. A data set that was saved without parts is divided in the same way.
+        name: name of the data set on the Hub, for example "Salesforce/wikitext".
+        config: name of its configuration on the Hub, for example "wikitext-2-raw-v1".
+        root: a folder with parquet files, `<split>.parquet` or `<split>-….parquet`, or a folder written by
+            `datasets.save_to_disk`; None loads from the Hub.
+        text_column: name of the column.
+        train_split, val_split, test_split: names of the splits. If val_split and test_split are both None, or the data
+            set was saved without splits, val_fraction and test_fraction of the training split are held out.
         settings: see `TokenStream` and `DataModule`.
 
     Raises:
-        ValueError: a missing folder, file or column, a column that is no text, or a part that has none.
+        ValueError: a folder, file or column is missing, the column is not text, or a split has no text.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class HFText(TokenStream):
         return f"root={self.root}" if self.root else f"name={self.hub_name}"
 
     def load(self) -> Parts:
-        train = self.documents(self.train_split)
-        if self.val_split is None or self.test_split is None or is_undivided(self.root):
+        train = self.read_documents(self.train_split)
+        if self.val_split is None or self.test_split is None or is_unsplit(self.root):
             copies = sum(map(has_text, train)) - len(set(filter(has_text, train)))
             self.notes = [f"{copies:,} of {len(train):,} documents are copies of others"] if copies else []
-            return self.divided(joined(train))
-        val, test = self.documents(self.val_split), self.documents(self.test_split)
+            return self.split_text(join_documents(train))
+        val, test = self.read_documents(self.val_split), self.read_documents(self.test_split)
         known = set(filter(has_text, train))
         self.notes = [
             f"{copies:,} of {len(documents):,} documents of {split} are training documents, too"
@@ -69,12 +69,12 @@ class HFText(TokenStream):
             if (copies := sum(document in known for document in documents))
         ]
         if self.folds is None:
-            return Parts([joined(train)], joined(val), joined(test))
-        text = joined(train)
+            return Parts([join_documents(train)], join_documents(val), join_documents(test))
+        text = join_documents(train)
         begin, end = (len(text) * fold // self.folds for fold in (self.fold, self.fold + 1))
-        return Parts([piece for piece in (text[:begin], text[end:]) if piece], text[begin:end], joined(test))
+        return Parts([piece for piece in (text[:begin], text[end:]) if piece], text[begin:end], join_documents(test))
 
-    def documents(self, split: str) -> list[str]:
+    def read_documents(self, split: str) -> list[str]:
         """Read the documents of a split."""
         table = hub_table(self.hub_name, split, self.config) if self.root is None else file_table(self.root, split)
         table.check_columns(text_column=self.text_column)
@@ -86,11 +86,11 @@ class HFText(TokenStream):
             raise ValueError(f"{self.source}: the {split} split has no text in {self.text_column}")
         return documents
 
-    def unusual(self) -> list[str]:
-        return [*super().unusual(), *self.notes]
+    def caveats(self) -> list[str]:
+        return [*super().caveats(), *self.notes]
 
 
-def joined(documents: list[str]) -> str:
+def join_documents(documents: list[str]) -> str:
     return "\n\n".join(documents)
 
 

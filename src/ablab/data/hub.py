@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: loading a split by name, and what is said when that is not possible."""
+"""Load splits from the Hugging Face Hub, with helpful errors."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ablab.waiting import awaited
+from ablab.status import status_lines
 
 
 @contextmanager
 def install_hint() -> Iterator[None]:
-    """Say which packages an import is missing."""
+    """Convert an ImportError to a ValueError that says how to install the packages."""
     try:
         yield
     except ImportError as error:
@@ -19,16 +19,16 @@ def install_hint() -> Iterator[None]:
 
 
 def load_split(name: str | None, split: str, config: str | None = None, *, streaming: bool = False) -> Any:
-    """A split of a data set of the Hub, as a `datasets.Dataset`; streaming gives its `IterableDataset`.
+    """Load a split from the Hub, as a `datasets.Dataset`, or an `IterableDataset` if streaming.
 
     Raises:
-        ValueError: there is no such data set or split, or the Hub cannot be reached.
+        ValueError: the data set or split does not exist, or the Hub cannot be reached.
     """
     with install_hint():
         import datasets
     datasets.disable_progress_bars()
     try:
-        with awaited(f"reading {name}, from the Hugging Face Hub what is not here yet"):
+        with status_lines(f"reading {name}, from the Hugging Face Hub what is not here yet"):
             return datasets.load_dataset(name, config, split=split, streaming=streaming)
     except (ConnectionError, OSError, ValueError) as error:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A folder that has a folder of images for each class."""
+"""Image folders with one subfolder per class."""
 
 from __future__ import annotations
 
@@ -12,36 +12,46 @@ from typing import Any
 
 from ablab.data.batch import Samples
 from ablab.data.encoded_images import Encoded, EncodedImages
-from ablab.data.labelled import TEST_FRACTION, TEST_SEED, Official, enumerated, hold_out
+from ablab.data.labelled import TEST_FRACTION, TEST_SEED, OfficialSplits, hold_out, join_names
 
-# The usual names of parts, in lower case.
+# Common names of splits, in lower case.
 PARTS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-UNCLEAR = {"eval", "evaluation"}  # a test part for some, a validation part for others
+AMBIGUOUS = {"eval", "evaluation"}  # ambiguous: validation or test split
 LAYOUTS = "the layouts are root/train/CLASS/… with root/test/CLASS/…, and root/CLASS/…"
-NOT_IMAGES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}  # though Pillow knows their suffixes
-# Files and folders that come with any folder, in lower case: nobody takes them for images.
+NOT_IMAGES = {
+    "BUFR",
+    "EPS",
+    "FITS",
+    "GRIB",
+    "HDF5",
+    "IPTC",
+    "MPEG",
+    "PDF",
+    "WMF",
+}  # not treated as images, though Pillow registers their suffixes
+# Common files that are skipped without a remark, in lower case.
 ORDINARY_NAMES = {"desktop.ini", "licence", "license", "readme", "thumbs.db"}
 ORDINARY_SUFFIXES = {".md", ".txt"}
 
 
 class ImageFolder(EncodedImages):
-    """`root/train/<class>/*.png`, `root/test/…` and `root/val/…`, or just `root/<class>/*.png`.
+    """An image folder: `root/train/<class>/*.png`, `root/test/…` and `root/val/…`, or just `root/<class>/*.png`.
 
-    The parts may have any of their usual names (Training, valid, Testing, …). A missing test part is held out of the
-    training part, and so is a missing validation part. Links to folders are followed.
+    Split folders may have other common names (Training, valid, Testing, …). Missing test and validation splits are held
+    out of the training split. Links to folders are followed.
 
     Args:
         root: the folder.
-        test_fraction: held out to test where there is no test folder, always the same images; None is 0.2.
+        test_fraction: fraction held out for testing if there is no test folder; always the same images. None is 0.2.
         settings: see `EncodedImages`, `LabelledData` and `DataModule`.
 
     Raises:
-        ValueError: no such folder, folders that are neither parts nor classes, a class without training images, test
-            images of a class that training lacks, a link to nothing, or an image that cannot be decoded.
+        ValueError: the folder does not exist, its subfolders are neither splits nor classes, a class has no training
+            images, a link is broken, or an image cannot be decoded.
     """
 
     def __init__(self, *, root: str, test_fraction: float | None = None, **settings: Any) -> None:
@@ -49,7 +59,7 @@ class ImageFolder(EncodedImages):
         self.root = Path(root)
         self.test_fraction = test_fraction
 
-    def load(self) -> Official:
+    def load(self) -> OfficialSplits:
         if not self.root.is_dir():
             what = "it is a file" if self.root.is_file() else "there is no such folder"
             raise ValueError(f"root={self.root}: {what}; give one with a folder for each class")
@@ -71,51 +81,53 @@ class ImageFolder(EncodedImages):
         if nested := sum(listing.num_nested for listing in listings.values()):
             self.remarks += (f"{nested:,} images are in subfolders of their class",)
         if left_out:
-            self.remarks += (f"left out: {show(left_out)}",)
-        return Official(**parts)
+            self.remarks += (f"left out: {format_counts(left_out)}",)
+        return OfficialSplits(**parts)
 
     def check_classes(self, listing: Listing, *, of_training: bool) -> None:
-        """Refuse a part without images, one whose classes training lacks, and a class without training images."""
+        """Check that a split has images, its classes are training classes, and these have training images."""
         if unknown := sorted(listing.classes.keys() - set(self.class_names)):
             raise ValueError(
-                f"{listing.folder}: the training part has no class {enumerated(unknown)}; give training images of it, "
+                f"{listing.folder}: the training part has no class {join_names(unknown)}; give training images of it, "
                 "or leave it out"
             )
         empty = [name for name, files in listing.classes.items() if not files]
         if empty and (of_training or len(empty) == len(listing.classes)):
-            others = f" that Pillow here can decode (but {show(listing.left_out)})" if listing.left_out else ""
+            others = f" that Pillow here can decode (but {format_counts(listing.left_out)})" if listing.left_out else ""
             raise ValueError(
                 f"{listing.folder / empty[0]}: there is no image in it{others}; a class needs some, or no folder"
             )
         same = Counter(name.casefold() for name in self.class_names)
         if of_training and (alike := [name for name in self.class_names if same[name.casefold()] > 1]):
-            self.remarks += (f"classes that differ only in case: {enumerated(alike)}",)
+            self.remarks += (f"classes that differ only in case: {join_names(alike)}",)
 
     def samples(self, listing: Listing) -> Samples:
-        """Return the decoded images of a part."""
+        """Return the decoded images of a split."""
         files = [file for own in listing.classes.values() for file in own]
         numbers = {name: number for number, name in enumerate(self.class_names)}
         targets = [numbers[name] for name, own in listing.classes.items() for _ in own]
         names = [str(file.relative_to(listing.folder)) for file in files]
         try:
-            key = self.key("image_folder", len(self.class_names), *self.class_names, *names, *files)
+            key = self.cache_key("image_folder", len(self.class_names), *self.class_names, *names, *files)
         except OSError as error:
             raise ValueError(
                 f"{error.filename}: it cannot be read ({error.strerror}); fix its permissions, or leave it out"
             ) from error
-        samples, _ = self.decoded(key, lambda: (Encoded(files, targets, lambda i: str(files[i])), self.class_names))
+        samples, _ = self.decode_split(
+            key, lambda: (Encoded(files, targets, lambda i: str(files[i])), self.class_names)
+        )
         return samples
 
 
 def images_below(folder: Path, left_out: Counter[str]) -> list[Path]:
-    """Return the images in a folder and its subfolders in the order of their paths; links to folders are not followed.
+    """Return the images below a folder, sorted by path; links to folders are not followed.
 
     Args:
-        folder: to be read.
-        left_out: counts the files that are not used.
+        folder: the folder.
+        left_out: counter of skipped files, updated in place.
 
     Raises:
-        ValueError: a folder that cannot be read, or a link to nothing.
+        ValueError: a folder cannot be read, or a link is broken.
     """
     folders, images = scan(folder, left_out)
     own = [inner for inner in folders if not inner.is_symlink()]
@@ -124,20 +136,18 @@ def images_below(folder: Path, left_out: Counter[str]) -> list[Path]:
 
 
 class Listing:
-    """The images of a part by their classes.
-
-    A folder is read once, whatever links lead to it.
+    """The images of a split, by class. Each folder is read once, even if several links lead to it.
 
     Args:
-        folder: has a folder of images for each class.
-        left_out: counts the files and folders that are not used.
+        folder: a folder with one subfolder of images per class.
+        left_out: counter of skipped files and folders, updated in place.
 
     Attributes:
-        classes: the files of each class in the order of their names; a folder may have none.
-        num_nested: images that are in subfolders of their class.
+        classes: the image files of each class, sorted by name; may be empty.
+        num_nested: number of images in subfolders of class folders.
 
     Raises:
-        ValueError: a folder that cannot be read, a link to nothing, or folders that are not classes.
+        ValueError: a folder cannot be read, a link is broken, or the subfolders are not classes.
     """
 
     def __init__(self, folder: Path, left_out: Counter[str]) -> None:
@@ -153,10 +163,10 @@ class Listing:
         if images:
             self.left_out["images outside class folders"] += len(images)
         found: dict[str, list[Path]] = {}
-        containers: dict[
-            str, set[str]
-        ] = {}  # classes that have all their images in subfolders, with the names of these
-        for path in [folder for folder in folders if self.enter(folder)]:  # before a link in one takes another
+        # classes with all their images in subfolders, and the names of these
+        containers: dict[str, set[str]] = {}
+        # marks all class folders before links are followed
+        for path in [folder for folder in folders if self.visit_once(folder)]:
             name = unicodedata.normalize("NFC", path.name)  # macOS writes é as two characters
             if name in found:
                 raise ValueError(f"{path}: another folder has the same name in other bytes of Unicode; merge the two")
@@ -164,7 +174,7 @@ class Listing:
                 raise ValueError(
                     f"{str(path)!a}: its name has control characters, or bytes that are not UTF-8; rename it"
                 )
-            found[name] = sorted(self.walk(path))
+            found[name] = sorted(self.find_images(path))
             places = [file.relative_to(path).parts for file in found[name]]
             nested = [parts[0] for parts in places if len(parts) > 1]
             self.num_nested += len(nested)
@@ -175,36 +185,36 @@ class Listing:
         left_out.update(self.left_out)
 
     def check_layout(self, containers: dict[str, set[str]]) -> None:
-        """Refuse folders that are not classes by their names or by the folders in them."""
+        """Check that the subfolders are classes, by their names and by the folders in them."""
         names = sorted(self.classes)
         if len(names) == 1 and containers:
-            inside = enumerated(sorted(containers[names[0]]))
+            inside = join_names(sorted(containers[names[0]]))
             raise ValueError(
                 f"root={self.folder}: its only folder is {names[0]}, which has folders of its own ({inside}); move "
                 f"these up, or give root={self.folder / names[0]}; {LAYOUTS}"
             )
-        if len(set().union(*map(part_words, names))) > 1 and all(map(part_words, names)):
-            named = enumerated([name for name in names if part_words(name)])
+        if len(set().union(*map(splits_named_in, names))) > 1 and all(map(splits_named_in, names)):
+            named = join_names([name for name in names if splits_named_in(name)])
             raise ValueError(f"root={self.folder}: {named} are parts by their names, and not classes; {LAYOUTS}")
         owners: dict[str, list[str]] = {}
         for name, subfolders in containers.items():
             for subfolder in sorted({PARTS.get(each.lower(), each.lower()) for each in subfolders}):
                 owners.setdefault(subfolder, []).append(name)
         for subfolder, several in owners.items():
-            # one name below each class tells nothing apart: class/images/…, as Tiny ImageNet has it
+            # the same single subfolder in every class is fine: class/images/…, as in Tiny ImageNet
             if len(several) > 1 and (len(owners) > 1 or subfolder in PARTS.values()):
                 raise ValueError(
                     f"root={self.folder}: {' and '.join(several[:2])} both have a folder {subfolder}, and no images "
                     f"beside it, so it is not clear which are the classes; {LAYOUTS}"
                 )
 
-    def walk(self, folder: Path) -> list[Path]:
-        """Return the images in a folder and in its subfolders."""
+    def find_images(self, folder: Path) -> list[Path]:
+        """Return the images in a folder and its subfolders."""
         folders, images = scan(folder, self.left_out)
-        return images + [file for inner in filter(self.enter, folders) for file in self.walk(inner)]
+        return images + [file for inner in filter(self.visit_once, folders) for file in self.find_images(inner)]
 
-    def enter(self, folder: Path) -> bool:
-        """Return whether a folder is to be read: not if it was, or if it is a link to a folder that is read anyway."""
+    def visit_once(self, folder: Path) -> bool:
+        """Return whether to read a folder, and mark it as visited; not if it is also read by another path."""
         place = folder.resolve()
         seen = place in self.visited
         if folder.is_symlink():
@@ -219,10 +229,10 @@ class Listing:
 
 
 def find_parts(root: Path, left_out: Counter[str]) -> dict[str, Path]:
-    """Return the folders of the parts by the parts' names; a root without parts is all training.
+    """Return the folders of the splits; without split folders, the root is the training split.
 
     Raises:
-        ValueError: two folders of a part, no training part, or parts without class folders.
+        ValueError: two folders have names of the same split, there is no training split, or no class folders.
     """
     inside: Counter[str] = Counter()
     folders, images = scan(root, inside)
@@ -243,7 +253,7 @@ def find_parts(root: Path, left_out: Counter[str]) -> dict[str, Path]:
     if "train" not in parts:
         raise ValueError(f"root={root}: it has a folder {known[0].name} but no folder train; {LAYOUTS}")
     for folder in others:
-        if part_words(folder.name):
+        if splits_named_in(folder.name):
             raise ValueError(
                 f"root={root}: {folder.name} beside {parts['train'].name} may be a part; name it train, val or test, "
                 "or move it elsewhere"
@@ -255,21 +265,21 @@ def find_parts(root: Path, left_out: Counter[str]) -> dict[str, Path]:
     return {part: parts[part] for part in ("train", "test", "val") if part in parts}
 
 
-def part_words(name: str) -> set[str]:
-    """Return the parts that a folder's name speaks of: seg_train and TrainSet of train."""
+def splits_named_in(name: str) -> set[str]:
+    """Return the splits that occur as words in a folder name, for example train in seg_train and TrainSet."""
     words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
-    return {PARTS.get(word, word) for word in words if word in PARTS or word in UNCLEAR}
+    return {PARTS.get(word, word) for word in words if word in PARTS or word in AMBIGUOUS}
 
 
 def scan(folder: Path, left_out: Counter[str]) -> tuple[list[Path], list[Path]]:
-    """Return the folders and the images directly in a folder, by their names.
+    """Return the folders and the images directly in a folder, sorted by name.
 
     Args:
-        folder: to be read.
-        left_out: counts everything else, but for ordinary files.
+        folder: the folder.
+        left_out: counter of other files, updated in place; does not count common files such as README.
 
     Raises:
-        ValueError: the folder cannot be read, or has links to nothing.
+        ValueError: the folder cannot be read, or has broken links.
     """
     try:
         with os.scandir(folder) as opened:
@@ -306,8 +316,8 @@ def scan(folder: Path, left_out: Counter[str]) -> tuple[list[Path], list[Path]]:
 
 
 def count_hidden(path: Path) -> int:
-    """Count the image that a hidden file is, or the images directly in a hidden folder."""
-    if path.name.startswith("._"):  # macOS's notes on another file
+    """Count the images in a hidden folder; 1 for a hidden image file."""
+    if path.name.startswith("._"):  # metadata file of macOS
         return 0
     try:
         names = os.listdir(path) if os.path.isdir(path) else [path.name]
@@ -318,12 +328,12 @@ def count_hidden(path: Path) -> int:
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Return the suffixes of all images that Pillow can decode here, in lower case."""
+    """Return the lower-case suffixes of all image formats that the installed Pillow can decode."""
     from PIL import Image
 
     suffixes = Image.registered_extensions()
     return frozenset(name for name, kind in suffixes.items() if kind in Image.OPEN and kind not in NOT_IMAGES)
 
 
-def show(left_out: Counter[str]) -> str:
+def format_counts(left_out: Counter[str]) -> str:
     return ", ".join(f"{what} ({count:,})" for what, count in sorted(left_out.items()))

@@ -1,4 +1,4 @@
-"""A folder of images, and a mask for each of them."""
+"""Folders of images with segmentation masks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ablab.data.batch import IGNORED_PIXEL, Samples, sample_digest
-from ablab.data.cache import Writer, cached
-from ablab.data.encoded_images import EncodedImages, as_tensor, open_image, scaled
-from ablab.data.image_folder import PARTS, scan, show
-from ablab.data.labelled import TEST_FRACTION, TEST_SEED, Official, enumerated
+from ablab.data.cache import EntryWriter, get_or_create
+from ablab.data.encoded_images import EncodedImages, open_image, resize_and_crop, to_tensor
+from ablab.data.image_folder import PARTS, format_counts, scan
+from ablab.data.labelled import TEST_FRACTION, TEST_SEED, OfficialSplits, join_names
 from ablab.data.masks import Masks
-from ablab.waiting import counted
+from ablab.status import with_progress
 
 LAYOUTS = (
     "the layouts are root/images/… with root/masks/…, and root/train/images/… with root/train/masks/…, "
@@ -29,32 +29,32 @@ NEEDED = "a mask is a PNG, palette or gray with 8 bits, whose pixel values are c
 
 
 class Pair(NamedTuple):
-    """The files of an image and of its mask."""
+    """The files of an image and its mask."""
 
     image: Path
     mask: Path
 
 
 class ImageMasks(Masks, EncodedImages):
-    """`root/images/x.jpg` with `root/masks/x.png`, or `root/train/images/…`, `root/val/…` and `root/test/…`.
+    """Folders `root/images/x.jpg` and `root/masks/x.png`, or `root/train/images/…`, `root/val/…`, `root/test/…`.
 
-    A mask has the name of its image, with the suffix .png; its pixel values are class numbers, and 255 is a pixel that
-    does not count. A missing test part is held out of the training part, and so is a missing validation part.
+    A mask has the name of its image, with the suffix .png. Its pixel values are class indices, and 255 for ignored
+    pixels. Missing test and validation splits are held out of the training split.
 
     Args:
         root: the folder.
-        class_names: in the order of the class numbers; None names them by their numbers.
-        test_fraction: held out to test where there is no test folder, always the same images; None is 0.2.
-        image_size: pixels of each side; the shorter side is scaled to it and the middle cut out, images bilinearly,
-            masks by their nearest pixels. None takes images as they are, and they must all have one size.
+        class_names: names of the classes, by class index; None uses the indices as names.
+        test_fraction: fraction held out for testing if there is no test folder; always the same images. None is 0.2.
+        image_size: side length in pixels: resizes the shorter side, bilinearly for images and by nearest neighbor for
+            masks, then center-crops. None keeps the images, which must all have the same size.
         settings: see `Masks`, `EncodedImages`, `LabelledData` and `DataModule`.
 
     Shape:
         inputs `(N, in_channels, H, W)`, targets `(N, H, W)`
 
     Raises:
-        ValueError: no such folder, an image without a mask or a mask without an image, another size than the image's, a
-            mask of colours, an unknown class number, or a file that cannot be decoded.
+        ValueError: the folder does not exist, an image or a mask has no counterpart or a different size, a mask is not
+            an 8-bit index image or has an unknown class index, or a file cannot be decoded.
     """
 
     def __init__(
@@ -71,47 +71,47 @@ class ImageMasks(Masks, EncodedImages):
         self.given_names = class_names
         self.test_fraction = test_fraction
 
-    def load(self) -> Official:
+    def load(self) -> OfficialSplits:
         if not self.root.is_dir():
             what = "it is a file" if self.root.is_file() else "there is no such folder"
             raise ValueError(f"root={self.root}: {what}; give one with the folders images and masks")
         left_out: Counter[str] = Counter()
         folders = find_parts(self.root, left_out)
         pairs = {part: find_pairs(folder, left_out) for part, folder in folders.items()}
-        decoded = {part: self.decoded_pairs(own) for part, own in pairs.items()}
+        decoded = {part: self.decode_pairs(own) for part, own in pairs.items()}
         present = {part: occurring.numpy() for part, (_, occurring) in decoded.items()}
-        self.class_names = self.names_of(np.concatenate([*present.values()]).any(0))
+        self.class_names = self.find_class_names(np.concatenate([*present.values()]).any(0))
         for part, own in pairs.items():
             self.check_numbers(own, present[part])
         parts = {part: samples for part, (samples, _) in decoded.items()}
         if "test" not in parts:
             fraction = TEST_FRACTION if self.test_fraction is None else self.test_fraction
-            rest, test = self.held_out(parts["train"], fraction, TEST_SEED, "test_fraction")
+            rest, test = self.split_holdout(parts["train"], fraction, TEST_SEED, "test_fraction")
             parts |= {"train": parts["train"].part(rest), "test": parts["train"].part(test)}
             if folders["train"] != self.root:
                 self.remarks += (f"no test folder, so {fraction:.0%} of {folders['train'].name} is held out to test",)
         elif self.test_fraction is not None:
             self.remarks += (f"tested on {folders['test'].name}, test_fraction is not used",)
         if left_out:
-            self.remarks += (f"left out: {show(left_out)}",)
-        return Official(**parts)
+            self.remarks += (f"left out: {format_counts(left_out)}",)
+        return OfficialSplits(**parts)
 
-    def decoded_pairs(self, pairs: list[Pair]) -> tuple[Samples, Tensor]:
-        """Return the samples of a part, and which of the 256 values occur in each mask `(N, 256)`."""
+    def decode_pairs(self, pairs: list[Pair]) -> tuple[Samples, Tensor]:
+        """Return the samples of a split, and which of the 256 values occur in each mask `(N, 256)`."""
         files = [file for pair in pairs for file in pair]
         try:
-            key = self.key("image_masks", *(file.name for file in files), *files)
+            key = self.cache_key("image_masks", *(file.name for file in files), *files)
         except OSError as error:
             raise ValueError(
                 f"{error.filename}: it cannot be read ({error.strerror}); fix its permissions, or leave it out"
             ) from error
-        stored = cached(key, lambda writer: decode(pairs, writer, self.image_size, self.in_channels))
+        stored = get_or_create(key, lambda writer: decode(pairs, writer, self.image_size, self.in_channels))
         self.notes = self.notes + Counter(stored.facts.get("notes", {}))
         images, masks, digests = (stored.tensors[name] for name in ("images", "masks", "digests"))
         return Samples(images, masks, content=stored.digest, digests=digests), stored.tensors["present"]
 
-    def names_of(self, occurring: NDArray[Any]) -> list[str]:
-        """Return the names of the classes; without names given, the masks have each number from 0 to the largest."""
+    def find_class_names(self, occurring: NDArray[Any]) -> list[str]:
+        """Return the class names; by default the class indices, which must have no gaps."""
         if self.given_names is not None:
             return self.given_names
         numbers = occurring[:IGNORED_PIXEL].nonzero()[0].tolist()
@@ -122,13 +122,13 @@ class ImageMasks(Masks, EncodedImages):
             )
         if gaps := [str(number) for number in range(numbers[-1]) if number not in numbers]:
             raise ValueError(
-                f"root={self.root}: the masks have class numbers up to {numbers[-1]}, and none has {enumerated(gaps)}; "
+                f"root={self.root}: the masks have class numbers up to {numbers[-1]}, and none has {join_names(gaps)}; "
                 "number the classes from 0 without gaps, or give data.class_names"
             )
         return [str(number) for number in numbers]
 
     def check_numbers(self, pairs: list[Pair], present: NDArray[Any]) -> None:
-        """Refuse class numbers that no class has."""
+        """Check that all class indices in the masks have a class name."""
         wrong = present.astype(bool)
         wrong[:, : len(self.class_names)] = False
         wrong[:, IGNORED_PIXEL] = False
@@ -142,10 +142,10 @@ class ImageMasks(Masks, EncodedImages):
 
 
 def find_parts(root: Path, left_out: Counter[str]) -> dict[str, Path]:
-    """Return the folders of the parts by the parts' names; a root with images and masks is all training.
+    """Return the folders of the splits; a root with images and masks is the training split.
 
     Raises:
-        ValueError: neither layout, two folders of a part, or no training part.
+        ValueError: the folder has neither layout, two folders of a split, or no training split.
     """
     inside: Counter[str] = Counter()
     folders, images = scan(root, inside)
@@ -178,10 +178,10 @@ def find_parts(root: Path, left_out: Counter[str]) -> dict[str, Path]:
 
 
 def find_pairs(folder: Path, left_out: Counter[str]) -> list[Pair]:
-    """Return the images of a part with their masks, by their names.
+    """Return the images of a split with their masks, sorted by name.
 
     Raises:
-        ValueError: a folder that is missing, no images, or an image or a mask without the other.
+        ValueError: a folder is missing, there are no images, or an image or a mask has no counterpart.
     """
     found: dict[str, dict[str, Path]] = {}
     subfolders = {path.name.lower(): path for path in scan(folder, Counter())[0]}
@@ -197,7 +197,7 @@ def find_pairs(folder: Path, left_out: Counter[str]) -> list[Pair]:
                 raise ValueError(f"{other}: {file.name} has the same name but for its suffix; leave one of them out")
     images, masks = found["images"], found["masks"]
     if not images:
-        others = f" that Pillow here can decode (but {show(left_out)})" if left_out else ""
+        others = f" that Pillow here can decode (but {format_counts(left_out)})" if left_out else ""
         raise ValueError(f"{subfolders['images']}: there are no images in it{others}; give some, each with a mask")
     for missing, owner, what, remedy in (
         (sorted(images.keys() - masks.keys()), images, "mask", f"add {subfolders['masks'].name}/NAME.png"),
@@ -212,15 +212,15 @@ def find_pairs(folder: Path, left_out: Counter[str]) -> list[Pair]:
     return [Pair(images[stem], masks[stem]) for stem in sorted(images)]
 
 
-def decode(pairs: list[Pair], writer: Writer, image_size: int | None, in_channels: int) -> None:
-    """Decode all pairs of a part, on all cores, into the arrays `images`, `masks`, `digests` and `present`."""
+def decode(pairs: list[Pair], writer: EntryWriter, image_size: int | None, in_channels: int) -> None:
+    """Decode all pairs in parallel into the arrays `images`, `masks`, `digests` and `present` of a cache entry."""
     size = load_pair(pairs[0], image_size, in_channels)[1].shape
     num = len(pairs)
     images = writer.array("images", (num, in_channels, *size), "uint8")
     masks = writer.array("masks", (num, *size), "uint8")
     digests = writer.array("digests", (num,), "int64", derived=True)
     present = writer.array("present", (num, IGNORED_PIXEL + 1), "uint8", derived=True)
-    notes: list[str] = []  # threads may append to a list at once
+    notes: list[str] = []  # list.append is thread-safe
 
     def fill(i: int) -> None:
         image, mask = load_pair(pairs[i], image_size, in_channels, notes)
@@ -234,7 +234,7 @@ def decode(pairs: list[Pair], writer: Writer, image_size: int | None, in_channel
         present[i, np.unique(masks[i])] = 1
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in counted(pool.map(fill, range(num), chunksize=256), num, "decoding images, once for all runs"):
+        for _ in with_progress(pool.map(fill, range(num), chunksize=256), num, "decoding images, once for all runs"):
             pass
     if notes:
         writer.facts["notes"] = Counter(notes)
@@ -243,10 +243,10 @@ def decode(pairs: list[Pair], writer: Writer, image_size: int | None, in_channel
 def load_pair(
     pair: Pair, image_size: int | None, in_channels: int, notes: list[str] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Decode an image `(C, H, W)` and its mask `(H, W)`, both of bytes.
+    """Decode an image `(C, H, W)` and its mask `(H, W)`, both uint8.
 
     Raises:
-        ValueError: a file that cannot be decoded, a mask of colours, or two sizes.
+        ValueError: a file cannot be decoded, the mask is not an 8-bit index image, or the sizes differ.
     """
     from PIL import Image
 
@@ -254,7 +254,7 @@ def load_pair(
     try:
         with Image.open(pair.mask) as opened:
             opened.load()
-    except Exception as error:  # Pillow raises whatever its decoders raise
+    except Exception as error:  # Pillow's decoders raise many kinds of exceptions
         raise ValueError(f"{pair.mask}: it cannot be decoded ({error}); replace it, or leave it out") from error
     mask: Image.Image = opened
     if opened.format != "PNG" or mask.mode not in ("1", "L", "P"):
@@ -266,7 +266,7 @@ def load_pair(
             "bring both to one size"
         )
     if image_size is not None:
-        image = scaled(image, image_size, Image.Resampling.BILINEAR)
-        mask = scaled(mask, image_size, Image.Resampling.NEAREST)
-    # palette images as indices into their palette
-    return as_tensor(image), torch.from_numpy(np.array(mask, dtype=np.uint8))
+        image = resize_and_crop(image, image_size, Image.Resampling.BILINEAR)
+        mask = resize_and_crop(mask, image_size, Image.Resampling.NEAREST)
+    # np.array of a palette image gives the palette indices
+    return to_tensor(image), torch.from_numpy(np.array(mask, dtype=np.uint8))

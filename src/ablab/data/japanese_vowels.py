@@ -1,4 +1,4 @@
-"""Japanese vowels: utterances of 7 to 29 steps by nine speakers, shipped with aeon."""
+"""Japanese Vowels data set: speaker classification from sequences of 7 to 29 steps, shipped with aeon."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ablab.data.timeseries import TimeSeries
 
 
 class JapaneseVowels(TimeSeries):
-    """Which of nine men says /ae/: 12 LPC cepstrum coefficients a step; 270 utterances to train, 370 to test.
+    """Utterances of /ae/ by nine speakers, 12 LPC cepstrum coefficients per step; 270 to train, 370 to test.
 
     Args:
         settings: see `TimeSeries`, `LabelledData` and `DataModule`.
@@ -26,7 +26,7 @@ class JapaneseVowels(TimeSeries):
     """
 
     def __init__(self, **settings: Any) -> None:
-        found = importlib.util.find_spec("aeon")  # only found: importing it takes seconds and is not needed
+        found = importlib.util.find_spec("aeon")  # importing it takes seconds and is not needed
         if found is None or found.origin is None:
             raise ValueError("its utterances come with a package: pip install -e '.[data]'")
         folder = Path(found.origin).parent / "datasets" / "data" / "JapaneseVowels"

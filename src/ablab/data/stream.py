@@ -1,4 +1,4 @@
-"""Training images that are too many to keep decoded: read in order, shuffled in blocks, decoded as they are used."""
+"""Streaming of training images: read in order, shuffled in blocks and decoded on the fly."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from ablab.data.batch import Batch, Samples
-from ablab.data.draws import generator, own_seeds
 from ablab.data.loader import Resumable
+from ablab.data.rng import index_seeds, make_generator
 from ablab.digest import digest
 from ablab.errors import RunError
 
-AHEAD = 2  # batches that are decoded while one is learned from
+PREFETCH = 2  # number of batches to prefetch
 REMEDY = "resume with the original file in its place, or start a new run with the corrected data"
-HEAD = 4096  # training images that the standardization is taken from
+HEAD = 4096  # number of training images for the standardization
 
 
 class Row(NamedTuple):
-    """A training sample that is not decoded: its number in the stream, its bytes (or its file) and its class."""
+    """An encoded training sample: row number, bytes or file of the image, and class index."""
 
     number: int
     image: bytes | Path
@@ -32,17 +32,18 @@ class Row(NamedTuple):
 
 
 class ImageStream:
-    """A training split that is streamed.
+    """A streamed training split.
 
-    The rows come in blocks of `block_size`, each permuted by (seed, epoch, block): the order is decided by the seed, as
-    that of data in memory is, and it can be entered at any batch. Every process reads all rows and decodes its own.
+    Rows are shuffled within blocks of `block_size`, as a function of (seed, epoch, block). The order depends on the
+    seed only, as for data in memory, and an epoch can start at any batch. Every process reads all rows, but decodes
+    only its own.
 
     Args:
-        rows: gives the rows from a number on, in their order on disk.
-        num_rows: how many there are.
-        decode: from a row's bytes to an image `(C, H, W)`.
-        block_size: rows of a block.
-        name: identifies the content.
+        rows: yields the rows from a given number on, in the order on disk.
+        num_rows: number of rows.
+        decode: decodes a row to an image `(C, H, W)`.
+        block_size: number of rows per block.
+        name: identifier of the content.
     """
 
     def __init__(
@@ -67,14 +68,14 @@ class ImageStream:
         return self.num_rows
 
     def __getitem__(self, indices: Sequence[int]) -> Batch:
-        """The first samples, over and over, to try a model with; those further on can only be streamed."""
+        """Return samples from the beginning of the stream (index modulo `HEAD`), for dry runs."""
         return self.head[[i % len(self.head) for i in indices]]
 
     def load(self, row: Row) -> Tensor:
-        """Decode a row.
+        """Decode the image of a row.
 
         Raises:
-            ValueError: its image cannot be decoded or has another size than the first one, or its label is wrong.
+            ValueError: the image cannot be decoded, or its size differs from that of the first image.
         """
         image = self.decode(row)
         if image.shape != self.shape:
@@ -88,28 +89,28 @@ class ImageStream:
     def digest(self) -> str:
         return digest(self.name, self.num_rows)
 
-    def order(self, seed: int, epoch: int, start: int) -> Iterator[Row]:
-        """The rows of an epoch as they are learned from, beginning with the one numbered `start` in that order."""
+    def shuffled_rows(self, seed: int, epoch: int, start: int) -> Iterator[Row]:
+        """Yield the shuffled rows of an epoch, from position `start` on."""
         number, done = divmod(start, self.block_size)
         source = self.rows(number * self.block_size)
         while rows := list(islice(source, self.block_size)):
-            for i in torch.randperm(len(rows), generator=generator(seed, epoch, number))[done:].tolist():
+            for i in torch.randperm(len(rows), generator=make_generator(seed, epoch, number))[done:].tolist():
                 yield rows[i]
             number, done = number + 1, 0
 
 
 class StreamLoader(Resumable):
-    """Whole batches of a stream, from the batch where training stands.
+    """A loader of whole batches of a stream that starts at the current position of training.
 
-    A row that cannot be read or decoded ends the run at the batch that needs it, with a `RunError`.
+    A row that cannot be read or decoded raises a `RunError` at the batch that needs it.
 
     Args:
         stream: the training split.
-        batch_size: samples of a global batch.
-        seed: decides the order, and gives samples their seeds.
-        rank, world_size: this process, of how many.
-        num_threads: threads that decode.
-        position: the epoch, and the number of its batches that training has seen.
+        batch_size: number of samples in a global batch, over all processes.
+        seed: seed of the order, and of the samples' seeds.
+        rank, world_size: rank of this process, and number of processes.
+        num_threads: number of decoding threads.
+        position: returns the epoch, and the number of its completed batches.
     """
 
     def __init__(
@@ -130,32 +131,32 @@ class StreamLoader(Resumable):
         self.world_size = world_size
         self.num_threads = num_threads
         self.position = position
-        self.decides = {"seed": seed, "batch_size": batch_size, "block_size": stream.block_size}
+        self.batching_settings = {"seed": seed, "batch_size": batch_size, "block_size": stream.block_size}
 
     def __len__(self) -> int:
         return len(self.stream) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, start = self.position()
-        rows = self.stream.order(self.seed, epoch, start * self.batch_size)
+        rows = self.stream.shuffled_rows(self.seed, epoch, start * self.batch_size)
         pending: deque[tuple[list[Row], list[Future[Tensor]]]] = deque()
         pool = ThreadPoolExecutor(self.num_threads)
         try:
             for number in range(start, len(self)):
-                batch = self.read(rows, number)[self.rank :: self.world_size]
+                batch = self.read_rows(rows, number)[self.rank :: self.world_size]
                 pending.append((batch, [pool.submit(self.stream.load, row) for row in batch]))
-                if len(pending) > AHEAD:
+                if len(pending) > PREFETCH:
                     yield self.batch(epoch, *pending.popleft())
             while pending:
                 yield self.batch(epoch, *pending.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def read(self, rows: Iterator[Row], number: int) -> list[Row]:
-        """Take the rows of a global batch."""
+    def read_rows(self, rows: Iterator[Row], number: int) -> list[Row]:
+        """Read the rows of a global batch."""
         try:
             found = list(islice(rows, self.batch_size))
-        except Exception as error:  # a library reads the files, and raises whatever its parts raise
+        except Exception as error:  # the reading libraries raise many kinds of exceptions
             raise RunError(f"the training rows of batch {number} cannot be read ({error}); {REMEDY}") from error
         if len(found) < self.batch_size:
             raise RunError(
@@ -169,7 +170,7 @@ class StreamLoader(Resumable):
             inputs = torch.stack([image.result() for image in images])
         except (OSError, ValueError) as error:
             raise RunError(f"{error}; {REMEDY}") from error
-        own = own_seeds(self.seed, torch.tensor([row.number for row in rows]))
+        own = index_seeds(self.seed, torch.tensor([row.number for row in rows]))
         return Batch(
             inputs,
             torch.tensor([row.target for row in rows]),

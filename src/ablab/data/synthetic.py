@@ -1,4 +1,4 @@
-"""Made-up data of any size, for benchmarks: it measures speed and memory, and no accuracy on it means anything."""
+"""Synthetic data of any size for benchmarks of speed and memory; accuracies on it are meaningless."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 
 from ablab.data.batch import Kind, Samples, Splits
 from ablab.data.datamodule import DataModule
-from ablab.data.labelled import LabelledData, Official
-from ablab.data.token_stream import Windows, cuts
+from ablab.data.labelled import LabelledData, OfficialSplits
+from ablab.data.token_stream import Windows, split_points
 
 
 class SyntheticImages(LabelledData):
-    """Noise as images of bytes, brighter in one of `num_classes` rows or columns, so that there is something to learn.
+    """Random uint8 images with one brighter row, whose position depends on the class.
 
     Args:
-        num_samples: training samples, validation included; a tenth as many to test.
-        image_size: pixels of each side.
-        in_channels, num_classes: of the images.
+        num_samples: number of training and validation samples; a tenth as many test samples are added.
+        image_size: side length in pixels.
+        in_channels, num_classes: numbers of channels and classes.
         settings: see `LabelledData` and `DataModule`.
 
     Shape:
@@ -38,14 +38,14 @@ class SyntheticImages(LabelledData):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        at_least_one(num_samples=num_samples, image_size=image_size, in_channels=in_channels, num_classes=num_classes)
+        check_positive(num_samples=num_samples, image_size=image_size, in_channels=in_channels, num_classes=num_classes)
         self.num_samples = num_samples
         self.image_size = image_size
         self.in_channels = in_channels
         self.class_names = [str(number) for number in range(num_classes)]
 
-    def load(self) -> Official:
-        return Official(self.make(self.num_samples, 0), self.make(max(1, self.num_samples // 10), 1))
+    def load(self) -> OfficialSplits:
+        return OfficialSplits(self.make(self.num_samples, 0), self.make(max(1, self.num_samples // 10), 1))
 
     def make(self, num_samples: int, seed: int) -> Samples:
         generator = torch.Generator().manual_seed(seed)
@@ -62,11 +62,11 @@ class SyntheticImages(LabelledData):
 
 
 class SyntheticSequences(LabelledData):
-    """Noise as sequences, with a mean that is the class's.
+    """Random sequences whose mean depends on the class.
 
     Args:
-        num_samples: training samples, validation included; a tenth as many to test.
-        context_length, in_features, num_classes: of the sequences.
+        num_samples: number of training and validation samples; a tenth as many test samples are added.
+        context_length, in_features, num_classes: length, number of features, and number of classes.
         settings: see `LabelledData` and `DataModule`.
 
     Shape:
@@ -86,7 +86,7 @@ class SyntheticSequences(LabelledData):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        at_least_one(
+        check_positive(
             num_samples=num_samples, context_length=context_length, in_features=in_features, num_classes=num_classes
         )
         self.num_samples = num_samples
@@ -94,8 +94,8 @@ class SyntheticSequences(LabelledData):
         self.in_features = in_features
         self.class_names = [str(number) for number in range(num_classes)]
 
-    def load(self) -> Official:
-        return Official(self.make(self.num_samples, 0), self.make(max(1, self.num_samples // 10), 1))
+    def load(self) -> OfficialSplits:
+        return OfficialSplits(self.make(self.num_samples, 0), self.make(max(1, self.num_samples // 10), 1))
 
     def make(self, num_samples: int, seed: int) -> Samples:
         generator = torch.Generator().manual_seed(seed)
@@ -110,11 +110,11 @@ class SyntheticSequences(LabelledData):
 
 
 class SyntheticText(DataModule):
-    """A token stream in which each token is the one before plus 0, 1, 2 or 3.
+    """A random token stream in which each token is the previous one plus 0, 1, 2 or 3.
 
     Args:
-        num_tokens: of the stream; the last tenth is to test.
-        vocab_size, context_length: of the windows.
+        num_tokens: length of the stream; the last tenth is for testing.
+        vocab_size, context_length: vocabulary size, and length of the windows.
         settings: see `DataModule`.
 
     Shape:
@@ -127,7 +127,7 @@ class SyntheticText(DataModule):
         self, *, num_tokens: int = 1_000_000, vocab_size: int = 256, context_length: int = 128, **settings: Any
     ) -> None:
         super().__init__(**settings)
-        at_least_one(num_tokens=num_tokens, vocab_size=vocab_size, context_length=context_length)
+        check_positive(num_tokens=num_tokens, vocab_size=vocab_size, context_length=context_length)
         self.num_tokens = num_tokens
         self.vocab_size = vocab_size
         self.context_length = context_length
@@ -135,7 +135,7 @@ class SyntheticText(DataModule):
     def read(self) -> Splits:
         generator = torch.Generator().manual_seed(0)
         stream = torch.randint(0, 4, (self.num_tokens,), generator=generator).cumsum(0) % self.vocab_size
-        begin, end, testing = cuts(self.num_tokens, self, 0.1)
+        begin, end, testing = split_points(self.num_tokens, self, 0.1)
         return Splits(
             train=Windows([stream[:begin], stream[end:testing]], self.context_length, keep_short=False),
             val=Windows([stream[begin:end]], self.context_length, keep_short=True),
@@ -154,8 +154,8 @@ class SyntheticText(DataModule):
         return {"characters_per_token": 1.0}
 
 
-def at_least_one(**sizes: int) -> None:
-    """Refuse sizes below 1, by the names that they are given under."""
+def check_positive(**sizes: int) -> None:
+    """Raise ValueError for a size below 1, naming its keyword."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name}={size}: at least 1 is needed")

@@ -1,4 +1,4 @@
-"""Any table from a CSV, Parquet or npz file."""
+"""Tables from CSV, Parquet or npz files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ablab.data.labelled import enumerated
+from ablab.data.labelled import join_names
 from ablab.data.vectors import Part, Rows, TargetKind, Vectors
 
-if TYPE_CHECKING:  # pandas takes long to import, and other data do without
+if TYPE_CHECKING:  # pandas is slow to import; other data sets do not need it
     from pandas import DataFrame, Series
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -20,25 +20,25 @@ SUFFIXES = (".csv", ".parquet", ".npz")
 
 
 class Table(Vectors):
-    """A table whose rows are samples, with classes, labels or numbers to predict.
+    """A table whose rows are samples, for classification, multi-label classification or regression.
 
     Args:
-        train_file: a .csv, .parquet or .npz file; the latter has the arrays `x` `(N, F)` and `y` `(N)` or `(N, K)`.
-        val_file: the validation rows; None holds `val_fraction` of the training rows out.
-        test_file: the test rows; None holds a fifth of the training rows out, always the same ones.
-        split_column: instead of more files, the column of `train_file` that says train, val or test for each row.
-        target: the column to predict, or several; None takes `y` of an .npz file.
-        features: the columns to predict it from; None takes all other columns of numbers.
-        target_kind: "number" (of one or more columns), "class" (integers, text or booleans of one column) or
+        train_file: a .csv, .parquet or .npz file; .npz files have arrays `x` `(N, F)` and `y` `(N)` or `(N, K)`.
+        val_file: file with the validation rows; None holds out `val_fraction` of the training rows.
+        test_file: file with the test rows; None holds out a fixed fifth of the training rows.
+        split_column: column of `train_file` with train, val or test for each row, instead of separate files.
+        target: target column or columns; None uses `y` of an .npz file.
+        features: feature columns; None uses all other numeric columns.
+        target_kind: "number" (regression of one or more columns), "class" (one column of integers, text or booleans) or
             "multilabel" (columns of 0 and 1).
         settings: see `Vectors` and `DataModule`.
 
     Shape:
-        inputs `(N, F)`; targets `(N)` of classes, `(N, K)` of labels or numbers
+        inputs `(N, F)`; targets `(N)` with class indices, or `(N, K)` with labels or numbers
 
     Raises:
-        ValueError: a missing file or column, or a value that is missing or no number; it names file, row and column.
-            Rows are counted from 1, without the header.
+        ValueError: a file or column is missing, or a value is missing or not a number; the message names file, row and
+            column. Rows are counted from 1, without the header.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Table(Vectors):
         }
         whole = sources["train"]
         if self.split_column is not None:
-            sources = whole.divided(self.split_column)
+            sources = whole.split_by_column(self.split_column)
         targets = self.target_columns(whole)
         self.feature_names = self.feature_columns(whole, targets)
         if self.target_kind == "class":
@@ -107,7 +107,7 @@ class Table(Vectors):
         if not found:
             raise ValueError(f"features=null: {source.path} has no column of numbers beside the target")
         if left_out := [column for column in others if column not in found]:
-            self.remarks += (f"columns that hold no numbers are left out: {enumerated(left_out)}",)
+            self.remarks += (f"columns that hold no numbers are left out: {join_names(left_out)}",)
         return found
 
     def rows(self, source: Source) -> Rows:
@@ -116,11 +116,11 @@ class Table(Vectors):
             wrong = np.argwhere((targets != 0) & (targets != 1))
             if len(wrong):
                 row, column = wrong[0]
-                source.refuse(row, self.target_names[column], "a label is 0 or 1; fix it, or leave the row out")
+                source.fail(row, self.target_names[column], "a label is 0 or 1; fix it, or leave the row out")
         return Rows(source.numbers("features", self.feature_names), targets)
 
     def rows_of_classes(self, sources: Mapping[Part, Source], targets: list[str]) -> dict[Part, Rows]:
-        """Number the classes of the training rows in their order: integers by value, text by code point."""
+        """Return rows with class indices; classes are sorted, integers by value and text by code point."""
         [column] = targets
         labels = {part: source.labels(column) for part, source in sources.items()}
         classes = sorted(set(labels["train"]))
@@ -128,7 +128,7 @@ class Table(Vectors):
         for part, source in sources.items():
             for row, label in enumerate(labels[part]):
                 if label not in numbers or type(label) is not type(classes[0]):
-                    source.refuse(row, column, "no training row has this class; give some, or leave the row out")
+                    source.fail(row, column, "no training row has this class; give some, or leave the row out")
         self.target_names = [str(label) for label in classes]
         return {
             part: Rows(
@@ -140,12 +140,12 @@ class Table(Vectors):
 
 
 class Source:
-    """A table file, or its rows of one split.
+    """A table file, or the rows of one split in it.
 
     Args:
-        setting: the setting that names the file, for errors.
+        setting: the setting that names the file, for error messages.
         path: the file.
-        frame: its rows, where they have been read; the index numbers them from 0.
+        frame: its rows, if already read; the index has the row numbers from 0 on.
     """
 
     def __init__(self, setting: str, path: Path, frame: DataFrame | None = None) -> None:
@@ -155,7 +155,7 @@ class Source:
 
     @property
     def columns(self) -> str:
-        return f"the columns {enumerated([*map(str, self.frame.columns)])}"
+        return f"the columns {join_names([*map(str, self.frame.columns)])}"
 
     def check_columns(self, setting: str, columns: Sequence[str]) -> None:
         if not columns:
@@ -165,13 +165,13 @@ class Source:
         if missing := [column for column in columns if column not in self.frame.columns]:
             raise ValueError(f"{setting}={missing[0]}: {self.path} has no such column; it has {self.columns}")
 
-    def divided(self, column: str) -> dict[Part, Source]:
-        """Return the rows of each part that a column names."""
+    def split_by_column(self, column: str) -> dict[Part, Source]:
+        """Return the rows of each split that occurs in a column."""
         self.check_columns("split_column", [column])
         names = self.frame[column]
         for row, name in enumerate(names):
             if name not in get_args(Part):
-                self.refuse(row, column, "a split is train, val or test; fix it, or leave the row out")
+                self.fail(row, column, "a split is train, val or test; fix it, or leave the row out")
         if not (names == "train").any():
             raise ValueError(f"split_column={column}: no row of {self.path} says train; mark the training rows")
         parts: tuple[Part, ...] = get_args(Part)
@@ -184,38 +184,38 @@ class Source:
         self.check_columns(setting, columns)
         found = [as_numbers(self.frame[column]) for column in columns]
         for column, values in zip(columns, found, strict=True):
-            wrong = np.flatnonzero(~(np.abs(values) <= LARGEST))  # NaN is in no order
+            wrong = np.flatnonzero(~(np.abs(values) <= LARGEST))  # also True for NaN
             if len(wrong):
                 row = int(wrong[0])
                 if self.is_missing(row, column):
                     problem = "fill it in"
                 else:
                     problem = "it is no number; fix it" if np.isnan(values[row]) else "it is too large; fix it"
-                self.refuse(row, column, f"{problem}, or leave the row out")
+                self.fail(row, column, f"{problem}, or leave the row out")
         return np.stack(found, axis=1)
 
     def labels(self, column: str) -> list[Any]:
-        """Return a column of classes, which are all integers, all text or all booleans."""
+        """Return a column of classes, which must be all integers, all text or all booleans."""
         self.check_columns("target", [column])
         labels = self.frame[column].tolist()
         for row in np.flatnonzero(self.frame[column].isna()):
-            self.refuse(row, column, "fill it in, or leave the row out")
+            self.fail(row, column, "fill it in, or leave the row out")
         for row, label in enumerate(labels):
             if type(label) not in (int, str, bool) or type(label) is not type(labels[0]):
-                self.refuse(row, column, "classes are all integers, all text or all booleans; fix it")
+                self.fail(row, column, "classes are all integers, all text or all booleans; fix it")
         return labels
 
     def is_missing(self, row: int, column: str) -> bool:
         return bool(self.frame[column].isna().iloc[row])
 
-    def refuse(self, row: int, column: str, remedy: str) -> NoReturn:
+    def fail(self, row: int, column: str, remedy: str) -> NoReturn:
         """Raise an error about one value."""
         value = "missing" if self.is_missing(row, column) else repr(self.frame[column].tolist()[row])
         raise ValueError(f"{self.path}, row {self.frame.index[row] + 1}: {column} is {value}; {remedy}")
 
 
 def read_frame(setting: str, path: Path) -> DataFrame:
-    """Read a file into a data frame whose index counts the rows from 0."""
+    """Read a file into a data frame with row numbers from 0 as index."""
     import pandas as pd
 
     suffix = path.suffix.lower()
@@ -224,7 +224,7 @@ def read_frame(setting: str, path: Path) -> DataFrame:
     if not path.is_file():
         raise ValueError(f"{setting}={path}: there is no such file")
     try:
-        if suffix == ".csv":  # only an empty field is missing: NA may be a class; every digit of a number counts
+        if suffix == ".csv":  # only empty fields are missing: NA may be a class
             frame = pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip")
         elif suffix == ".parquet":
             frame = pd.read_parquet(path).reset_index(drop=True)
@@ -232,7 +232,7 @@ def read_frame(setting: str, path: Path) -> DataFrame:
             frame = read_npz(path)
     except ImportError as error:
         raise ValueError(f"{setting}={path}: reading it takes a package: pip install -e '.[data]'") from error
-    except Exception as error:  # each reader has its own kinds
+    except Exception as error:  # pandas and NumPy raise many kinds of exceptions
         raise ValueError(f"{setting}={path}: it cannot be read ({error}); is the file whole?") from error
     if frame.empty:
         raise ValueError(f"{setting}={path}: it has no rows; export it again, with its rows")
@@ -255,7 +255,7 @@ def read_npz(path: Path) -> DataFrame:
 
 
 def as_numbers(column: Series) -> NDArray[np.float64]:
-    """Return a column as numbers, NaN where there is none."""
+    """Return a column as numbers, with NaN for other values."""
     import pandas as pd
     from pandas.api.types import is_datetime64_any_dtype, is_timedelta64_dtype
 
@@ -265,6 +265,6 @@ def as_numbers(column: Series) -> NDArray[np.float64]:
 
 
 def holds_numbers(column: Series) -> bool:
-    """Return whether a column holds numbers: more than half of its filled fields, so that a bad one is an error."""
+    """Return whether more than half of a column's non-empty values are numbers; other values are then errors."""
     filled = column[column.notna()]
     return 2 * int(np.isfinite(as_numbers(filled)).sum()) > len(filled)

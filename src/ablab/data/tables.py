@@ -1,4 +1,4 @@
-"""Tables of images or text: parquet files as on the Hugging Face Hub, `save_to_disk` folders, and the Hub itself."""
+"""Tables of images or text in Hugging Face format: parquet files, `save_to_disk` folders, and the Hub."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ablab.data.cache import content_key
 from ablab.data.files import list_files
 from ablab.data.hub import install_hint, load_split
 
-ROWS = 256  # of a batch of rows that is read at once
-END = 2**16  # bytes at the end of a file that stand for a file too large to hash: of parquet, all statistics
+ROWS = 256  # number of rows to read at once
+END = 2**16  # bytes at the end of a file that identify it if it is too large to hash; parquet has its metadata there
 
 
 class Shard(ABC):
@@ -34,17 +34,14 @@ class Shard(ABC):
 
     @abstractmethod
     def __str__(self) -> str:
-        """Return the place of the rows, for an error."""
+        """Return the location of the rows, for error messages."""
 
     @abstractmethod
     def batches(self, columns: Sequence[str], start: int = 0) -> Iterator[tuple[int, Any]]:
-        """Yield batches of rows as pyarrow holds them, each with the number of its first row.
-
-        The first batch may begin before row `start`.
-        """
+        """Yield pyarrow record batches with the number of their first row; the first may start before row `start`."""
 
     def class_names(self, column: str) -> list[str] | None:
-        """Return the class names that the Hub's metadata gives the labels of a column, if it does."""
+        """Return the class names of a label column from the Hub's metadata, or None."""
         try:
             metadata = json.loads((self.schema.metadata or {}).get(b"huggingface", b"{}"))
             feature = metadata.get("info", {}).get("features", {}).get(column)
@@ -56,7 +53,7 @@ class Shard(ABC):
 
 
 class HubShard(Shard):
-    """A split that `datasets` has loaded, streaming or not."""
+    """A split loaded by `datasets`, streaming or not."""
 
     def __init__(self, title: str, table: Any, num_rows: int) -> None:
         self.title = title
@@ -75,7 +72,7 @@ class HubShard(Shard):
 
 
 class FileShard(Shard):
-    """A file."""
+    """Base class of shards in a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -85,7 +82,7 @@ class FileShard(Shard):
 
     @abstractmethod
     def has_nulls(self, column: str, field: str) -> bool:
-        """Return whether a field of a struct column may be null in some row."""
+        """Return whether a field of a struct column may have nulls."""
 
 
 class ParquetShard(FileShard):
@@ -93,11 +90,11 @@ class ParquetShard(FileShard):
 
     def __init__(self, file: Path) -> None:
         super().__init__(file)
-        with reading(file), self.opened() as opened:
+        with explain_read_errors(file), self.open() as opened:
             self.schema, self.metadata = opened.schema_arrow, opened.metadata
         self.num_rows = self.metadata.num_rows
 
-    def opened(self) -> Any:
+    def open(self) -> Any:
         from pyarrow import parquet
 
         return parquet.ParquetFile(self.file)
@@ -108,7 +105,7 @@ class ParquetShard(FileShard):
         if not groups:
             return
         first = starts[groups[0]]
-        with reading(self.file), self.opened() as opened:
+        with explain_read_errors(self.file), self.open() as opened:
             for batch in opened.iter_batches(ROWS, row_groups=groups, columns=list(columns)):
                 yield first, batch
                 first += batch.num_rows
@@ -134,7 +131,7 @@ class ArrowShard(FileShard):
         super().__init__(file)
         import pyarrow
 
-        with reading(file), pyarrow.memory_map(str(file)) as source:
+        with explain_read_errors(file), pyarrow.memory_map(str(file)) as source:
             reader = pyarrow.ipc.open_stream(source)
             self.schema = reader.schema
             self.num_rows = sum(batch.num_rows for batch in reader)
@@ -143,7 +140,7 @@ class ArrowShard(FileShard):
         import pyarrow
 
         first = 0
-        with reading(self.file), pyarrow.memory_map(str(self.file)) as source:
+        with explain_read_errors(self.file), pyarrow.memory_map(str(self.file)) as source:
             for batch in pyarrow.ipc.open_stream(source):
                 if first + batch.num_rows > start:
                     for piece in range(0, batch.num_rows, ROWS):
@@ -153,18 +150,19 @@ class ArrowShard(FileShard):
     def has_nulls(self, column: str, field: str) -> bool:
         import pyarrow
 
-        with reading(self.file), pyarrow.memory_map(str(self.file)) as source:  # only the bits that mark nulls are read
+        # reads the null bitmaps only
+        with explain_read_errors(self.file), pyarrow.memory_map(str(self.file)) as source:
             stream = pyarrow.ipc.open_stream(source)
             return any(batch.column(column).field(field).null_count for batch in stream)
 
 
 class Table:
-    """A split: one or more shards, in the order of their names.
+    """A split: one or more shards, sorted by name.
 
     Args:
-        source: the setting that names the data, for errors: `root=…`.
-        split: the name of the split.
-        shards: its parts.
+        source: the setting that names the data, for error messages: `root=…`.
+        split: name of the split.
+        shards: shards of the split.
     """
 
     def __init__(self, source: str, split: str, shards: Sequence[Shard]) -> None:
@@ -178,8 +176,8 @@ class Table:
         return self.starts[-1]
 
     @property
-    def filled(self) -> list[Shard]:
-        """The shards with rows: an empty one may have columns of any type."""
+    def non_empty(self) -> list[Shard]:
+        """Shards with rows; empty shards may have other column types."""
         return [shard for shard in self.shards if shard.num_rows]
 
     @property
@@ -187,22 +185,22 @@ class Table:
         return [shard.file for shard in self.shards if isinstance(shard, FileShard)]
 
     def where(self, i: int) -> str:
-        """Return the file of a row and its number there, for an error."""
+        """Return the file of a row and the row number in it, for error messages."""
         number = bisect_right(self.starts, i) - 1
         return f"{self.shards[number]}, row {i - self.starts[number]}"
 
     def check_columns(self, **columns: str) -> None:
-        """Refuse a table without rows, or with a shard that lacks a column.
+        """Check that the table has rows, and that all shards have the columns.
 
         Args:
-            columns: the settings that name columns, and the columns.
+            columns: column names, by the settings that name them.
 
         Raises:
-            ValueError: with the columns that there are.
+            ValueError: they do not; the message lists the existing columns.
         """
-        if not self.filled:
+        if not self.non_empty:
             raise ValueError(f"{self.source}: the {self.split} split has no rows; export it again, with its rows")
-        for shard in self.filled:
+        for shard in self.non_empty:
             names = shard.schema.names
             if twice := [column for column in columns.values() if names.count(column) > 1]:
                 raise ValueError(f"{shard}: it has {names.count(twice[0])} columns {twice[0]}; rename them")
@@ -215,12 +213,12 @@ class Table:
 
     def column(self, name: str) -> Iterator[Any]:
         """Yield the values of a column, row by row."""
-        for shard in self.filled:
+        for shard in self.non_empty:
             for _, batch in shard.batches([name]):
                 yield from batch.column(0).to_pylist()
 
     def rows(self, columns: Sequence[str], start: int = 0) -> Iterator[tuple[int, Shard, tuple[Any, ...]]]:
-        """Yield each row from `start` on: its number, its shard, and its values in the order of `columns`."""
+        """Yield the number, shard and values (in the order of `columns`) of each row from `start` on."""
         for shard, begin in zip(self.shards, self.starts, strict=False):
             if not shard.num_rows or begin + shard.num_rows <= start:
                 continue
@@ -231,11 +229,11 @@ class Table:
                 for number, row in enumerate(values, start=begin + first + skipped):
                     yield number, shard, row
 
-    def pointed_files(self, column: str) -> list[Path]:
-        """Return the image files that rows point to instead of holding the bytes, in the order of the rows.
+    def external_files(self, column: str) -> list[Path]:
+        """Return the image files that rows refer to by path, in the order of the rows.
 
         Raises:
-            ValueError: a file that is not there, or an address.
+            ValueError: a file is missing, or the path is a URL.
         """
         found: list[Path] = []
         missing: list[tuple[str, Path]] = []
@@ -244,7 +242,7 @@ class Table:
                 continue
             for first, batch in shard.batches([column]):
                 for i, value in enumerate(batch.column(0).to_pylist(), start=begin + first):
-                    image = image_of(value, shard, partial(self.where, i))
+                    image = image_source(value, shard, partial(self.where, i))
                     if isinstance(image, Path):
                         found.append(image)
                         if not image.is_file():
@@ -258,13 +256,13 @@ class Table:
         return found
 
     @cached_property
-    def ends(self) -> list[bytes | int]:
-        """The size of each file and its last 64 KiB, which stand for files that are too large to be hashed whole."""
+    def file_ends(self) -> list[bytes | int]:
+        """Size and last 64 KiB of each file, which identify files that are too large to hash."""
         return [part for file in self.files for part in (file.stat().st_size, end_of(file))]
 
 
 def points_to_files(shard: Shard, column: str) -> bool:
-    """Return whether some rows may have the path of an image in place of its bytes."""
+    """Return whether some rows may have the path of an image instead of its bytes."""
     from pyarrow import types
 
     kind = shard.schema.field(column).type
@@ -275,13 +273,13 @@ def points_to_files(shard: Shard, column: str) -> bool:
     return "path" in names and ("bytes" not in names or shard.has_nulls(column, "bytes"))
 
 
-def image_of(value: Any, shard: Shard, where: Callable[[], str]) -> bytes | Path | None:
-    """Return the bytes of an image or its file, from a value of an image column; a path counts from the table's folder.
+def image_source(value: Any, shard: Shard, where: Callable[[], str]) -> bytes | Path | None:
+    """Return the bytes or the file of an image, from a value of an image column.
 
     Args:
-        value: bytes, a path, or both by the names of `datasets.Image`.
-        shard: where it is from.
-        where: gives the row's place, for an error.
+        value: bytes, a path relative to the table's folder, or a dict with both, as in `datasets.Image`.
+        shard: the shard of the row.
+        where: returns the location of the row, for error messages.
     """
     if isinstance(value, dict):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
@@ -296,11 +294,11 @@ def image_of(value: Any, shard: Shard, where: Callable[[], str]) -> bytes | Path
 
 
 def check_images(tables: Sequence[Table], column: str) -> None:
-    """Refuse a column that is neither bytes, nor paths, nor both by the names of `datasets.Image`."""
+    """Check that a column has bytes, paths, or structs of both as in `datasets.Image`."""
     from pyarrow import types
 
     for table in tables:
-        for shard in table.filled:
+        for shard in table.non_empty:
             kind = shard.schema.field(column).type
             fields = {field.name for field in kind} if types.is_struct(kind) else set()
             if not (fields & {"bytes", "path"} or is_binary(kind) or is_text(kind)):
@@ -311,17 +309,17 @@ def check_images(tables: Sequence[Table], column: str) -> None:
 
 
 class Labels:
-    """The classes of a column of labels, over all parts of a data set.
+    """The classes of a label column, over all splits of a data set.
 
-    Names from the Hub's metadata stay in their order. Without them the classes are the distinct labels, sorted:
-    numbers by value, strings by code point ("10" before "2").
+    Class names from the Hub's metadata keep their order. Otherwise, the classes are the sorted distinct labels: numbers
+    by value, strings by code point ("10" before "2").
 
     Args:
-        tables: the parts.
-        column: the column of labels.
+        tables: the splits.
+        column: name of the label column.
 
     Raises:
-        ValueError: labels that are neither integers, strings nor booleans, or files that disagree.
+        ValueError: labels are neither integers, strings nor booleans, or files have different kinds of labels.
     """
 
     def __init__(self, tables: Sequence[Table], column: str) -> None:
@@ -340,14 +338,14 @@ class Labels:
             raise ValueError(f"label_column={column}: {first} has no labels, only empty fields; choose another column")
 
     def common_kind(self, tables: Sequence[Table]) -> tuple[Shard, Any]:
-        """Return a shard and the kind of its labels, which all the others share."""
-        shards = [shard for table in tables for shard in table.filled]
+        """Return the first shard and the kind of its labels, which all shards must share."""
+        shards = [shard for table in tables for shard in table.non_empty]
         kinds = [self.kind(shard) for shard in shards]
         for shard, kind in zip(shards, kinds, strict=True):
             if kind != kinds[0]:
                 raise ValueError(
-                    f"label_column={self.column}: {shard} has {described(kind)}, and {shards[0]} has "
-                    f"{described(kinds[0])}; export both with the same features, their classes in one order"
+                    f"label_column={self.column}: {shard} has {describe_labels(kind)}, and {shards[0]} has "
+                    f"{describe_labels(kinds[0])}; export both with the same features, their classes in one order"
                 )
         return shards[0], kinds[0]
 
@@ -368,15 +366,15 @@ class Labels:
 
     @cached_property
     def numbers(self) -> dict[Any, int]:
-        """The number of each label's class."""
+        """Class index of each label."""
         return {value: number for number, value in enumerate(self.values)}
 
     def number(self, label: Any, where: Callable[[], str]) -> int:
-        """Return the number of a label's class.
+        """Return the class index of a label.
 
         Args:
             label: the value in the table.
-            where: gives the row's place, for an error.
+            where: returns the location of the row, for error messages.
         """
         if label not in self.numbers:
             known = f"from 0 to {len(self.names) - 1}" if self.are_named else "a class"
@@ -384,19 +382,19 @@ class Labels:
         return self.numbers[label]
 
     def of(self, table: Table) -> list[int]:
-        """Return the class numbers of all rows."""
+        """Return the class indices of all rows."""
         return [self.number(label, partial(table.where, i)) for i, label in enumerate(table.column(self.column))]
 
     @property
     def note(self) -> list[str]:
-        """Integer labels that do not count from 0, and the classes that they became."""
+        """A remark on integer labels that are not class indices themselves; may be empty."""
         if self.are_named or not isinstance(self.values[0], int) or self.values == list(range(len(self.values))):
             return []
         shown = self.names if len(self.names) <= 6 else [*self.names[:4], "…", self.names[-1]]
         return [f"the labels {', '.join(shown)} are the classes 0 to {len(self.names) - 1}"]
 
 
-def described(kind: list[str] | str) -> str:
+def describe_labels(kind: list[str] | str) -> str:
     return f"the classes {', '.join(kind)}" if isinstance(kind, list) else f"{kind} as labels, without class names"
 
 
@@ -412,14 +410,14 @@ def is_binary(kind: Any) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
-# Where tables are ---------------------------------------------------------------------------------------------------
+# Opening tables -----------------------------------------------------------------------------------------------------
 
 
 def hub_table(name: str | None, split: str, config: str | None = None, *, streaming: bool = False) -> Table:
     """Load a split from the Hub.
 
     Raises:
-        ValueError: it cannot be loaded, or streams without a number of rows.
+        ValueError: the split cannot be loaded, or its number of rows is unknown when streaming.
     """
     if name and Path(name).is_dir():
         raise ValueError(
@@ -434,10 +432,10 @@ def hub_table(name: str | None, split: str, config: str | None = None, *, stream
 
 
 def file_table(root: str, split: str) -> Table:
-    """Open a split in a folder of parquet files, or in a folder that `save_to_disk` wrote.
+    """Open a split in a folder of parquet files, or in a folder written by `save_to_disk`.
 
     Raises:
-        ValueError: no such folder or split, files of two exports, or a file that cannot be read.
+        ValueError: the folder or split does not exist, files belong to different exports, or a file cannot be read.
     """
     folder = Path(root)
     if not folder.is_dir():
@@ -450,7 +448,7 @@ def file_table(root: str, split: str) -> Table:
         if split not in parts:
             raise ValueError(f"root={root}: it has no {split}, only {', '.join(parts)}; name a part with data.…_split")
         return Table(f"root={root}", split, saved_shards(folder / split))
-    if is_undivided(root):
+    if is_unsplit(root):
         return Table(f"root={root}", split, saved_shards(folder))
     files = parquet_files(root, split)
     shards = [ParquetShard(file) for file in files]
@@ -458,26 +456,26 @@ def file_table(root: str, split: str) -> Table:
     return Table(f"root={root}", split, shards)
 
 
-def is_undivided(root: str | None) -> bool:
-    """Return whether a folder is a `datasets.Dataset` saved without parts."""
+def is_unsplit(root: str | None) -> bool:
+    """Return whether a folder is a `datasets.Dataset` saved without splits."""
     return root is not None and (Path(root) / "state.json").exists()
 
 
 def saved_shards(folder: Path) -> list[Shard]:
-    """Open the files of a `datasets.Dataset` that `save_to_disk` wrote."""
+    """Open the files of a `datasets.Dataset` written by `save_to_disk`."""
     return [ArrowShard(folder / file["filename"]) for file in read_json(folder / "state.json", "_data_files")]
 
 
 def read_json(file: Path, key: str) -> Any:
-    with reading(file):
+    with explain_read_errors(file):
         return json.loads(file.read_text(encoding="utf-8"))[key]
 
 
 def parquet_files(root: str, split: str) -> list[Path]:
-    """Return the files of a split, `<split>.parquet` or `<split>-<anything>.parquet`, in the order of their names.
+    """Return the files of a split, `<split>.parquet` or `<split>-<anything>.parquet`, sorted by name.
 
     Raises:
-        ValueError: no files, files in several folders, a missing shard, or files of two exports.
+        ValueError: there are no files, files are in several folders or from different exports, or a shard is missing.
     """
     everything = [file for file in list_files(Path(root)).files if file.suffix == ".parquet"]
     files = [file for file in everything if file.stem == split or file.name.startswith(f"{split}-")]
@@ -494,17 +492,17 @@ def parquet_files(root: str, split: str) -> list[Path]:
 
 
 def check_shards(root: str, split: str, files: Sequence[Path]) -> None:
-    """Refuse files of a split that are not one export: a single file, all shards of N, or files without numbers."""
+    """Check that files are a single export: one file, all N numbered shards, or files without numbers."""
     matches = [re.match(rf"{re.escape(split)}-(\d+)-of-(\d+)\b", file.stem) for file in files]
     totals = {int(match[2]) for match in matches if match}
     numbers = [int(match[1]) for match in matches if match]
     is_single = any(file.stem == split for file in files)
     if len(files) > 1 and (is_single or len(totals) > 1 or 0 < len(numbers) < len(files)):
         raise ValueError(
-            f"root={root}: {shortened(files)} are files of several exports of {split}; keep the files of one"
+            f"root={root}: {join_file_names(files)} are files of several exports of {split}; keep the files of one"
         )
     for total in totals:
-        first = 1 if total in numbers and 0 not in numbers else 0  # some tools count from 1
+        first = 1 if total in numbers and 0 not in numbers else 0  # some tools number shards from 1
         expected = range(first, first + total)
         if missing := sorted(set(expected) - set(numbers)):
             name = f"{split}-{missing[0]:05}-of-{total:05}.parquet"
@@ -514,12 +512,13 @@ def check_shards(root: str, split: str, files: Sequence[Path]) -> None:
             )
         if len(numbers) > total:
             raise ValueError(
-                f"root={root}: {shortened(files)} are more than the {total} files of {split}; keep those of one export"
+                f"root={root}: {join_file_names(files)} are more than the {total} files of {split}; keep those of one "
+                "export"
             )
 
 
 def check_copies(root: str, files: Sequence[Path]) -> None:
-    """Refuse a file that is there twice, under two names."""
+    """Check that no file is a copy of another."""
     by_end: dict[tuple[int, bytes], Path] = {}
     for file in files:
         first = by_end.setdefault((file.stat().st_size, end_of(file)), file)
@@ -527,7 +526,7 @@ def check_copies(root: str, files: Sequence[Path]) -> None:
             raise ValueError(f"root={root}: {file.name} is a copy of {first.name}; remove one of them")
 
 
-def shortened(files: Sequence[Path]) -> str:
+def join_file_names(files: Sequence[Path]) -> str:
     names = [file.name for file in files]
     return ", ".join(names if len(names) <= 6 else [*names[:3], "…", *names[-2:]])
 
@@ -540,12 +539,8 @@ def end_of(file: Path) -> bytes:
 
 
 @contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """Name the file that cannot be read.
-
-    Raises:
-        ValueError: in place of whatever pyarrow raises.
-    """
+def explain_read_errors(file: Path) -> Iterator[None]:
+    """Convert read errors to a ValueError that names the file and a remedy."""
     import pyarrow
 
     try:

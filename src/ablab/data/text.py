@@ -1,4 +1,4 @@
-"""Any text in files."""
+"""Text files for language modelling."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from ablab.data.token_stream import Parts, TokenStream
 
 
 class Text(TokenStream):
-    """The text of a file, or of the files of a folder.
+    """The text of a file, or of all files of a folder.
 
-    Of a folder, hidden files and folders, editors' backups and checkpoints (`.ipynb_checkpoints`, `book.txt~`, `.bak`)
-    and copies of a file under another name are left out, so that no text is in two parts; the run says how many.
-    Line ends stay as they are, and the byte order mark at the start of a file is removed.
+    In a folder, hidden files and folders, editor backups (`.ipynb_checkpoints`, `book.txt~`, `.bak`) and duplicates of
+    files are skipped, so that no text is in two splits; the run reports their number. Line endings are kept, and the
+    byte order mark at the start of a file is removed.
 
     Args:
-        path: a UTF-8 file, or a folder whose files are read in the order of their names; None takes the
-            documentation of Python's keywords and topics, which every Python ships.
+        path: a UTF-8 file, or a folder whose files are read in the order of their paths; None uses the documentation of
+            Python's keywords and topics, which is part of every Python installation.
         settings: see `TokenStream` and `DataModule`.
 
     Shape:
         inputs `(N, context_length)`, targets `(N, context_length)`
 
     Raises:
-        ValueError: no such file or folder, a file that is not UTF-8 text, or too little text.
+        ValueError: the path does not exist, a file is not UTF-8 text, or there is too little text.
     """
 
     def __init__(self, *, path: str | None = None, **settings: Any) -> None:
@@ -42,24 +42,24 @@ class Text(TokenStream):
 
     def load(self) -> Parts:
         text, self.notes = read_text(self.path)
-        return self.divided(text)
+        return self.split_text(text)
 
-    def unusual(self) -> list[str]:
-        return [*super().unusual(), *self.notes]
+    def caveats(self) -> list[str]:
+        return [*super().caveats(), *self.notes]
 
 
 class TextRead(NamedTuple):
-    """A text, and notes on the files that were left out."""
+    """A text, and remarks on skipped files."""
 
     text: str
     notes: list[str]
 
 
 def read_text(path: str | None) -> TextRead:
-    """Read the text of a file, of a folder's files, or of Python's own documentation.
+    """Read the text of a file, of a folder's files, or of Python's documentation.
 
     Raises:
-        ValueError: no such file or folder, or a file that is not UTF-8 text.
+        ValueError: the path does not exist, or a file is not UTF-8 text.
     """
     if path is None:
         from pydoc_data.topics import topics
@@ -96,10 +96,10 @@ def read_text(path: str | None) -> TextRead:
 
 
 def read_file(path: str, file: Path) -> str:
-    """Return the text of a UTF-8 file, without the byte order mark; line ends stay as they are.
+    """Return the text of a UTF-8 file, without the byte order mark and with its line endings.
 
     Args:
-        path: the setting that named the file, or its folder.
+        path: value of the setting `path`, for error messages.
         file: the file.
     """
     try:

@@ -1,4 +1,4 @@
-"""Time series with class labels, from files in the .ts format of the UEA & UCR archive."""
+"""Time series classification from .ts files of the UEA & UCR archive."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import Tensor
 
 from ablab.data.batch import Kind, Samples
 from ablab.data.cache import content_key
-from ablab.data.labelled import LabelledData, Official
+from ablab.data.labelled import LabelledData, OfficialSplits
 
 LARGEST = torch.finfo(torch.float32).max
 
 
 class TimeSeries(LabelledData):
-    """Series of one or more dimensions and any lengths; shorter ones are padded, and `valid` marks the real steps.
+    """Time series of one or more dimensions; shorter series are padded, and `valid` marks the real steps.
 
-    Each dimension is standardized on its own, over the real steps of the training series.
+    Each dimension is standardized separately, over the real steps of the training series.
 
     Args:
-        train_file, test_file: the official parts, usually <name>_TRAIN.ts and <name>_TEST.ts.
+        train_file, test_file: files of the official splits, usually <name>_TRAIN.ts and <name>_TEST.ts.
         settings: see `LabelledData` and `DataModule`.
 
     Shape:
         inputs `(N, L, dimensions)`, targets `(N)`, valid `(N, L)`
 
     Raises:
-        ValueError: a missing file, the same file twice, or a line that is no series; it names file and line.
+        ValueError: a file is missing, both files are equal, or a line is not a series; the message names the line.
 
     References:
         Bagnall et al. 2018 (the archive and its format), https://arxiv.org/abs/1811.00075
@@ -43,7 +43,7 @@ class TimeSeries(LabelledData):
         self.train_file = Path(train_file)
         self.test_file = Path(test_file)
 
-    def load(self) -> Official:
+    def load(self) -> OfficialSplits:
         train, test = read_ts("train_file", self.train_file), read_ts("test_file", self.test_file)
         if content_key(self.train_file) == content_key(self.test_file):
             raise ValueError(
@@ -58,9 +58,9 @@ class TimeSeries(LabelledData):
                 f"{self.train_file} have {self.dimensions}"
             )
         self.longest = max(len(series) for series in (*train.series, *test.series))
-        return Official(self.padded(train), self.padded(test))
+        return OfficialSplits(self.pad(train), self.pad(test))
 
-    def padded(self, file: TsFile) -> Samples:
+    def pad(self, file: TsFile) -> Samples:
         inputs = torch.zeros(len(file.series), self.longest, self.dimensions)
         valid = torch.zeros(len(file.series), self.longest, dtype=torch.bool)
         for i, series in enumerate(file.series):
@@ -73,11 +73,11 @@ class TimeSeries(LabelledData):
             )
         return Samples(inputs, torch.tensor([numbers[label] for label in file.labels]), valid)
 
-    def unusual(self) -> list[str]:
+    def caveats(self) -> list[str]:
         train, test = self.train_file.stem.lower(), self.test_file.stem.lower()
         is_swapped = train.endswith("test") and test.endswith("train")
         note = f"trained on {self.train_file.name} and tested on {self.test_file.name}: are they swapped?"
-        return [*super().unusual(), *([note] if is_swapped else [])]
+        return [*super().caveats(), *([note] if is_swapped else [])]
 
     @property
     def model_sizes(self) -> dict[str, int]:
@@ -89,7 +89,7 @@ class TimeSeries(LabelledData):
 
 
 class TsFile(NamedTuple):
-    """A .ts file: series `(L, dimensions)`, their labels, and the labels that the file declares."""
+    """Content of a .ts file: series `(L, dimensions)`, their labels, and the declared class names."""
 
     series: list[Tensor]
     labels: list[str]
@@ -100,7 +100,7 @@ def read_ts(argument: str, path: Path) -> TsFile:
     """Read a .ts file with class labels.
 
     Args:
-        argument: the argument that named the file, for errors.
+        argument: the argument that names the file, for error messages.
         path: the file.
     """
     try:
@@ -144,7 +144,7 @@ def read_ts(argument: str, path: Path) -> TsFile:
 
 
 def read_series(place: str, line: str) -> tuple[Tensor, str]:
-    """A series `(L, dimensions)` and its label: dimensions and label stand between colons, values between commas."""
+    """Parse a series `(L, dimensions)` and its label; colons separate dimensions and label, commas separate values."""
     *dimensions, label = line.strip().split(":")
     label = label.strip()
     if not dimensions or not label:

@@ -1,4 +1,4 @@
-"""What text for language modelling has in common: a token stream, cut into windows."""
+"""Base class of text data sets for language modelling: a token stream, cut into windows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ablab.data.datamodule import DataModule
 from ablab.data.tokens import BytePairs, Bytes, Characters, Tokens
 from ablab.digest import digest
 
-IGNORED = -100  # the target that torch's cross entropy leaves out
+IGNORED = -100  # target that F.cross_entropy ignores
 
 
 class Parts(NamedTuple):
-    """The parts of a text; the training part may be in several pieces."""
+    """The splits of a text; the training split may consist of several pieces."""
 
     train: list[str]
     val: str
@@ -27,25 +27,24 @@ class Parts(NamedTuple):
 
 
 class TokenStream(DataModule):
-    """A text in consecutive windows of `context_length` tokens, each predicting the token that follows.
+    """Base class of texts in consecutive windows of `context_length` tokens, for next-token prediction.
 
-    A subclass says how to `load` the text. The first part of the text is for training, the next for validation, the
-    last for testing. In cross-validation, the text before the test part is cut into equal blocks, and one of them is
-    for validation.
+    A subclass implements `load`. The text is split into training, validation and test part, in this order. In
+    cross-validation, the text before the test part is cut into equal blocks, one of which is for validation.
 
     Args:
-        tokens: "characters", an alphabet of those that occur; "bytes", always 256; or "bpe", byte pairs that are
-            learned from the training part.
-        vocab_size: entries of a bpe vocabulary.
-        context_length: tokens of a window.
-        val_fraction, test_fraction: the shares of the text held out from its end.
+        tokens: "characters" (the characters that occur in the text), "bytes" (UTF-8), or "bpe" (byte-pair encoding
+            trained on the training split).
+        vocab_size: vocabulary size of "bpe".
+        context_length: number of tokens per window.
+        val_fraction, test_fraction: fractions of the text held out from its end.
         settings: see `DataModule`.
 
     Shape:
         inputs `(N, context_length)`, targets `(N, context_length)`
 
     Raises:
-        ValueError: too little text, or shares that leave none.
+        ValueError: a split has too little text, or a setting is out of range.
     """
 
     kind: ClassVar[Kind] = "text"
@@ -76,20 +75,20 @@ class TokenStream(DataModule):
     @property
     @abstractmethod
     def source(self) -> str:
-        """Where the text is from, as it is set: `path=…`."""
+        """The setting that names the text, for error messages: `path=…`."""
 
     @abstractmethod
     def load(self) -> Parts:
-        """Read the parts of the text."""
+        """Read the splits of the text."""
 
-    def divided(self, text: str) -> Parts:
-        """Training, validation and test part of one text."""
-        begin, end, testing = cuts(len(text), self, self.test_fraction)
+    def split_text(self, text: str) -> Parts:
+        """Split a text into training, validation and test part."""
+        begin, end, testing = split_points(len(text), self, self.test_fraction)
         return Parts([piece for piece in (text[:begin], text[end:testing]) if piece], text[begin:end], text[testing:])
 
     def read(self) -> Splits:
         parts = self.load()
-        self.tokens = self.vocabulary_of(parts)
+        self.tokens = self.make_vocabulary(parts)
         train = [self.tokens.encode(piece) for piece in parts.train]
         val, test = self.tokens.encode(parts.val), self.tokens.encode(parts.test)
         self.characters_per_token = (len(parts.val) + len(parts.test)) / max(1, len(val) + len(test))
@@ -106,11 +105,11 @@ class TokenStream(DataModule):
             test=Windows([test], self.context_length, keep_short=True),
         )
 
-    def vocabulary_of(self, parts: Parts) -> Tokens:
+    def make_vocabulary(self, parts: Parts) -> Tokens:
         if self.token_kind == "bytes":
             return Bytes()
         if self.token_kind == "bpe":
-            return BytePairs.learned("\n".join(parts.train), self.vocab_size)
+            return BytePairs.train("\n".join(parts.train), self.vocab_size)
         return Characters("".join([*parts.train, parts.val, parts.test]))
 
     def names(self) -> list[str]:
@@ -128,7 +127,7 @@ class TokenStream(DataModule):
         return {**super().state_dict(), "vocabulary": self.tokens.entries}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose numbers stand for other tokens, or that was trained on other text."""
+        """Check that a checkpoint has the same vocabulary and was trained on the same text."""
         known, own = state["vocabulary"], self.tokens.entries
         if known != own:
             new, gone = ([repr(e) for e in some if e not in set(rest)] for some, rest in ((own, known), (known, own)))
@@ -144,8 +143,8 @@ class TokenStream(DataModule):
         super().load_state_dict(state)
 
 
-def cuts(length: int, data: DataModule, test_fraction: float) -> tuple[int, int, int]:
-    """Where the validation part of a text begins and ends, and where the test part begins."""
+def split_points(length: int, data: DataModule, test_fraction: float) -> tuple[int, int, int]:
+    """Return the start and end of the validation part of a text, and the start of the test part."""
     testing = length - int(length * test_fraction)
     if data.folds is None:
         return testing - int(length * data.val_fraction), testing, testing
@@ -154,11 +153,12 @@ def cuts(length: int, data: DataModule, test_fraction: float) -> tuple[int, int,
 
 
 class Windows(Tensors):
-    """Consecutive windows of token streams; with `keep_short` the last is padded, so that every token counts once.
+    """A split of consecutive windows of token streams.
 
     Args:
-        streams: tokens `(len)` each; no window reaches from one into the next.
-        length: tokens of a window.
+        streams: token streams `(len)`; windows do not cross from one into the next.
+        length: number of tokens per window.
+        keep_short: pad the last window of a stream, so that every token is predicted once, instead of dropping it.
     """
 
     def __init__(self, streams: Sequence[Tensor], length: int, *, keep_short: bool) -> None:

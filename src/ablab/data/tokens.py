@@ -1,4 +1,4 @@
-"""From text to numbers and back: characters, bytes, or byte pairs that were learned from the training text."""
+"""Tokenizers: characters, bytes, or byte-pair encoding."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 
 
 class Tokens(ABC):
-    """A vocabulary, and how text is cut into its entries."""
+    """Base class of tokenizers."""
 
     entries: list[str]
 
     @abstractmethod
     def encode(self, text: str) -> Tensor:
-        """Token numbers `(len)` of a text."""
+        """Encode a text to token indices `(len)`, int32."""
 
     @abstractmethod
     def decode(self, tokens: Tensor) -> str:
-        """The text of token numbers `(len)`."""
+        """Decode token indices `(len)` to text."""
 
 
 class Characters(Tokens):
-    """Every character that occurs in a text."""
+    """A character tokenizer, with the characters that occur in a text."""
 
     def __init__(self, text: str) -> None:
         self.entries = sorted(set(text))
@@ -45,7 +45,7 @@ class Characters(Tokens):
 
 
 class Bytes(Tokens):
-    """The 256 bytes of UTF-8; those that form no character are decoded as �."""
+    """A tokenizer of UTF-8 bytes; invalid sequences are decoded as �."""
 
     entries = [chr(byte) for byte in range(256)]  # noqa: RUF012
 
@@ -57,10 +57,10 @@ class Bytes(Tokens):
 
 
 class BytePairs(Tokens):
-    """Byte-pair encoding over bytes, so that every text can be encoded.
+    """Byte-level byte-pair encoding, which can encode any text.
 
     Args:
-        tokenizer: a tokenizer's JSON.
+        tokenizer: JSON of a trained `tokenizers.Tokenizer`.
 
     References:
         Sennrich et al. 2015, https://arxiv.org/abs/1508.07909; Radford et al. 2019 (over bytes)
@@ -73,8 +73,8 @@ class BytePairs(Tokens):
         self.entries = [str(self.tokenizer.id_to_token(number)) for number in range(self.tokenizer.get_vocab_size())]
 
     @classmethod
-    def learned(cls, text: str, vocab_size: int) -> BytePairs:
-        """The most useful pairs of a text, until there are `vocab_size` entries, the 256 bytes among them."""
+    def train(cls, text: str, vocab_size: int) -> BytePairs:
+        """Train a tokenizer on a text, with `vocab_size` entries including the 256 bytes."""
         try:
             from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         except ImportError as error:
@@ -92,7 +92,7 @@ class BytePairs(Tokens):
         return cls(tokenizer.to_str())
 
     def encode(self, text: str) -> Tensor:
-        # Pieces, so that long texts are encoded in parallel; no pair crosses from a line's end to the next line.
+        # Lines are encoded in parallel. The result is the same, since no pair crosses the end of a line.
         return torch.tensor(
             [number for piece in self.tokenizer.encode_batch(text.splitlines(keepends=True)) for number in piece.ids],
             dtype=torch.int32,

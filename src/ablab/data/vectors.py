@@ -1,4 +1,4 @@
-"""Tables of numbers as vectors, with classes, labels or numbers to predict."""
+"""Base class of tabular data sets: standardized feature vectors with class, label or numeric targets."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ablab.data.datamodule import DataModule
 from ablab.data.labelled import (
     TEST_FRACTION,
     TEST_SEED,
-    contradictions,
-    enumerated,
+    describe_contradictions,
+    describe_overlaps,
     hold_out,
-    one_fold,
-    overlaps,
+    join_names,
     random_fold,
     random_holdout,
-    with_copies,
+    split_distinct,
+    split_fold,
 )
 
 TargetKind = Literal["class", "multilabel", "number"]
@@ -31,10 +31,10 @@ Part = Literal["train", "val", "test"]
 
 
 class Rows(NamedTuple):
-    """Rows of a table, in their own units.
+    """Rows of a table before standardization.
 
     Shape:
-        features `(N, F)`; targets `(N)` numbers of classes, or `(N, K)` labels of 0 and 1, or numbers
+        features `(N, F)`; targets `(N)` with class indices, or `(N, K)` with labels 0 and 1, or numbers
     """
 
     features: NDArray[np.float64]
@@ -42,34 +42,34 @@ class Rows(NamedTuple):
 
 
 class Vectors(DataModule):
-    """Rows of features, standardized by the mean and standard deviation of the training rows.
+    """Base class of tabular data sets, standardized by mean and standard deviation of the training rows.
 
-    Numbers to predict are standardized too; `Regression` reports its metrics in their own unit. A subclass's `load`
-    gives the rows and sets `target_kind`, `feature_names` and `target_names`.
+    Numeric targets are standardized, too; `Regression` reports metrics in the original unit. A subclass's `load`
+    returns the rows and sets `target_kind`, `feature_names` and `target_names`.
 
     Args:
-        val_fraction: held out of the training rows for validation.
+        val_fraction: fraction of the training rows held out for validation.
         settings: see `DataModule`.
 
     Shape:
-        inputs `(N, F)`; targets `(N)` of classes, `(N, K)` of labels (0.0 or 1.0) or of numbers
+        inputs `(N, F)`; targets `(N)` with class indices, or `(N, K)` with labels (0.0 or 1.0) or numbers
 
     Raises:
-        ValueError: a part without rows, a constant feature or target, or what `DataModule` refuses.
+        ValueError: a split has no rows, a feature or target is constant, or a `DataModule` setting is invalid.
     """
 
     kind: ClassVar[Kind] = "vectors"
     target_kind: TargetKind
     feature_names: list[str]
-    target_names: list[str]  # the classes, or the columns of the labels or numbers
+    target_names: list[str]  # names of the classes, or of the target columns
 
     def __init__(self, *, val_fraction: float = 0.2, **settings: Any) -> None:
         super().__init__(val_fraction=val_fraction, **settings)
-        self.remarks: tuple[str, ...] = ()  # on the parts, for the line that describes them
+        self.remarks: tuple[str, ...] = ()  # remarks on the splits, for the description of the data
 
     @abstractmethod
     def load(self) -> Mapping[Part, Rows]:
-        """Read the training rows, and the validation and test rows where the table has such parts."""
+        """Read the training rows, and the validation and test rows if the table has such splits."""
 
     def read(self) -> Splits:
         parts = self.load()
@@ -86,27 +86,27 @@ class Vectors(DataModule):
             name: raw.part(torch.arange(end - len(parts[name].targets), end))
             for name, end in zip(parts, ends, strict=True)
         }
-        train, val, test = self.divided(given)
+        train, val, test = self.split_rows(given)
         if self.target_kind == "class":
             self.check_classes(train)
-        self.remarks += tuple(overlaps(train, val, test))
+        self.remarks += tuple(describe_overlaps(train, val, test))
         if self.target_kind == "class":
-            self.remarks += tuple(contradictions(train, val, test))
+            self.remarks += tuple(describe_contradictions(train, val, test))
         scaled = Samples(
             self.standardized_features(raw, train),
             self.standardized_targets(raw, train),
-            content=raw.digest_of_tensors(),  # of the values as they were read, which no rounding changes
+            content=raw.digest_of_tensors(),  # hash of the raw values, before rounding
             digests=raw.digests,
         )
         return Splits(*(scaled.part(members_of(part)) for part in (train, val, test)))
 
-    def divided(self, given: Mapping[Part, Samples]) -> tuple[Samples, Samples, Samples]:
-        """Return training, validation and test rows; parts that the table does not have are held out."""
+    def split_rows(self, given: Mapping[Part, Samples]) -> tuple[Samples, Samples, Samples]:
+        """Return training, validation and test rows; missing splits are held out of the training rows."""
         train = given["train"]
         if "test" in given:
             test = given["test"]
-        else:  # the same rows for every run and every user
-            kept, held_out = self.held_out(train, TEST_FRACTION, TEST_SEED, "the test part's fraction")
+        else:  # fixed, so that all runs are tested on the same rows
+            kept, held_out = self.split_holdout(train, TEST_FRACTION, TEST_SEED, "the test part's fraction")
             train, test = train.part(kept), train.part(held_out)
         if "val" in given and self.folds is None:
             self.remarks += ("validated on the given validation part, val_fraction is not used",)
@@ -114,29 +114,29 @@ class Vectors(DataModule):
         if "val" in given:
             self.remarks += (f"the {len(given['val']):,} rows of the given validation part are not used",)
         if self.folds is not None:
-            kept, held_out = self.one_fold(train)
+            kept, held_out = self.split_fold(train)
         elif self.val_fraction == 0:
             return train, train.part(torch.arange(0)), test
         else:
-            kept, held_out = self.held_out(train, self.val_fraction, self.split_seed, "val_fraction")
+            kept, held_out = self.split_holdout(train, self.val_fraction, self.split_seed, "val_fraction")
         return train.part(kept), train.part(held_out), test
 
-    def held_out(self, rows: Samples, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
-        """Return the rows that stay and those held out; classes in equal shares, equal rows on one side."""
+    def split_holdout(self, rows: Samples, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
+        """Return the indices of remaining and held-out rows, stratified by class, with duplicates on the same side."""
         if self.target_kind == "class":
             return hold_out(rows, fraction, seed, name)
-        return with_copies(rows, lambda different: random_holdout(len(different), fraction, seed, name))
+        return split_distinct(rows, lambda different: random_holdout(len(different), fraction, seed, name))
 
-    def one_fold(self, rows: Samples) -> tuple[Tensor, Tensor]:
-        """Return the rows outside and inside the fold."""
+    def split_fold(self, rows: Samples) -> tuple[Tensor, Tensor]:
+        """Return the indices of the rows outside and inside the fold."""
         assert self.folds is not None
         folds, fold, seed = self.folds, self.fold, self.split_seed
         if self.target_kind == "class":
-            return one_fold(rows, folds, fold, seed)
-        return with_copies(rows, lambda different: random_fold(len(different), folds, fold, seed))
+            return split_fold(rows, folds, fold, seed)
+        return split_distinct(rows, lambda different: random_fold(len(different), folds, fold, seed))
 
     def class_counts(self, rows: Samples) -> list[int]:
-        """Count the rows of each class."""
+        """Return the number of rows per class."""
         return rows.targets.bincount(minlength=len(self.target_names)).tolist()
 
     def training_class_counts(self) -> list[int] | None:
@@ -147,21 +147,21 @@ class Vectors(DataModule):
     def check_classes(self, train: Samples) -> None:
         counts = self.class_counts(train)
         if missing := [name for name, count in zip(self.target_names, counts, strict=True) if not count]:
-            raise ValueError(f"no training row has the class {enumerated(missing)}; give some, or leave the class out")
+            raise ValueError(f"no training row has the class {join_names(missing)}; give some, or leave the class out")
 
     def standardized_features(self, raw: Samples, train: Samples) -> Tensor:
         features = raw.tensors.inputs
         seen = features[members_of(train)].numpy()
         if constant := [name for name, column in zip(self.feature_names, seen.T, strict=True) if is_constant(column)]:
             raise ValueError(
-                f"the feature {enumerated(constant)} has the same value in all {len(seen):,} training rows; leave it "
+                f"the feature {join_names(constant)} has the same value in all {len(seen):,} training rows; leave it "
                 "out of the file, or of data.features"
             )
         self.feature_mean, self.feature_std = torch.from_numpy(seen.mean(0)), torch.from_numpy(seen.std(0))
-        return self.scaled(features)
+        return self.standardize(features)
 
-    def scaled(self, features: Tensor) -> Tensor:
-        """Return features in units of the training rows' standard deviations `(N, F)`, float32."""
+    def standardize(self, features: Tensor) -> Tensor:
+        """Standardize features `(N, F)` by mean and std of the training rows; returns float32."""
         return finite_float32((features - self.feature_mean) / self.feature_std)
 
     def standardized_targets(self, raw: Samples, train: Samples) -> Tensor:
@@ -173,7 +173,7 @@ class Vectors(DataModule):
         seen = targets[members_of(train)].numpy()
         if constant := [name for name, column in zip(self.target_names, seen.T, strict=True) if is_constant(column)]:
             raise ValueError(
-                f"the target {enumerated(constant)} has the same value in all {len(seen):,} training rows, so that "
+                f"the target {join_names(constant)} has the same value in all {len(seen):,} training rows, so that "
                 "there is nothing to learn; choose another"
             )
         self.target_mean, self.target_std = seen.mean(0).tolist(), seen.std(0).tolist()
@@ -183,8 +183,8 @@ class Vectors(DataModule):
     def names(self) -> list[str]:
         return self.target_names
 
-    def unusual(self) -> list[str]:
-        return [*super().unusual(), *self.remarks]
+    def caveats(self) -> list[str]:
+        return [*super().caveats(), *self.remarks]
 
     @property
     def model_sizes(self) -> dict[str, int]:
@@ -204,17 +204,17 @@ class Vectors(DataModule):
 
 
 def members_of(part: Samples) -> Tensor:
-    """Return the numbers of a part's rows among all rows."""
+    """Return the indices of a split's rows among all rows."""
     assert part.members is not None
     return part.members
 
 
 def is_constant(column: NDArray[np.float64]) -> bool:
-    """Return whether a column has one value, or values so close that dividing by their deviation is impossible."""
+    """Return whether a column's standard deviation is 0, at least numerically."""
     return bool(np.ptp(column) == 0 or column.std() == 0)
 
 
 def finite_float32(values: Tensor) -> Tensor:
-    """Return float32; a value far outside the training rows' range becomes the largest there is, not infinite."""
+    """Convert to float32; clip values that would overflow to infinity."""
     largest = torch.finfo(torch.float32).max
     return values.clamp(-largest, largest).float()

@@ -32,11 +32,11 @@ from ablab.lab.config.errors import menu
 from ablab.lab.config.schema import is_guest, read_signature, show
 from ablab.lab.config.yaml_files import CONF
 from ablab.lab.launch.strategies import Sharded
-from ablab.norms import Norm, collecting, problems
+from ablab.norms import Norm, collect_refusals, find_norm_problems
 from ablab.optim.optimizer import make_optimizer
 from ablab.optim.schedules import lr_scheduler_config
-from ablab.rank import asked_to_join, is_own_launch, launcher
-from ablab.tasks.task import Task, scaled
+from ablab.rank import is_own_launch, launcher, torchrun_command
+from ablab.tasks.task import Task, uses_grad_scaler
 
 SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 NEEDED = (
@@ -84,12 +84,12 @@ def pass_batch(cfg: DictConfig, data: DataModule, norm: Norm, batch: Batch, worl
     Raises:
         ConfigError: names the place of what does not fit.
     """
-    with collecting():
+    with collect_refusals():
         model = build(cfg.model, norm=norm, **data.model_sizes)
         task = build_task(cfg, data, norm, model)
         outputs: list[Any] = []
         with named_errors(task.model):
-            found = problems(task.model, norm, lambda: outputs.append(task(batch)), num_processes=world_size)
+            found = find_norm_problems(task.model, norm, lambda: outputs.append(task(batch)), num_processes=world_size)
         if found:
             fitting = [name for name, other in norms() if fits(other, cfg, data, batch, world_size)]
             raise ConfigError(report(found, fitting))
@@ -171,7 +171,7 @@ def report(found: dict[str, list[str]], fitting: list[str]) -> str:
 def fits(norm: Norm, cfg: DictConfig, data: DataModule, batch: Batch, world_size: int) -> bool:
     """Return whether a model can be built and trained with another norm."""
     task = build_task(cfg, data, norm, build(cfg.model, norm=norm, **data.model_sizes))
-    return not problems(task.model, norm, lambda: task(batch), num_processes=world_size)
+    return not find_norm_problems(task.model, norm, lambda: task(batch), num_processes=world_size)
 
 
 def norms() -> Iterator[tuple[str, Norm]]:
@@ -316,7 +316,7 @@ def check_start() -> None:
     Raises:
         ConfigError: with the command that starts it.
     """
-    if (command := asked_to_join()) is not None:
+    if (command := torchrun_command()) is not None:
         values = ", ".join(f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
         raise ConfigError(
             f"{values}: they ask for one process of several, which torchrun has to start: {command}; "
@@ -350,18 +350,18 @@ def check_sharding(cfg: DictConfig, trainer: L.Trainer) -> None:
     if not isinstance(trainer.strategy, Sharded):
         return
     # off, nothing of them is loaded
+    from ablab.callbacks.diagnostics.covariate_shift import CovariateShift
+    from ablab.callbacks.diagnostics.diagnostic import Diagnostic
     from ablab.callbacks.lookahead import Lookahead
-    from ablab.callbacks.measures.covariate_shift import CovariateShift
-    from ablab.callbacks.measures.measure import Measure
 
     for name, callback in cfg.callbacks.items():
         made_by = None if callback is None else get_object(callback._target_)
-        if isinstance(made_by, type) and issubclass(made_by, Measure | CovariateShift | WeightAveraging | Lookahead):
+        if isinstance(made_by, type) and issubclass(made_by, Diagnostic | CovariateShift | WeightAveraging | Lookahead):
             raise ConfigError(
                 f"callbacks.{name}: it works on a copy of the model, and under trainer=fsdp each process has a part of "
                 "it; choose trainer=ddp, or leave it out"
             )
-    if scaled(trainer):
+    if uses_grad_scaler(trainer):
         raise ConfigError(f"trainer.precision={cfg.trainer.precision}: with trainer=fsdp, choose bf16-mixed")
 
 
@@ -484,10 +484,10 @@ def check_callbacks(cfg: DictConfig) -> None:
 
 def check_no_measure(name: str, callback: DictConfig, task: Any) -> None:
     """Refuse a measure of a task that has no loss of samples as they are."""
-    from ablab.callbacks.measures.measure import Measure  # off, nothing of it is loaded
+    from ablab.callbacks.diagnostics.diagnostic import Diagnostic  # off, nothing of it is loaded
 
     made_by = get_object(callback._target_)
-    if isinstance(made_by, type) and issubclass(made_by, Measure):
+    if isinstance(made_by, type) and issubclass(made_by, Diagnostic):
         why = "compares augmented views" if task.num_views else "trains each of its networks by a loss of its own"
         raise ConfigError(
             f"callbacks.{name}: it measures on the loss of samples that are not augmented, and {task.__name__} {why}; "

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ablab.tasks.task import Task, is_own, scaled
+from ablab.tasks.task import Task, is_overridden, uses_grad_scaler
 
 Hook = Callable[..., Any]
 HOOKS = (
@@ -60,9 +60,9 @@ class TrainingEpoch(_TrainingEpochLoop):
         found: list[tuple[str, Hook]] = [
             (f"[Callback]{callback.state_key}.{name}", partial(getattr(callback, name), trainer, task))
             for callback in callbacks
-            if is_own(callback, name, Callback)
+            if is_overridden(callback, name, Callback)
         ]
-        if is_own(task, name, LightningModule):
+        if is_overridden(task, name, LightningModule):
             found.append((f"[LightningModule].{name}", getattr(task, name)))
         return found
 
@@ -153,17 +153,17 @@ class TrainingEpoch(_TrainingEpochLoop):
 
 def is_direct(trainer: Trainer) -> bool:
     """Whether neither the strategy nor the precision does something of its own around the optimizer's step."""
-    return isinstance(trainer.strategy, SingleDeviceStrategy) and not scaled(trainer)
+    return isinstance(trainer.strategy, SingleDeviceStrategy) and not uses_grad_scaler(trainer)
 
 
 def is_plain(trainer: Trainer) -> bool:
     """Whether a batch is one step of one optimizer, by the way of the project's tasks."""
     task = trainer.lightning_module
     usual = isinstance(task, Task) and not (
-        is_own(task, "training_step", Task)
-        or is_own(task, "optimizer_zero_grad", Task)
-        or is_own(task, "optimizer_step", LightningModule)
-        or is_own(task, "configure_gradient_clipping", LightningModule)
+        is_overridden(task, "training_step", Task)
+        or is_overridden(task, "optimizer_zero_grad", Task)
+        or is_overridden(task, "optimizer_step", LightningModule)
+        or is_overridden(task, "configure_gradient_clipping", LightningModule)
     )
     one = len(trainer.optimizers) == 1 and trainer.accumulate_grad_batches == 1
     return task.automatic_optimization and usual and one and trainer.datamodule is not None  # type: ignore[attr-defined]

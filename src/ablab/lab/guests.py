@@ -19,7 +19,7 @@ from ablab.lab.launch.strategies import Sharded
 from ablab.lab.trainer import Trainer
 from ablab.optim.optimizer import make_optimizer
 from ablab.optim.schedules import lr_scheduler_config
-from ablab.tasks.task import TaskHooks, is_own
+from ablab.tasks.task import TaskHooks, is_overridden
 
 DEFAULT_DATA = "ablab.data.digits.Digits"  # of conf/train.yaml
 
@@ -42,7 +42,7 @@ def build_guest(cfg: DictConfig, chosen: set[str]) -> tuple[L.LightningModule, L
         raise ConfigError(
             f"task._target_={cfg.task._target_}: it makes a {type(module).__name__}, and a LightningModule is needed"
         )
-    brings_data = is_own(module, "train_dataloader", L.LightningModule)
+    brings_data = is_overridden(module, "train_dataloader", L.LightningModule)
     target = None if cfg.data is None else cfg.data.get("_target_")
     if target is None or (brings_data and target == DEFAULT_DATA and "data" not in chosen):
         cfg.data = None
@@ -56,7 +56,7 @@ def build_guest(cfg: DictConfig, chosen: set[str]) -> tuple[L.LightningModule, L
         raise ConfigError(
             f"data._target_={cfg.data._target_}: it makes a {type(data).__name__}, and a LightningDataModule is needed"
         )
-    if is_own(module, "configure_optimizers", L.LightningModule):
+    if is_overridden(module, "configure_optimizers", L.LightningModule):
         for group in ("optimizer", "scheduler"):
             if group in chosen:
                 raise ConfigError(

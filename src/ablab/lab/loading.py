@@ -19,7 +19,7 @@ from operator import attrgetter
 from types import ModuleType
 from typing import Any
 
-from ablab.waiting import is_heard
+from ablab.status import is_enabled
 
 # What torchmetrics asks of them while it is imported, and where it is found once somebody wants it. The types stand in
 # annotations; `object` is what torchmetrics itself puts there without matplotlib.
@@ -44,7 +44,7 @@ def loading(*, said: bool = False) -> Iterator[None]:
     Args:
         said: a person waits meanwhile, and is told.
     """
-    if said and is_heard() and "lightning" not in sys.modules:
+    if said and is_enabled() and "lightning" not in sys.modules:
         print("loading torch and Lightning", flush=True)
     finder = Finder()
     sys.meta_path.insert(0, finder)

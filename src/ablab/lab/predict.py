@@ -151,7 +151,7 @@ def images(data: LabelledData, source: Path) -> Inputs:
     left_out = +left_out  # what there is none of is not said
     if left_out:
         say(f"left out: {', '.join(f'{count:,} {what}' for what, count in sorted(left_out.items()))}", file=sys.stderr)
-    in_channels, height, width = data.first(1).inputs.shape[1:]
+    in_channels, height, width = data.first_samples(1).inputs.shape[1:]
     if in_channels not in (1, 3):
         raise ValueError(f"the run was trained on images of {in_channels} channels; predictions are for 1 or 3")
     encoded = Encoded(files, [0] * len(files), lambda i: str(files[i]))
@@ -179,7 +179,7 @@ def table_rows(data: Vectors, source: Path) -> Inputs:
     """Read the rows of a table, standardized by the training rows; other columns are not used."""
     if source.is_dir():
         raise ValueError("it is a folder; a .csv or .parquet file is needed")
-    features = data.scaled(torch.from_numpy(Source("source", source).numbers("features", data.feature_names)))
+    features = data.standardize(torch.from_numpy(Source("source", source).numbers("features", data.feature_names)))
     rows = features.split(BATCH_SIZE)
     label = "row number" if "row" in data.target_names else "row"
     return Inputs(label, range(1, len(features) + 1), (Batch(part, torch.zeros(len(part))) for part in rows))

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from ablab.data.datamodule import DataModule
 from ablab.lab.run.folder import short
-from ablab.norms import Norm, NormLayer, own_norms, places
+from ablab.norms import Norm, NormLayer, builtin_norms, norm_layers
 from ablab.norms.plain import Identity
 
 # Hints of libraries that ask for nothing this project wants changed; every other warning is shown.
@@ -60,7 +60,7 @@ def about_data(data: DataModule, batch_sizes: Mapping[str, int]) -> list[str]:
     num_batches = len(data.train_dataloader())
     return [
         f"data: {type(data).__name__}, "
-        + "; ".join([", ".join(f"{size:,} {name}" for name, size in sizes.items()), *data.unusual()]),
+        + "; ".join([", ".join(f"{size:,} {name}" for name, size in sizes.items()), *data.caveats()]),
         f"batch: {batch_sizes['optimizer']} for the optimizer, {batch_sizes['forward']} forward, "
         f"{batch_sizes['norm']} for the norm; {num_batches} batches an epoch"
         + (f", {rest} samples left out of each" if (rest := sizes["train"] - num_batches * data.batch_size) else ""),
@@ -70,14 +70,14 @@ def about_data(data: DataModule, batch_sizes: Mapping[str, int]) -> list[str]:
 def norms_found(model: nn.Module, norm: Norm | None) -> list[str]:
     """Where a model has norms, by kind: those of this project, reparametrized weights, and the model's own."""
     found: dict[str, list[str]] = {}
-    layers = {name: layer for name, layer in places(model).items() if not isinstance(layer, Identity)}
+    layers = {name: layer for name, layer in norm_layers(model).items() if not isinstance(layer, Identity)}
     for name, layer in layers.items():
         statistics = ", ".join(map(str, layer.statistics)) if isinstance(layer, NormLayer) else type(layer).__name__
         found.setdefault(statistics or "each value on its own", []).append(name)
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
             found.setdefault("a reparametrized weight" if norm is None else norm.weight.title, []).append(name)
-    for name, module in own_norms(model).items():
+    for name, module in builtin_norms(model).items():
         found.setdefault(f"the model's own {type(module).__name__}", []).append(name)
     return [f"  {what}, at {len(names)} places: {', '.join(first_and_last(names))}" for what, names in found.items()]
 

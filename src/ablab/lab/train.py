@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ablab.data.datamodule import DataModule
-from ablab.data.reading import set_up
+from ablab.data.reading import setup_data
 from ablab.digest import weights_digest
 from ablab.errors import ConfigError, Stopped
 from ablab.lab import guests, terminal
@@ -48,9 +48,9 @@ from ablab.lab.run.run import Run
 from ablab.lab.trainer import Trainer
 from ablab.models.interface import InitFromData
 from ablab.norms import Norm
-from ablab.rank import ignore_left_over, launcher, rank
-from ablab.screen import fitted, hush
-from ablab.tasks.task import Task, is_own
+from ablab.rank import launcher, rank, remove_stale_rank_variables
+from ablab.screen import silence_stdout, wrap_to_terminal
+from ablab.tasks.task import Task, is_overridden
 
 say = rank_zero_only(print)
 
@@ -76,7 +76,7 @@ def train(cfg: DictConfig) -> Run:
     if number > 0:
         from ablab.lab.launch.torchrun import launch  # only now: it takes a second to load
 
-        with hush(cfg.quiet):
+        with silence_stdout(cfg.quiet):
             ended = launch(train_here, cfg, number, cfg.trainer.get("max_restarts", 0))
         return Run.finished(Path(ended.folder), ended.metrics, ended.weights)
     return train_here(cfg)
@@ -105,7 +105,7 @@ def train_here(cfg: DictConfig, *, on_open: Callable[[Path], None] | None = None
         cfg: the composed config.
         on_open: called with the run's folder as soon as it is there.
     """
-    with hush(cfg.quiet):
+    with silence_stdout(cfg.quiet):
         parts = assemble(cfg)
     data, trainer, task = parts.data, parts.trainer, parts.task
     facts: dict[str, Any] = {"data": guests.record_of(cfg)}
@@ -116,7 +116,7 @@ def train_here(cfg: DictConfig, *, on_open: Callable[[Path], None] | None = None
         check = partial(check_state, task=task, trainer=trainer, data=data)
 
     with (
-        hush(cfg.quiet) as stdout,
+        silence_stdout(cfg.quiet) as stdout,
         process_group(trainer, cfg),
         Run.open(cfg, rank=trainer.global_rank, world_size=trainer.world_size, check_state=check, **facts) as run,
         first_failure(),
@@ -131,7 +131,7 @@ def train_here(cfg: DictConfig, *, on_open: Callable[[Path], None] | None = None
             )
         trainer.loggers = run.start_loggers(cfg.logger)
         described = terminal.describe(data or task, parts.model, parts.norm, facts.get("batch_sizes", {}))
-        say(fitted(described, sys.stdout))
+        say(wrap_to_terminal(described, sys.stdout))
         try:
             began = time.perf_counter()
             if is_guest(cfg):
@@ -167,7 +167,7 @@ def test(parts: Parts, chosen: Collection[str]) -> dict[str, float]:
     """
     owner: Any = parts.task if parts.data is None else parts.data
     base = L.LightningModule if parts.data is None else L.LightningDataModule
-    if is_own(parts.task, "test_step", L.LightningModule) and is_own(owner, "test_dataloader", base):
+    if is_overridden(parts.task, "test_step", L.LightningModule) and is_overridden(owner, "test_dataloader", base):
         of_each_loader = parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
         return {name: value for tested in of_each_loader for name, value in tested.items()}
     last = parts.trainer.callback_metrics
@@ -219,7 +219,7 @@ def assemble(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test
     data, norm, trainer = tried(cfg, scored=scored)
     model = build(cfg.model, norm=norm, **data.model_sizes)
     if isinstance(model, InitFromData):
-        model.init_from_data(data.first(SHOWN).inputs)
+        model.init_from_data(data.first_samples(SHOWN).inputs)
     task = build_task(cfg, data, norm, model)
     trainer.precision_plugin.convert_module(task)  # Lightning does after it has read a checkpoint, into float32
     trainer.prepare(task.model)
@@ -239,7 +239,7 @@ def assemble_guest(cfg: DictConfig) -> Parts:
         module, data = guests.build_guest(cfg, chosen)
     if isinstance(data, DataModule):
         with blame("data"):
-            set_up(data, plain(cfg.data))
+            setup_data(data, plain(cfg.data))
     trainer = trainer_of(cfg, prefix="", shards=not isinstance(data, DataModule))
     guests.check_trainer(cfg, trainer)
     check_loggers(cfg)
@@ -296,7 +296,7 @@ def begin(cfg: DictConfig) -> None:
         ConfigError: something in the config is wrong.
     """
     terminal.quiet()
-    ignore_left_over()  # a notebook may have set something since
+    remove_stale_rank_variables()  # a notebook may have set something since
     check_start()
     rank_zero_only.rank = rank()  # type: ignore[attr-defined]  # Lightning has taken any RANK when it was imported
     with blame("seed"):
@@ -365,7 +365,7 @@ def data_of(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test"
     data: DataModule = build(cfg.data)
     data.scored = scored
     with blame("data"):
-        set_up(data, plain(cfg.data))
+        setup_data(data, plain(cfg.data))
     return data
 
 
@@ -379,5 +379,5 @@ def seen_by(data: DataModule, norm: Norm, trainer: L.Trainer) -> dict[str, int]:
     return {
         "optimizer": data.batch_size * trainer.accumulate_grad_batches,
         "forward": micro,
-        "norm": norm.batch_seen(micro, trainer.world_size),
+        "norm": norm.normalization_batch_size(micro, trainer.world_size),
     }

@@ -1,1 +1,1 @@
-"""Architectures: plain networks, each a `nn.Module`, that are given their norm and know nothing about it."""
+"""Architectures: plain `nn.Module`s that receive their norm as a factory."""

@@ -1,4 +1,4 @@
-"""The small convolutional network of the CIFAR-10 speed runs."""
+"""The convolutional network of the airbench CIFAR-10 speedruns."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ablab.models.checks import check_positive
 from ablab.models.interface import NormFactory
-from ablab.models.sizes import at_least_one
 
-PATCH = 2  # side of the patches that the first convolution whitens
-RIDGE = 5e-4  # added to the variance of each of their directions
+PATCH = 2  # side length of the patches that the first convolution whitens
+RIDGE = 5e-4  # added to the eigenvalues of the patch covariance
 
 
 class Airbench(nn.Module):
-    """Patches whitened by a fixed convolution, three blocks of two 3x3 convolutions, the largest over pixels, a head.
+    """Airbench: a fixed whitening convolution, blocks of two 3x3 convolutions, global max pooling and a linear head.
 
-    The first convolution gives every principal direction of the training data's 2x2 patches, scaled to unit variance,
-    and its negative; `init_from_data` sets it, and only its bias is learned. The others begin as the identity on as
-    many channels as they are given. An image that is down to one pixel is pooled no further.
+    The filters of the first convolution are the principal components of the training data's 2x2 patches, scaled to unit
+    variance, and their negatives; `init_from_data` sets them, and only the bias is trained. The other convolutions are
+    initialized to the identity on their input channels. Blocks do not pool a 1x1 image further.
 
     Args:
-        in_channels: the image's channels.
-        num_classes: the classes to tell apart.
-        norm: makes the norm layers.
-        widths: channels of the blocks.
-        norm_gain: whether the norms learn a gain; their shift they do.
-        logit_scale: multiplies the head's outputs.
+        in_channels: number of image channels.
+        num_classes: number of classes.
+        norm: factory of the norm layers.
+        widths: channels of each block.
+        norm_gain: train the gains of the norms; their shifts are always trained.
+        logit_scale: factor on the logits.
 
     Shape:
         images `(N, in_channels, H, W)` -> logits `(N, num_classes)`
@@ -51,7 +51,7 @@ class Airbench(nn.Module):
         logit_scale: float = 1 / 9,
     ) -> None:
         super().__init__()
-        at_least_one(**{f"widths[{i}]": width for i, width in enumerate(widths)})
+        check_positive(**{f"widths[{i}]": width for i, width in enumerate(widths)})
         whitened = 2 * in_channels * PATCH**2
         self.whiten = nn.Conv2d(in_channels, whitened, PATCH)
         assert self.whiten.bias is not None
@@ -68,11 +68,11 @@ class Airbench(nn.Module):
 
     @torch.no_grad()
     def init_from_data(self, images: Tensor) -> None:
-        """Set the first convolution from training images, as the network is given them `(N, in_channels, H, W)`."""
+        """Set the whitening convolution from training images `(N, in_channels, H, W)`, as `forward` receives them."""
         covariance = torch.zeros(())
         count = 0
-        for some in images.split(500):
-            patches = F.unfold(some.double(), PATCH).transpose(1, 2).flatten(0, 1)
+        for chunk in images.split(500):
+            patches = F.unfold(chunk.double(), PATCH).transpose(1, 2).flatten(0, 1)
             covariance = covariance + patches.T @ patches
             count += len(patches)
         variances, directions = torch.linalg.eigh(covariance / count)
@@ -81,7 +81,7 @@ class Airbench(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, each with its norm and GELU; the first halves the image before its norm."""
+    """Two 3x3 convolutions, each followed by norm and GELU, with 2x2 max pooling after the first convolution."""
 
     def __init__(self, in_channels: int, channels: int, norm: NormFactory, norm_gain: bool) -> None:
         super().__init__()
@@ -101,11 +101,11 @@ class Block(nn.Module):
 
 
 def convolution(in_channels: int, channels: int, norm: NormFactory) -> nn.Module:
-    """A 3x3 convolution whose first channels hand their inputs on; it has a bias where the norm behind it has none."""
+    """Return a 3x3 convolution initialized to pass its inputs through, with a bias if the norm after it needs one."""
     conv = nn.Conv2d(in_channels, channels, 3, padding=1)
     assert conv.bias is not None
     nn.init.dirac_(conv.weight[:in_channels])
     nn.init.zeros_(conv.bias)
-    if not norm.needs_bias:  # only now: the same seed draws the same weights for every norm
+    if not norm.needs_bias:  # removed after init, so that all norms get the same weights for a seed
         conv.register_parameter("bias", None)
     return norm.wrap(conv)

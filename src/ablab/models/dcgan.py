@@ -1,4 +1,4 @@
-"""The discriminator of DCGAN, as a classifier: `task=gan` gives it a head of its own."""
+"""The discriminator of DCGAN as a classifier; `task=gan` replaces its head."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from ablab.models.checks import check_positive
 from ablab.models.interface import NormFactory
-from ablab.models.sizes import at_least_one
 
 
 class DCGAN(nn.Module):
-    """Convolutions that halve the image, leaky ReLUs, the mean over pixels, a classifier.
+    """The DCGAN discriminator: strided convolutions with leaky ReLUs, global average pooling and a linear head.
 
-    As in the paper, the first convolution has no norm. The mean over pixels takes images of any size; for those of 8x8
-    at a depth of 3, it is over one pixel, as in the paper.
+    As in the paper, the first convolution has no norm. Average pooling allows images of any size; 8x8 images at depth 3
+    shrink to a single pixel, as in the paper.
 
     Args:
-        in_channels: the image's channels.
-        num_classes: the classes to tell apart.
-        norm: makes the norm layers.
-        width: channels of the first convolution; each has twice those of the one before.
-        depth: convolutions; at least 2, since the first has no norm.
+        in_channels: number of image channels.
+        num_classes: number of classes.
+        norm: factory of the norm layers.
+        width: channels of the first convolution; each later one doubles them.
+        depth: number of convolutions; at least 2, since the first has no norm.
 
     Shape:
         images `(N, in_channels, H, W)` -> logits `(N, num_classes)`
 
     Raises:
-        ValueError: a size that is too small.
+        ValueError: `width` or `depth` is too small.
 
     References:
         Radford et al. 2015, https://arxiv.org/abs/1511.06434
@@ -40,14 +40,14 @@ class DCGAN(nn.Module):
         self, in_channels: int, num_classes: int, *, norm: NormFactory, width: int = 32, depth: int = 2
     ) -> None:
         super().__init__()
-        at_least_one(width=width)
+        check_positive(width=width)
         if depth < 2:
             raise ValueError(f"depth={depth}: at least 2 convolutions are needed; the first has no norm")
         channels = [width * 2**i for i in range(depth)]
-        layers: list[nn.Module] = [norm.wrap(halving(in_channels, width)), nn.LeakyReLU(0.2)]
+        layers: list[nn.Module] = [norm.wrap(strided_conv(in_channels, width)), nn.LeakyReLU(0.2)]
         for before, after in pairwise(channels):
-            conv = halving(before, after)
-            if not norm.needs_bias:  # only now: the same seed draws the same weights for every norm
+            conv = strided_conv(before, after)
+            if not norm.needs_bias:  # removed after init, so that all norms get the same weights for a seed
                 conv.register_parameter("bias", None)
             layers += [norm.wrap(conv), norm(after, "image", activation=nn.LeakyReLU(0.2))]
         self.layers = nn.Sequential(*layers)
@@ -59,8 +59,8 @@ class DCGAN(nn.Module):
         return self.head(self.layers(images).mean((2, 3)))
 
 
-def halving(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """Return a convolution of stride 2, initialized for leaky ReLUs."""
+def strided_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """Return a 4x4 convolution of stride 2 with He initialization for leaky ReLUs."""
     conv = nn.Conv2d(in_channels, out_channels, 4, stride=2, padding=1)
     nn.init.kaiming_normal_(conv.weight, a=0.2)
     assert conv.bias is not None

@@ -1,4 +1,4 @@
-"""What a model may ask of the norm it is given. `ablab.norms.Norm` fulfils it; models never import that."""
+"""Protocols between models and the rest. `ablab.norms.Norm` implements `NormFactory`; models never import it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class NormFactory(Protocol):
-    """Makes the norms of one model; each method is described where it is implemented, in `ablab.norms.norm`."""
+    """A factory of norm layers; see `ablab.norms.Norm` for the documentation of each method."""
 
     @property
     def needs_bias(self) -> bool: ...
@@ -33,9 +33,9 @@ class NormFactory(Protocol):
 
 @runtime_checkable
 class InitFromData(Protocol):
-    """A model whose first weights depend on its data: a run shows it training samples before the training begins.
+    """A model with data-dependent initialization: a run calls it with training samples before training starts.
 
-    What it makes of them is among its weights, so a checkpoint has it.
+    The method must store its result in parameters or buffers, so that checkpoints contain it.
     """
 
     def init_from_data(self, inputs: Tensor) -> None: ...

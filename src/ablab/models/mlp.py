@@ -1,4 +1,4 @@
-"""A multilayer perceptron for vectors, rows of a table for example."""
+"""Multilayer perceptron for feature vectors, such as table rows."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from ablab.models.checks import check_positive, check_probabilities
 from ablab.models.interface import NormFactory
-from ablab.models.sizes import at_least_one, probabilities
 
 
 class MLP(nn.Module):
-    """Hidden linear layers, each with a norm, a ReLU and dropout behind it, and a linear head.
+    """A multilayer perceptron: hidden layers of linear, norm, ReLU and dropout, then a linear head.
 
     Args:
-        in_features: the features of a vector.
-        num_outputs: the values to predict: logits of classes or labels, or numbers.
-        norm: makes the norm layers.
-        hidden_sizes: features of each hidden layer; an empty list is a linear model.
-        dropout: the probability that a hidden value is zeroed in training.
+        in_features: number of input features.
+        num_outputs: number of outputs (logits, or regression targets).
+        norm: factory of the norm layers.
+        hidden_sizes: features of each hidden layer; an empty list gives a linear model.
+        dropout: dropout probability after each hidden layer.
 
     Shape:
         vectors `(N, in_features)` -> predictions `(N, num_outputs)`
 
     Raises:
-        ValueError: a size below 1, or a probability out of range.
+        ValueError: a size is below 1, or the dropout probability is out of range.
     """
 
     takes: ClassVar = ("vectors",)
@@ -40,8 +40,8 @@ class MLP(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        at_least_one(**{f"hidden_sizes[{i}]": size for i, size in enumerate(hidden_sizes)})
-        probabilities(dropout=dropout)
+        check_positive(**{f"hidden_sizes[{i}]": size for i, size in enumerate(hidden_sizes)})
+        check_probabilities(dropout=dropout)
         sizes = (in_features, *hidden_sizes)
         self.linears = nn.ModuleList(linear(sizes[i], size, norm) for i, size in enumerate(hidden_sizes))
         self.norms = nn.ModuleList(norm(size, "vector", activation=nn.ReLU()) for size in hidden_sizes)
@@ -59,10 +59,10 @@ class MLP(nn.Module):
 
 
 def linear(in_features: int, out_features: int, norm: NormFactory) -> nn.Module:
-    """A linear layer with He initialization; it keeps its bias where the norm behind it has none."""
+    """Return a linear layer with He initialization, with a bias if the norm after it needs one."""
     layer = nn.Linear(in_features, out_features)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     nn.init.zeros_(layer.bias)
-    if not norm.needs_bias:  # only now: the same seed draws the same weights for every norm
+    if not norm.needs_bias:  # removed after init, so that all norms get the same weights for a seed
         layer.register_parameter("bias", None)
     return norm.wrap(layer)

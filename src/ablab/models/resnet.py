@@ -1,4 +1,4 @@
-"""Residual networks for images: the small ones of the CIFAR experiments and the large ones of ImageNet."""
+"""Residual networks for images, in the CIFAR and ImageNet styles of He et al. 2015."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ablab.models.checks import check_positive
 from ablab.models.interface import NormFactory
-from ablab.models.sizes import at_least_one
 
 # depth: (bottleneck, blocks in each stage), He et al. 2015, table 1
 IMAGENET_DEPTHS = {
@@ -21,23 +21,23 @@ IMAGENET_DEPTHS = {
 
 
 class ResNet(nn.Module):
-    """A residual network: a stem, stages of residual blocks that halve the image, the mean over pixels, a classifier.
+    """A residual network: stem, stages of residual blocks, global average pooling and a linear head.
 
     Args:
-        in_channels: the image's channels.
-        num_classes: the classes to tell apart.
-        norm: makes the norm layers.
-        depth: layers with weights; 6n + 2 for the style "cifar", 18, 34, 50, 101 or 152 for "imagenet".
-        style: "cifar" has a 3x3 stem and three stages of basic blocks; "imagenet" a 7x7 stem of stride 2, a max-pool
-            and four stages, of bottleneck blocks from depth 50 on.
-        width: channels of the first stage; each stage has twice those of the one before.
-        zero_init_residual: let every residual branch start as zero (Goyal et al. 2017).
+        in_channels: number of image channels.
+        num_classes: number of classes.
+        norm: factory of the norm layers.
+        depth: number of weight layers; 6n + 2 for the style "cifar", 18, 34, 50, 101 or 152 for "imagenet".
+        style: "cifar" has a 3x3 stem and three stages of basic blocks; "imagenet" has a 7x7 stem of stride 2, max
+            pooling and four stages, with bottleneck blocks from depth 50 on.
+        width: channels of the first stage; each later stage doubles them.
+        zero_init_residual: zero-initialize the last norm of every residual branch (Goyal et al. 2017).
 
     Shape:
         images `(N, in_channels, H, W)` -> logits `(N, num_classes)`
 
     Raises:
-        ValueError: a depth that the style does not have.
+        ValueError: the style has no network of this depth, or `width` is below 1.
 
     References:
         He et al. 2015, https://arxiv.org/abs/1512.03385
@@ -58,8 +58,8 @@ class ResNet(nn.Module):
         zero_init_residual: bool = True,
     ) -> None:
         super().__init__()
-        at_least_one(width=width)
-        bottleneck, stage_blocks = plan(depth, style)
+        check_positive(width=width)
+        bottleneck, stage_blocks = stage_layout(depth, style)
         stem_kernel, stem_stride = (3, 1) if style == "cifar" else (7, 2)
         self.conv1 = convolution(in_channels, width, stem_kernel, stem_stride, norm)
         self.norm1 = norm(width, "image", activation=nn.ReLU())
@@ -84,7 +84,7 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, or 1x1, 3x3, 1x1 with four times the channels out, beside a shortcut.
+    """A residual block: basic (3x3, 3x3) or bottleneck (1x1, 3x3, 1x1 with four times the output channels).
 
     Where the shape changes, the shortcut is a 1x1 convolution with a norm (option B of the paper).
     """
@@ -101,13 +101,13 @@ class Block(nn.Module):
         super().__init__()
         self.out_channels = channels * 4 if bottleneck else channels
         kernels = (1, 3, 1) if bottleneck else (3, 3)
-        # the 3x3 convolution of a bottleneck has the stride, as in torchvision
+        # a bottleneck strides in its 3x3 convolution, as in torchvision (ResNet v1.5)
         strides = (1, stride, 1) if bottleneck else (stride, 1)
         widths = (in_channels, *[channels] * (len(kernels) - 1), self.out_channels)
         self.convs = nn.ModuleList(
             convolution(widths[i], widths[i + 1], kernels[i], strides[i], norm) for i in range(len(kernels))
         )
-        # the last one's nonlinearity comes behind the sum with the shortcut
+        # the last nonlinearity follows the sum with the shortcut
         activations = [nn.ReLU() for _ in kernels[1:]] + [None]
         self.norms = nn.ModuleList(
             norm(width, "image", activation=activation)
@@ -128,8 +128,8 @@ class Block(nn.Module):
         return F.relu(y + self.shortcut(x))
 
 
-def plan(depth: int, style: Literal["cifar", "imagenet"]) -> tuple[bool, tuple[int, ...]]:
-    """Whether blocks are bottlenecks, and how many each stage has."""
+def stage_layout(depth: int, style: Literal["cifar", "imagenet"]) -> tuple[bool, tuple[int, ...]]:
+    """Return whether the blocks are bottlenecks, and the number of blocks in each stage."""
     if style == "cifar":
         if depth < 8 or (depth - 2) % 6:
             nearest = max(8, 6 * round((depth - 2) / 6) + 2)
@@ -143,11 +143,11 @@ def plan(depth: int, style: Literal["cifar", "imagenet"]) -> tuple[bool, tuple[i
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int, stride: int, norm: NormFactory) -> nn.Module:
-    """A convolution with He initialization; it keeps its bias where the norm behind it has none."""
+    """Return a convolution with He initialization, with a bias if the norm after it needs one."""
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
-    if not norm.needs_bias:  # only now: the same seed draws the same weights for every norm
+    if not norm.needs_bias:  # removed after init, so that all norms get the same weights for a seed
         conv.register_parameter("bias", None)
     return norm.wrap(conv)

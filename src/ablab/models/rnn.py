@@ -1,4 +1,4 @@
-"""Recurrent networks with the norm inside the recurrence: Elman, GRU and LSTM cells, in one or both directions."""
+"""Recurrent networks with norms inside the recurrence: Elman, GRU and LSTM, uni- or bidirectional."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ablab.models.checks import check_positive, check_probabilities
 from ablab.models.interface import NormFactory
-from ablab.models.sequences import num_outputs, without_padding
-from ablab.models.sizes import at_least_one, probabilities
+from ablab.models.sequences import num_outputs, zero_padding
 
 
 class RNN(nn.Module):
-    """A recurrent network over sequences; what it reads and what it predicts follow from the sizes it is given.
+    """A recurrent network for sequence classification or language modelling.
 
-    Reads tokens if `vocab_size` is given, else vectors of `in_features`. Classifies the sequence from its last states
-    if `num_classes` is given, else predicts the next token at every step (in one direction only).
+    Reads tokens if `vocab_size` is given, else vectors of `in_features`. If `num_classes` is given, classifies the
+    sequence from the final states; else predicts the next token at every step (unidirectional only).
 
     Args:
-        in_features: numbers in each step's vector.
-        vocab_size: distinct tokens.
-        num_classes: the classes to tell apart.
-        context_length: the longest sequence, for norms that keep statistics for each step.
-        norm: makes the norm layers.
+        in_features: number of features per step.
+        vocab_size: vocabulary size.
+        num_classes: number of classes.
+        context_length: length of the longest sequence, for norms with per-step statistics.
+        norm: factory of the norm layers.
         cell: "elman", "gru" or "lstm".
-        hidden_size: features of the state, in each direction.
-        num_layers: recurrent layers, each reading the one before.
+        hidden_size: features of the state, per direction.
+        num_layers: number of stacked recurrent layers.
         bidirectional: read every sequence in both directions.
-        dropout: probability of dropping a feature between layers and before the head.
+        dropout: dropout probability between layers and before the head.
 
     Shape:
-        vectors `(N, L, in_features)` or tokens `(N, L)`, `valid` `(N, L)` True for real steps, which come first
+        vectors `(N, L, in_features)` or tokens `(N, L)`, `valid` `(N, L)` True for real steps, which precede padding
         -> class logits `(N, num_classes)` or token logits `(N, L, vocab_size)`
 
     Raises:
-        ValueError: sizes that do not go together, or a sequence longer than `context_length`.
+        ValueError: the sizes are inconsistent, or a sequence is longer than `context_length`.
 
     References:
         Elman 1990; Hochreiter & Schmidhuber 1997; Cho et al. 2014, https://arxiv.org/abs/1406.1078
@@ -62,8 +62,8 @@ class RNN(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        at_least_one(hidden_size=hidden_size, num_layers=num_layers)
-        probabilities(dropout=dropout)
+        check_positive(hidden_size=hidden_size, num_layers=num_layers)
+        check_probabilities(dropout=dropout)
         outputs = num_outputs(in_features, vocab_size, num_classes)
         if num_classes is None and bidirectional:
             raise ValueError(
@@ -92,7 +92,7 @@ class RNN(nn.Module):
             raise ValueError(
                 f"a sequence of {inputs.shape[1]} steps is longer than context_length={self.context_length}"
             )
-        x = self.embed(without_padding(inputs, valid))
+        x = self.embed(zero_padding(inputs, valid))
         last = x
         for i, directions in enumerate(self.layers):
             x = self.dropout(x) if i > 0 else x
@@ -103,20 +103,20 @@ class RNN(nn.Module):
 
 
 class Cell(nn.Module, ABC):
-    """One direction of one recurrent layer.
+    """Base class: one direction of one recurrent layer.
 
-    The input's projection is computed, and normalized, for all steps at once; the state's step by step. Without norms
-    this is torch's cell of the same name, with the same weights in the same order.
+    The input projection is computed and normalized for all steps at once, the state projection step by step. Without
+    norms, this equals torch's layer of the same name, with the gates of the weights in the same order.
 
     Args:
         in_features: features of the input at each step.
         hidden_size: features of the state.
-        norm: makes the norms inside.
-        num_steps: the longest sequence.
+        norm: factory of the norm layers.
+        num_steps: length of the longest sequence.
         backward: read each sequence from its last real step to its first.
 
     Shape:
-        `(N, T, in_features)`, `valid` `(N, T)` -> outputs `(N, T, hidden_size)`, last output `(N, hidden_size)`
+        `(N, T, in_features)`, `valid` `(N, T)` -> outputs `(N, T, hidden_size)`, final output `(N, hidden_size)`
     """
 
     num_gates: ClassVar[int]
@@ -134,12 +134,12 @@ class Cell(nn.Module, ABC):
         self.norm_input = norm.recurrent(gates, "input", num_steps=num_steps)
         self.norm_recurrent = norm.recurrent(gates, "recurrent", num_steps=num_steps)
 
-    def start(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The zero state for a batch like `x`; its first tensor is the output."""
+    def initial_state(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the zero state for a batch like `x`; its first tensor is the output."""
         return (x.new_zeros(x.shape[0], self.hidden_size),)
 
     @abstractmethod
-    def advance(
+    def next_state(
         self,
         from_input: Tensor,
         from_state: Tensor,
@@ -147,25 +147,25 @@ class Cell(nn.Module, ABC):
         valid: Tensor | None,
         step: int,
     ) -> tuple[Tensor, ...]:
-        """The next state, from the normalized projections `(N, gates)` of the input and of the state."""
+        """Return the next state, from the normalized projections `(N, gates)` of the input and of the state."""
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.backward:
             x = reverse(x, valid)
         from_input = self.norm_input(self.input(x), valid).unbind(1)
-        # a reparametrized weight is computed at every access: once a sequence is enough
+        # a reparametrized weight is recomputed at every access, so access it once per sequence
         weight, bias = self.recurrent.weight.t(), self.recurrent.bias  # type: ignore[operator]
-        state = self.start(x)
+        state = self.initial_state(x)
         outputs = []
         for step, projected in enumerate(from_input):
-            now = None if valid is None else valid[:, step]
+            is_real = None if valid is None else valid[:, step]
             from_state = state[0] @ weight if bias is None else torch.addmm(bias, state[0], weight)  # type: ignore[arg-type]
-            from_state = self.norm_recurrent(from_state, now, step)
-            new = self.advance(projected, from_state, state, now, step)
-            if now is None:
+            from_state = self.norm_recurrent(from_state, is_real, step)
+            new = self.next_state(projected, from_state, state, is_real, step)
+            if is_real is None:
                 state = new
-            else:  # padding leaves the state as it was
-                state = tuple(torch.where(now[:, None], a, b) for a, b in zip(new, state, strict=True))
+            else:  # padding keeps the previous state
+                state = tuple(torch.where(is_real[:, None], a, b) for a, b in zip(new, state, strict=True))
             outputs.append(state[0])
         stacked = torch.stack(outputs, 1)
         return (reverse(stacked, valid) if self.backward else stacked), state[0]
@@ -176,7 +176,7 @@ class ElmanCell(Cell):
 
     num_gates = 1
 
-    def advance(
+    def next_state(
         self,
         from_input: Tensor,
         from_state: Tensor,
@@ -192,7 +192,7 @@ class GRUCell(Cell):
 
     num_gates = 3
 
-    def advance(
+    def next_state(
         self,
         from_input: Tensor,
         from_state: Tensor,
@@ -211,7 +211,7 @@ class GRUCell(Cell):
 class LSTMCell(Cell):
     """i, f, o = σ(N(W x) + N(U h)), g = tanh(…); c' = f · c + i · g; h' = o · tanh(N(c')).
 
-    The cell's own path c is never normalized, only what is read from it (Cooijmans et al. 2016).
+    The cell state c itself is not normalized, only its contribution to the output (Cooijmans et al. 2016).
     """
 
     num_gates = 4
@@ -222,11 +222,11 @@ class LSTMCell(Cell):
         super().__init__(in_features, hidden_size, norm=norm, num_steps=num_steps, backward=backward)
         self.norm_cell = norm.recurrent(hidden_size, "cell", num_steps=num_steps)
 
-    def start(self, x: Tensor) -> tuple[Tensor, ...]:
+    def initial_state(self, x: Tensor) -> tuple[Tensor, ...]:
         zeros = x.new_zeros(x.shape[0], self.hidden_size)
         return (zeros, zeros)
 
-    def advance(
+    def next_state(
         self,
         from_input: Tensor,
         from_state: Tensor,
@@ -234,7 +234,7 @@ class LSTMCell(Cell):
         valid: Tensor | None,
         step: int,
     ) -> tuple[Tensor, ...]:
-        i, f, g, o = torch.unsafe_chunk(from_input + from_state, 4, -1)  # a plain chunk is slower: its parts are views
+        i, f, g, o = torch.unsafe_chunk(from_input + from_state, 4, -1)  # chunk is slower: it returns views
         c = torch.addcmul(torch.sigmoid(f) * state[1], torch.sigmoid(i), torch.tanh(g))
         return (torch.sigmoid(o) * torch.tanh(self.norm_cell(c, valid, step)), c)
 
@@ -243,7 +243,7 @@ CELLS: dict[str, type[Cell]] = {"elman": ElmanCell, "gru": GRUCell, "lstm": LSTM
 
 
 def reverse(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Turn the real steps of each sequence `(N, T, C)` around and leave the padding behind them where it is."""
+    """Reverse the real steps of each sequence `(N, T, C)` and keep the padding at the end."""
     if valid is None:
         return x.flip(1)
     steps = torch.arange(x.shape[1], device=x.device).expand(valid.shape)
@@ -253,10 +253,10 @@ def reverse(x: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def linear(in_features: int, out_features: int, *, bias: bool, bound: float, norm: NormFactory) -> nn.Module:
-    """A linear map with torch's initialization of recurrent layers: uniform within ±bound."""
+    """Return a linear layer initialized uniformly within ±bound, like torch's recurrent layers."""
     layer = nn.Linear(in_features, out_features)
     for parameter in layer.parameters():
         nn.init.uniform_(parameter, -bound, bound)
-    if not bias:  # only now: the same seed draws the same weights for every norm
+    if not bias:  # removed after init, so that all norms get the same weights for a seed
         layer.register_parameter("bias", None)
     return norm.wrap(layer)

@@ -1,4 +1,4 @@
-"""What the models of sequences have in common."""
+"""Helpers shared by the sequence models."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def num_outputs(in_features: int | None, vocab_size: int | None, num_classes: int | None) -> int:
-    """How many logits a sequence model gives: its classes, or its vocabulary where it predicts the next token.
+    """Return the number of logits of a sequence model: `num_classes`, or `vocab_size` for language modelling.
 
     Raises:
-        ValueError: it would read vectors and tokens, or neither; or there is nothing to predict.
+        ValueError: both or none of `in_features` and `vocab_size` are given, or there is nothing to predict.
     """
     if (in_features is None) == (vocab_size is None):
         raise ValueError(
@@ -21,8 +21,8 @@ def num_outputs(in_features: int | None, vocab_size: int | None, num_classes: in
     return outputs
 
 
-def without_padding(inputs: Tensor, valid: Tensor | None) -> Tensor:
-    """Zeros in place of what stands in the padding of vectors `(N, L, features)`, be it NaN; tokens as they are."""
+def zero_padding(inputs: Tensor, valid: Tensor | None) -> Tensor:
+    """Replace the padding of vectors `(N, L, features)`, which may be NaN, by zeros; leave tokens unchanged."""
     if valid is None or not inputs.is_floating_point():
         return inputs
     return inputs.masked_fill(~valid[..., None], 0.0)

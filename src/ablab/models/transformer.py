@@ -1,4 +1,4 @@
-"""Transformers: an encoder that classifies a sequence, and a causal decoder that predicts the next token."""
+"""Transformers: an encoder for sequence classification and a causal decoder for language modelling."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ablab.models.checks import check_positive, check_probabilities
 from ablab.models.interface import NormFactory
-from ablab.models.sequences import num_outputs, without_padding
-from ablab.models.sizes import at_least_one, probabilities
+from ablab.models.sequences import num_outputs, zero_padding
 
 
 class Transformer(nn.Module):
-    """A transformer over sequences; what it reads and what it predicts follow from the sizes it is given.
+    """A transformer for sequence classification or language modelling.
 
-    Reads tokens if `vocab_size` is given, else vectors of `in_features`. With `num_classes` it is an encoder that
-    classifies the sequence from a class token put before it (a mean over steps would be a constant after instance
-    norm); without, a causal decoder that predicts the next token at every step.
+    Reads tokens if `vocab_size` is given, else vectors of `in_features`. With `num_classes`, it is an encoder that
+    classifies the sequence from a prepended class token (a mean over steps would be constant after instance norm);
+    without, a causal decoder that predicts the next token at every step.
 
     Args:
-        in_features: numbers in each step's vector.
-        vocab_size: distinct tokens.
-        num_classes: the classes to tell apart.
-        context_length: the longest sequence; positions are learned up to here.
-        norm: makes the norm layers.
-        embed_dim: features of each step inside the network; a multiple of `num_heads`.
-        num_heads: attention heads.
-        num_layers: blocks.
-        mlp_ratio: hidden features of the perceptron in a block, over `embed_dim`.
-        norm_first: norm before attention and perceptron (pre-norm), or after their sum with the input (post-norm).
-        qk_norm: makes the norms of queries and keys, within each head; None leaves them as they are.
-        dropout: probability of dropping a feature, behind embedding, attention and perceptron.
+        in_features: number of features per step.
+        vocab_size: vocabulary size.
+        num_classes: number of classes.
+        context_length: length of the longest sequence, and number of learned position embeddings.
+        norm: factory of the norm layers.
+        embed_dim: model dimension; a multiple of `num_heads`.
+        num_heads: number of attention heads.
+        num_layers: number of blocks.
+        mlp_ratio: hidden features of a block's MLP, as a multiple of `embed_dim`.
+        norm_first: norms before attention and MLP (pre-norm) instead of after the residual sum (post-norm).
+        qk_norm: factory of the norms of queries and keys, within each head; None for no such norms.
+        dropout: dropout probability after the embedding, attention and MLP.
 
     Shape:
         vectors `(N, L, in_features)` or tokens `(N, L)`, `valid` `(N, L)` True for real steps
         -> class logits `(N, num_classes)` or token logits `(N, L, vocab_size)`
 
     Raises:
-        ValueError: sizes that do not go together, or a sequence longer than `context_length`.
+        ValueError: the sizes are inconsistent, or a sequence is longer than `context_length`.
 
     References:
         Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
         Devlin et al. 2018 (class token), https://arxiv.org/abs/1810.04805
         Xiong et al. 2020 (pre-norm), https://arxiv.org/abs/2002.04745
-        Dehghani et al. 2023 (norm of queries and keys), https://arxiv.org/abs/2302.05442
+        Dehghani et al. 2023 (query-key norm), https://arxiv.org/abs/2302.05442
     """
 
     takes: ClassVar = ("sequences", "text")
-    weight_decay: ClassVar = ()  # of the class token
+    weight_decay: ClassVar = ()  # the class token is not decayed, see ablab.optim.groups
 
     def __init__(
         self,
@@ -69,8 +69,8 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        at_least_one(embed_dim=embed_dim, num_heads=num_heads, num_layers=num_layers)
-        probabilities(dropout=dropout)
+        check_positive(embed_dim=embed_dim, num_heads=num_heads, num_layers=num_layers)
+        check_probabilities(dropout=dropout)
         if not 1 <= mlp_ratio * embed_dim < math.inf:
             raise ValueError(f"mlp_ratio={mlp_ratio}: the perceptron of a block needs at least one hidden feature")
         if embed_dim % num_heads:
@@ -83,13 +83,13 @@ class Transformer(nn.Module):
         nn.init.normal_(self.positions.weight, std=0.02)
         self.class_token = None if self.causal else nn.Parameter(torch.empty(embed_dim).normal_(std=0.02))
         self.dropout = nn.Dropout(dropout)
-        # residual branches are scaled down so that their sum keeps its variance (Radford et al. 2019)
+        # scaled by the number of residual branches, so that the variance does not grow with depth (Radford et al. 2019)
         branch_std = 0.02 / math.sqrt(2 * num_layers)
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, mlp_ratio, norm_first, dropout, self.causal, branch_std, norm, qk_norm)
             for _ in range(num_layers)
         )
-        # with post-norm every block already ends in a norm
+        # post-norm blocks already end in a norm
         self.norm = norm(embed_dim, "sequence", causal=self.causal) if norm_first else None
         self.head = linear(embed_dim, outputs, norm)
 
@@ -97,7 +97,7 @@ class Transformer(nn.Module):
         length = inputs.shape[1]
         if length > self.context_length:
             raise ValueError(f"a sequence of {length} steps is longer than context_length={self.context_length}")
-        x = self.embed(without_padding(inputs, valid)) + self.positions.weight[:length]
+        x = self.embed(zero_padding(inputs, valid)) + self.positions.weight[:length]
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), 1, -1), x], 1)
             valid = None if valid is None else F.pad(valid, (1, 0), value=True)
@@ -110,7 +110,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and perceptron, each beside a shortcut, with the norm before them or after the sum."""
+    """A transformer block: attention and MLP with residual connections, pre-norm or post-norm."""
 
     def __init__(
         self,
@@ -148,9 +148,9 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: softmax(q kᵀ / sqrt(head_dim)) v in each head, then a linear map of all heads.
+    """Multi-head self-attention: softmax(q kᵀ / sqrt(head_dim)) v in each head, then an output projection.
 
-    With `qk_norm`, q and k are normalized first, each head of each step on its own; all heads share one gain.
+    With `qk_norm`, q and k are normalized within each head of each step; all heads share one gain.
 
     Shape:
         `(N, L, embed_dim)`, `valid` `(N, L)` -> `(N, L, embed_dim)`
@@ -190,7 +190,7 @@ class Attention(nn.Module):
 
 
 def linear(in_features: int, out_features: int, norm: NormFactory, std: float = 0.02) -> nn.Module:
-    """A linear map with GPT-2's initialization."""
+    """Return a linear layer with GPT-2's initialization."""
     layer = nn.Linear(in_features, out_features)
     nn.init.normal_(layer.weight, std=std)
     nn.init.zeros_(layer.bias)
@@ -198,7 +198,7 @@ def linear(in_features: int, out_features: int, norm: NormFactory, std: float = 
 
 
 def embedding(in_features: int | None, vocab_size: int | None, embed_dim: int, norm: NormFactory) -> nn.Module:
-    """A table for tokens, a linear map for vectors."""
+    """Return an embedding table for tokens, or a linear layer for vectors."""
     if vocab_size is not None:
         table = nn.Embedding(vocab_size, embed_dim)
         nn.init.normal_(table.weight, std=0.02)

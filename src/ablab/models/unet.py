@@ -1,4 +1,4 @@
-"""A U-Net, for images: the class of each pixel."""
+"""U-Net for semantic segmentation."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ablab.models.checks import check_positive
 from ablab.models.interface import NormFactory
 from ablab.models.resnet import convolution
-from ablab.models.sizes import at_least_one
 
 
 class UNet(nn.Module):
-    """Blocks of two convolutions that halve the image between them, then as many that double it again.
+    """A U-Net: an encoder and a decoder of convolution blocks with skip connections.
 
-    Each block on the way up also sees the output of the block of its size on the way down. Convolutions are padded, so
-    that the logits have the image's size. Where a size is odd, halving rounds up and doubling is cut: any size will do.
+    Convolutions are padded, so that the logits have the size of the image. Any image size works: for odd sizes, pooling
+    rounds up, and the upsampled features are cropped to match the skip connection.
 
     Args:
-        in_channels: the image's channels.
-        num_classes: the classes to tell apart.
-        norm: makes the norm layers, one behind each convolution.
-        width: channels of the first block; each further one down has twice as many.
-        depth: how often the image is halved.
+        in_channels: number of image channels.
+        num_classes: number of classes.
+        norm: factory of the norm layers, one after each convolution.
+        width: channels of the first block; each deeper block doubles them.
+        depth: number of downsampling steps.
 
     Shape:
         images `(N, in_channels, H, W)` -> logits `(N, num_classes, H, W)`
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: `width` or `depth` is below 1.
 
     References:
         Ronneberger et al. 2015 (there width 64, depth 4, no norm and no padding), https://arxiv.org/abs/1505.04597
@@ -42,15 +42,15 @@ class UNet(nn.Module):
         self, in_channels: int, num_classes: int, *, norm: NormFactory, width: int = 64, depth: int = 4
     ) -> None:
         super().__init__()
-        at_least_one(width=width, depth=depth)
+        check_positive(width=width, depth=depth)
         widths = [width * 2**level for level in range(depth + 1)]
         self.down = nn.ModuleList(
             Block(before, channels, norm) for before, channels in zip([in_channels, *widths[:-1]], widths, strict=True)
         )
         self.ups = nn.ModuleList(UpConvolution(2 * channels, channels, norm) for channels in reversed(widths[:-1]))
         self.up = nn.ModuleList(Block(2 * channels, channels, norm) for channels in reversed(widths[:-1]))
-        head = nn.Linear(width, num_classes)  # at every pixel: a convolution of 1x1
-        nn.init.normal_(head.weight, std=width**-0.5)  # a smaller one takes hundreds of steps to tell ink from ground
+        head = nn.Linear(width, num_classes)  # applied to every pixel, a 1x1 convolution
+        nn.init.normal_(head.weight, std=width**-0.5)  # a smaller std takes hundreds of steps to learn the background
         nn.init.zeros_(head.bias)
         self.head = norm.wrap(head)
 
@@ -67,7 +67,7 @@ class UNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, each with a norm and a ReLU behind it."""
+    """Two 3x3 convolutions, each followed by norm and ReLU."""
 
     def __init__(self, in_channels: int, channels: int, norm: NormFactory) -> None:
         super().__init__()
@@ -81,15 +81,16 @@ class Block(nn.Module):
 
 
 class UpConvolution(nn.Module):
-    """A transposed 2x2 convolution of stride 2, with a norm behind it, that doubles the image."""
+    """A transposed 2x2 convolution of stride 2 that doubles the image size, followed by a norm."""
 
     def __init__(self, in_channels: int, channels: int, norm: NormFactory) -> None:
         super().__init__()
         conv = nn.ConvTranspose2d(in_channels, channels, 2, 2)
-        nn.init.normal_(conv.weight, std=in_channels**-0.5)  # each pixel is made of one: the variance stays
+        # each output pixel depends on one input pixel, so this std keeps the variance
+        nn.init.normal_(conv.weight, std=in_channels**-0.5)
         assert conv.bias is not None
         nn.init.zeros_(conv.bias)
-        if not norm.needs_bias:  # only now: the same seed draws the same weights for every norm
+        if not norm.needs_bias:  # removed after init, so that all norms get the same weights for a seed
             conv.register_parameter("bias", None)
         self.conv = norm.wrap(conv)
         self.norm = norm(channels, "image")

@@ -1,6 +1,6 @@
-"""Normalization: one `Norm` is what a model receives, and all it ever knows about normalization.
+"""Normalization layers behind one factory, `Norm`, which is all that a model knows about normalization.
 
-A new norm is one file here (a subclass of `Norm`) and one YAML in conf/norm. What each does is in docs/norms.md.
+To add a norm, write one file here (a subclass of `Norm`) and one YAML in conf/norm. docs/norms.md describes each norm.
 """
 
 from ablab.norms.bake import bake
@@ -8,10 +8,10 @@ from ablab.norms.batch import BatchNorm
 from ablab.norms.dynamic_tanh import DyT
 from ablab.norms.evonorm import EvoNormB0, EvoNormS0
 from ablab.norms.filter_response import FilterResponseNorm
-from ablab.norms.layer import Layout, NormLayer, Refused, Statistic
-from ablab.norms.norm import Norm, collecting, own_norms, places
+from ablab.norms.layer import Layout, NormLayer, Statistic, UndefinedNorm
+from ablab.norms.norm import Norm, builtin_norms, collect_refusals, norm_layers
 from ablab.norms.plain import NoNorm
-from ablab.norms.problems import problems
+from ablab.norms.problems import find_norm_problems
 from ablab.norms.recalibration import recalibrate
 from ablab.norms.sample import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from ablab.norms.weight import PlainWeight, SpectralNorm, WeightNorm, WeightReparametrization, WeightStandardization
@@ -31,16 +31,16 @@ __all__ = [
     "NormLayer",
     "PlainWeight",
     "RMSNorm",
-    "Refused",
     "SpectralNorm",
     "Statistic",
+    "UndefinedNorm",
     "WeightNorm",
     "WeightReparametrization",
     "WeightStandardization",
     "bake",
-    "collecting",
-    "own_norms",
-    "places",
-    "problems",
+    "builtin_norms",
+    "collect_refusals",
+    "find_norm_problems",
+    "norm_layers",
     "recalibrate",
 ]

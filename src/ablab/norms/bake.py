@@ -1,4 +1,4 @@
-"""A trained model made plain, for export: weights computed once, batch norm folded into the layer before it."""
+"""Prepare a trained model for export: compute reparametrized weights once, fold batch norm into the layer before it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from ablab.norms.batch import BatchNormLayer
-from ablab.norms.layer import NormLayer, Refused
+from ablab.norms.layer import NormLayer, UndefinedNorm
 from ablab.norms.plain import Identity
 from ablab.norms.weight import output_dim
 
@@ -19,28 +19,28 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def bake(model: nn.Module) -> nn.Module:
-    """A copy of the model that gives the same outputs in evaluation and is faster, smaller and exportable.
+    """Return a copy of the model with the same outputs in evaluation mode that is faster, smaller and exportable.
 
-    Reparametrized weights become the weights that they stand for. A batch norm right behind a linear layer or a
-    convolution, whose output nothing else reads, is multiplied into it. Other norms stay. The copy is in evaluation
-    mode; it is for inference and not for further training.
+    Reparametrizations are removed and the computed weights stored as plain parameters. A batch norm is folded into the
+    linear layer or convolution right before it, if nothing else reads that layer's output. Other norms are kept. The
+    copy is in evaluation mode and is for inference only, not for further training.
     """
     baked = copy.deepcopy(model).eval()
     for module in list(baked.modules()):
         if parametrize.is_parametrized(module):
-            make_plain(module)
-    for before, name in list(foldable(baked)):
+            remove_parametrizations(module)
+    for before, name in list(foldable_pairs(baked)):
         norm = baked.get_submodule(name)
         assert isinstance(norm, BatchNormLayer)
-        fold(baked.get_submodule(before), norm)
+        fold_batch_norm(baked.get_submodule(before), norm)
         baked.set_submodule(name, Identity(norm.activation))
     return baked
 
 
-def make_plain(module: nn.Module) -> None:
-    """Replace what a weight is computed from by the weight.
+def remove_parametrizations(module: nn.Module) -> None:
+    """Replace a module's parametrizations by the weights that they compute.
 
-    torch's `remove_parametrizations` changes the class, which a copied module shares with the one it was copied from.
+    torch's `remove_parametrizations` modifies the class, which the copy shares with the original module; this does not.
     """
     names = list(module.parametrizations)  # type: ignore[arg-type]
     weights = {name: nn.Parameter(getattr(module, name).detach().clone()) for name in names}
@@ -51,17 +51,17 @@ def make_plain(module: nn.Module) -> None:
 
 
 class Tracer(fx.Tracer):
-    """Sees norm layers as a whole."""
+    """An `fx.Tracer` that treats norm layers as leaf modules."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, NormLayer | Identity | Refused) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, NormLayer | Identity | UndefinedNorm) or super().is_leaf_module(m, module_qualified_name)
 
 
-def foldable(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """The names of each linear or convolution, and of the batch norm that alone reads its output."""
+def foldable_pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield the name of each linear layer or convolution whose output only a batch norm reads, and that norm's name."""
     try:
         graph = Tracer().trace(model)
-    except Exception:  # whatever it is that cannot be traced, as control flow that depends on the inputs
+    except Exception:  # not traceable, for example because of control flow that depends on the inputs
         return
     calls = [node for node in graph.nodes if node.op == "call_module"]
     called = [id(model.get_submodule(str(node.target))) for node in calls]
@@ -73,12 +73,12 @@ def foldable(model: nn.Module) -> Iterator[tuple[str, str]]:
         before = str(sources[0].target)
         module, norm = model.get_submodule(before), model.get_submodule(name)
         once = called.count(id(norm)) == called.count(id(module)) == 1
-        if once and fits(module, norm) and not any(target.startswith(f"{before}.") for target in read):
+        if once and is_foldable(module, norm) and not any(target.startswith(f"{before}.") for target in read):
             yield before, name
 
 
-def fits(module: nn.Module, norm: nn.Module) -> bool:
-    """Whether a norm is a batch norm over the output features of a linear layer or a convolution."""
+def is_foldable(module: nn.Module, norm: nn.Module) -> bool:
+    """Return whether `norm` is a batch norm over the output features of `module`, a linear layer or a convolution."""
     if type(norm) is not BatchNormLayer:
         return False
     if norm.layout == "image":
@@ -87,8 +87,8 @@ def fits(module: nn.Module, norm: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def fold(module: nn.Module, norm: BatchNormLayer) -> None:
-    """Multiply a batch norm in evaluation into the weight and bias of the module before it."""
+def fold_batch_norm(module: nn.Module, norm: BatchNormLayer) -> None:
+    """Fold a batch norm, as it works in evaluation, into the weight and bias of the module before it."""
     weight: Any = module.weight
     scale = torch.ones_like(norm.running_var, dtype=torch.float64)
     if not norm.norm.mean_only:
@@ -100,7 +100,7 @@ def fold(module: nn.Module, norm: BatchNormLayer) -> None:
         shift = shift + norm.bias.double()
     if isinstance(module.bias, Tensor):
         shift = shift + module.bias.double() * scale
-    beside = [1] * weight.dim()
-    beside[output_dim(module)] = -1
-    module.weight = nn.Parameter((weight.double() * scale.view(beside)).to(weight.dtype))
+    shape = [1] * weight.dim()
+    shape[output_dim(module)] = -1
+    module.weight = nn.Parameter((weight.double() * scale.view(shape)).to(weight.dtype))
     module.bias = nn.Parameter(shift.to(weight.dtype))

@@ -1,6 +1,6 @@
-"""Batch norm: statistics over the batch while training, over their running averages afterwards.
+"""Batch norm: normalizes by batch statistics in training and by their running averages in evaluation.
 
-What is called synchronized, ghost, mean-only, frozen batch norm and batch renorm are settings of one class.
+Synchronized, ghost, mean-only and frozen batch norm and batch renorm are settings of one class.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ablab.norms.layer import WITHOUT_POSITIONS, Layout, NormLayer, Statistic, moments
 from ablab.norms.norm import Norm
-from ablab.norms.weight import WeightReparametrization, precise
+from ablab.norms.weight import WeightReparametrization, at_least_float32
 
 
 class BatchNorm(Norm):
@@ -22,30 +22,31 @@ class BatchNorm(Norm):
 
     y = (x − mean) / sqrt(var + eps) · gamma + beta. Training normalizes by the batch's own mean and biased variance and
     averages them (the variance unbiased) for evaluation: running ← (1 − momentum) · running + momentum · batch.
-    Inside a recurrence the statistics are kept for each time step, and gamma starts at `recurrent_gain`.
+    Inside a recurrence, each time step has its own statistics, and gamma starts at `recurrent_gain`.
 
-    With a mask, statistics that fewer than two valid values make up are taken from the running averages.
+    With a mask, a statistic over fewer than two valid values is replaced by its running average.
 
     Args:
-        momentum: the share of the newest batch in the running averages.
-        recurrent_gain: where gamma starts inside a recurrence; 1 would saturate the gates (Cooijmans et al.).
-        sync: take the statistics over the batches of all processes.
-        ghost_batch_size: take them over each so many samples of a batch (ghost batch norm); None over all of them.
-        mean_only: subtract the mean, divide by nothing, and learn a shift only (Salimans & Kingma).
-        r_max, d_max: batch renorm corrects the batch's statistics towards the running ones, by a factor of at most
-            `r_max` and a shift of at most `d_max`; 1 and 0 are batch norm.
-        renorm_start, renorm_end: both bounds grow from 1 and 0 between these training steps.
-        frozen: normalize by the stored averages in training too, and learn neither gain nor shift.
+        momentum: the weight of the newest batch in the running averages.
+        recurrent_gain: initial gamma inside a recurrence; 1 would saturate the gates (Cooijmans et al.).
+        sync: compute the statistics over the batches of all processes (synchronized batch norm).
+        ghost_batch_size: compute the statistics over groups of this many samples (ghost batch norm); None uses the
+            whole batch.
+        mean_only: only subtract the mean, and learn a shift but no gain (Salimans & Kingma).
+        r_max, d_max: bounds of batch renorm, which corrects the batch statistics towards the running ones by a factor
+            of at most `r_max` and a shift of at most `d_max`; 1 and 0 are plain batch norm.
+        renorm_start, renorm_end: training steps between which the bounds grow linearly from 1 and 0 to their values.
+        frozen: normalize by the stored averages in training too, and train neither gain nor shift.
         affine, eps, weight: see `Norm`.
 
     Raises:
-        ValueError: settings out of range, or that exclude each other.
+        ValueError: settings are out of range or exclude each other.
 
     References:
         Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167
         Inside a recurrence: Cooijmans et al. 2016, https://arxiv.org/abs/1603.09025
         Mean-only: Salimans & Kingma 2016, https://arxiv.org/abs/1602.07868
-        Renorm: Ioffe 2017, https://arxiv.org/abs/1702.03275; here the variance is averaged, there its root
+        Renorm: Ioffe 2017, https://arxiv.org/abs/1702.03275, which averages the standard deviation; here the variance
         Ghost: Hoffer et al. 2017, https://arxiv.org/abs/1705.08741
     """
 
@@ -110,7 +111,7 @@ class BatchNorm(Norm):
 
     @property
     def batch(self) -> str:
-        """The samples that are seen together, in words."""
+        """Describe the set of samples that a statistic is taken over."""
         if self.sync:
             return "the batches of all processes"
         return "each ghost batch" if self.ghost_batch_size else "the batch"
@@ -125,7 +126,7 @@ class BatchNorm(Norm):
     ) -> NormLayer:
         return BatchNormLayer(self, num_features, layout, num_steps=num_steps, activation=activation)
 
-    def batch_seen(self, micro_batch: int, world_size: int) -> int:
+    def normalization_batch_size(self, micro_batch: int, world_size: int) -> int:
         if self.frozen:
             return 1
         return min(self.ghost_batch_size or micro_batch, micro_batch) * (world_size if self.sync else 1)
@@ -134,11 +135,11 @@ class BatchNorm(Norm):
 class BatchNormLayer(NormLayer):
     """Batch norm of one layout; see `BatchNorm` for the formula and `NormLayer` for the shapes.
 
-    The running averages stay in float32 at least, whatever dtype the rest is brought to: in bfloat16 they would not
-    move. In a recurrence they are `(num_steps, C)`, gain and shift are shared by all steps.
+    The running averages stay in float32 (or float64) whatever dtype the module is cast to: bfloat16 would round their
+    small updates away. In a recurrence they have the shape `(num_steps, C)`; all steps share gain and shift.
 
     Raises:
-        ValueError: in training, when one statistic would be taken over a single value; a step beyond `num_steps`.
+        ValueError: in training, a statistic would be taken over a single value; or a step is beyond `num_steps`.
     """
 
     running_mean: Tensor
@@ -159,7 +160,7 @@ class BatchNormLayer(NormLayer):
         super().__init__(norm, num_features, layout, gain=gain, activation=activation)
         self.norm = norm
         self.num_steps = num_steps
-        self.pooled: Tensor | None = None  # how many values are in the averages, while `recalibrate` pools them
+        self.pooled: Tensor | None = None  # number of values pooled so far, during `recalibrate`
         size = (num_features,) if num_steps is None else (num_steps, num_features)
         self.register_buffer("running_mean", torch.zeros(size, dtype=torch.float32))
         self.register_buffer("running_var", torch.ones(size, dtype=torch.float32))
@@ -177,72 +178,81 @@ class BatchNormLayer(NormLayer):
         return self
 
     @property
-    def learning(self) -> bool:
-        """Whether the batch's own statistics count, and are averaged."""
+    def uses_batch_statistics(self) -> bool:
+        """Return whether the layer normalizes by batch statistics and updates the running averages."""
         return self.training and not self.norm.frozen
 
-    def samples(self, batch: int, num_processes: int | None) -> int:
+    def samples_per_statistic(self, batch: int, num_processes: int | None) -> int:
         ghost = self.norm.ghost_batch_size
         if ghost is not None and batch > ghost:
             return batch % ghost or ghost  # the last ghost batch is the smallest
         return batch * (num_processes or world_size()) if self.norm.sync else batch
 
-    # One ghost batch after another -----------------------------------------------------------------------------
+    # Normalization, one ghost batch at a time ------------------------------------------------------------------
 
     def normalize(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
-        if not self.learning:
-            return self.by_averages(x, valid, step)
-        if not step and self.pooled is None:  # once a sequence
+        if not self.uses_batch_statistics:
+            return self.normalize_by_running(x, valid, step)
+        if not step and self.pooled is None:  # once per sequence
             self.num_batches_tracked.add_(1)
         ghost = self.norm.ghost_batch_size
         if ghost is None or len(x) <= ghost:
-            return self.by_batch(x, valid, step)
+            return self.normalize_by_batch(x, valid, step)
         parts = x.split(ghost)
         masks = [None] * len(parts) if valid is None else valid.split(ghost)
-        return torch.cat([self.by_batch(part, mask, step) for part, mask in zip(parts, masks, strict=True)])
+        return torch.cat([self.normalize_by_batch(part, mask, step) for part, mask in zip(parts, masks, strict=True)])
 
-    def by_averages(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
-        """Normalized by the running averages, which stay as they are."""
-        if self.torch_has_it:
-            return self.torchs(x, step, training=False)
-        mean, var = self.running(self.running_mean, x, step), self.running(self.running_var, x, step)
-        return self.formula(precise(x), mean, var, self.mask(valid))
+    def normalize_by_running(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
+        """Normalize by the running averages, without updating them."""
+        if self.has_torch_kernel:
+            return self.torch_batch_norm(x, step, training=False)
+        mean, var = self.running_for(self.running_mean, x, step), self.running_for(self.running_var, x, step)
+        return self.apply_statistics(at_least_float32(x), mean, var, self.broadcast_mask(valid))
 
-    def by_batch(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
-        """Normalized by the batch's own statistics, which move the running averages."""
-        together = self.norm.sync and world_size() > 1
-        if self.torch_has_it and valid is None and self.pooled is None and not together and not self.norm.renorm:
-            return self.torchs(x, step, training=True)
-        x, mask = precise(x), self.mask(valid)
-        mean, var, count = seen = moments(x, self.dims(x), mask)
-        if together:
-            mean, var, count = seen = over_processes(*seen)
-        running_mean, running_var = self.running(self.running_mean, x, step), self.running(self.running_var, x, step)
-        if mask is not None:  # a statistic of fewer than two values says nothing
+    def normalize_by_batch(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
+        """Normalize by the batch statistics and update the running averages."""
+        synchronized = self.norm.sync and world_size() > 1
+        if (
+            self.has_torch_kernel
+            and valid is None
+            and self.pooled is None
+            and not synchronized
+            and not self.norm.renorm
+        ):
+            return self.torch_batch_norm(x, step, training=True)
+        x, mask = at_least_float32(x), self.broadcast_mask(valid)
+        mean, var, count = batch_moments = moments(x, self.dims(x), mask)
+        if synchronized:
+            mean, var, count = batch_moments = combine_moments(*batch_moments)
+        running_mean, running_var = (
+            self.running_for(self.running_mean, x, step),
+            self.running_for(self.running_var, x, step),
+        )
+        if mask is not None:  # the statistics of fewer than two values are degenerate
             mean = torch.where(count > 1, mean, running_mean)
             var = torch.where(count > 1, var, running_var)
         r, d, pooled = None, None, None
         if self.pooled is not None:
-            pooled = self.running(self.pooled, x, step)
+            pooled = self.running_for(self.pooled, x, step)
         elif self.norm.renorm:
-            r, d = self.correction(mean, var, running_mean, running_var)
-        average(running_mean, running_var, *seen, momentum=self.norm.momentum, pooled=pooled)
-        return self.formula(x, mean, var, mask, r, d)
+            r, d = self.renorm_correction(mean, var, running_mean, running_var)
+        update_running(running_mean, running_var, *batch_moments, momentum=self.norm.momentum, pooled=pooled)
+        return self.apply_statistics(x, mean, var, mask, r, d)
 
-    def mask(self, valid: Tensor | None) -> Tensor | None:
-        """`valid` in the shape that broadcasts it against an input."""
+    def broadcast_mask(self, valid: Tensor | None) -> Tensor | None:
+        """Reshape `valid` to broadcast against an input."""
         return None if valid is None else valid.unsqueeze(-1)
 
     def dims(self, x: Tensor) -> tuple[int, ...]:
-        """The dimensions that one statistic is taken over."""
+        """Return the dimensions that one statistic is taken over."""
         if self.layout == "image":
             return (0, *range(2, x.dim()))
         return (0,) if self.layout in WITHOUT_POSITIONS else (0, 1)
 
-    def running(self, averages: Tensor, x: Tensor, step: int | None) -> Tensor:
-        """The part of running averages that belongs to `x`, as it broadcasts against it: a view to be written to."""
+    def running_for(self, averages: Tensor, x: Tensor, step: int | None) -> Tensor:
+        """Return the running averages for `x` as a writable view that broadcasts against `x`."""
         if self.num_steps is None:
-            return self.beside(averages, x)
+            return self.broadcast(averages, x)
         first, last = (0, x.shape[1]) if step is None else (step, step + 1)
         if last > self.num_steps:
             raise ValueError(
@@ -253,24 +263,26 @@ class BatchNormLayer(NormLayer):
     # The formulas ----------------------------------------------------------------------------------------------
 
     @property
-    def torch_has_it(self) -> bool:
-        """Whether torch's function is this layer's formula; it is the faster one."""
+    def has_torch_kernel(self) -> bool:
+        """Return whether `F.batch_norm`, which is faster, computes this layer's formula."""
         return not self.norm.mean_only
 
-    def torchs(self, x: Tensor, step: int | None, *, training: bool) -> Tensor:
-        gain, shift = (None if p is None else precise(p) for p in (self.weight, self.bias))
+    def torch_batch_norm(self, x: Tensor, step: int | None, *, training: bool) -> Tensor:
+        """Normalize with `F.batch_norm`."""
+        gain, shift = (None if p is None else at_least_float32(p) for p in (self.weight, self.bias))
         mean, var = self.running_mean, self.running_var
         rows = x if self.layout == "image" else x.reshape(-1, self.num_features)
         if self.num_steps is not None:
-            mean, var = self.running(mean, x, step).flatten(), self.running(var, x, step).flatten()
-            rows = x.flatten(1)  # each feature of each step is a feature of its own
+            mean, var = self.running_for(mean, x, step).flatten(), self.running_for(var, x, step).flatten()
+            rows = x.flatten(1)  # each feature of each step counts as a feature
             gain, shift = (p if p is None or step is not None else p.repeat(x.shape[1]) for p in (gain, shift))
-        if not training and torch.is_grad_enabled():  # kept for the backward pass, before which they may move on
+        # saved for the backward pass, before which an update could change them
+        if not training and torch.is_grad_enabled():
             mean, var = mean.clone(), var.clone()
         y = F.batch_norm(rows, mean, var, gain, shift, training, self.norm.momentum, self.eps)
         return y.view_as(x)
 
-    def formula(
+    def apply_statistics(
         self,
         x: Tensor,
         mean: Tensor,
@@ -279,18 +291,20 @@ class BatchNormLayer(NormLayer):
         r: Tensor | None = None,
         d: Tensor | None = None,
     ) -> Tensor:
-        """The output, from the statistics and, for batch renorm, their correction by a factor r and a shift d."""
+        """Return the output for given statistics and, in batch renorm, the corrections r (factor) and d (shift)."""
         if self.norm.mean_only:
             return self.scale_and_shift(x - mean)
         y = (x - mean) * torch.rsqrt(var + self.eps)
         return self.scale_and_shift(y if r is None or d is None else y * r + d)
 
-    def correction(self, mean: Tensor, var: Tensor, running_mean: Tensor, running_var: Tensor) -> tuple[Tensor, Tensor]:
-        """What leads from the batch's statistics to the running ones, within bounds; no gradient flows through it."""
+    def renorm_correction(
+        self, mean: Tensor, var: Tensor, running_mean: Tensor, running_var: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return batch renorm's clipped corrections r and d, detached from the graph (Ioffe 2017, algorithm 1)."""
         norm = self.norm
-        since = (self.num_batches_tracked - norm.renorm_start).to(running_var.dtype)
-        grown = (since / max(1, norm.renorm_end - norm.renorm_start)).clamp(0, 1)
-        r_max, d_max = 1 + (norm.r_max - 1) * grown, norm.d_max * grown
+        steps = (self.num_batches_tracked - norm.renorm_start).to(running_var.dtype)
+        progress = (steps / max(1, norm.renorm_end - norm.renorm_start)).clamp(0, 1)
+        r_max, d_max = 1 + (norm.r_max - 1) * progress, norm.d_max * progress
         std = torch.sqrt(running_var + self.eps)
         r = torch.sqrt(var.detach() + self.eps) / std
         d = (mean.detach() - running_mean) / std
@@ -302,7 +316,7 @@ class BatchNormLayer(NormLayer):
 
 
 @torch.no_grad()
-def average(
+def update_running(
     running_mean: Tensor,
     running_var: Tensor,
     mean: Tensor,
@@ -312,43 +326,42 @@ def average(
     momentum: float,
     pooled: Tensor | None,
 ) -> None:
-    """Move running averages towards the statistics of a batch, where these are of two values or more.
+    """Update running averages with the statistics of a batch, where these cover at least two values.
 
-    With `pooled`, the number of values in the averages so far, they become the mean and the unbiased variance of all
-    those values together.
+    With `pooled`, the number of values so far, compute the exact mean and unbiased variance of all values instead of
+    an exponential average (Chan, Golub & LeVeque 1979).
     """
     mean, var, count = (moment.detach().view_as(running_mean) for moment in (mean, var, count))
-    # data: as when torch's own function moves them, what an earlier forward pass has kept stays valid for its backward
+    # .data does not bump the version counter, so that an earlier forward pass can still run its backward pass
     running_mean, running_var = running_mean.data, running_var.data
-    away = mean - running_mean
+    delta = mean - running_mean
     if pooled is None:
-        share = (count > 1).to(mean.dtype) * momentum
+        weight = (count > 1).to(mean.dtype) * momentum
         unbiased = var * count / (count - 1).clamp(min=1)
-        running_mean.add_(share * away)
-        running_var.add_(share * (unbiased - running_var))
+        running_mean.add_(weight * delta)
+        running_var.add_(weight * (unbiased - running_var))
         return
-    together = (pooled + count).clamp(min=1)
-    known = together > 1
-    squares = running_var * (pooled - 1).clamp(min=0) + var * count + away.square() * pooled * count / together
-    running_mean.add_(away * count / together)
-    running_var.copy_(torch.where(known, squares / (together - 1).clamp(min=1), running_var))
+    total = (pooled + count).clamp(min=1)
+    squares = running_var * (pooled - 1).clamp(min=0) + var * count + delta.square() * pooled * count / total
+    running_mean.add_(delta * count / total)
+    running_var.copy_(torch.where(total > 1, squares / (total - 1).clamp(min=1), running_var))
     pooled.add_(count)
 
 
-# Statistics of several processes ------------------------------------------------------------------------------
+# Statistics over several processes -----------------------------------------------------------------------------
 
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-class Gather(torch.autograd.Function):
-    """What every process has, stacked; back flows to each the sum of all processes' gradients for it."""
+class AllGather(torch.autograd.Function):
+    """Gather and stack the tensors of all processes; the backward pass sums the gradients over processes."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, own.contiguous())
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
         return torch.stack(parts)
 
     @staticmethod
@@ -358,15 +371,15 @@ class Gather(torch.autograd.Function):
         return gradient[dist.get_rank()]
 
 
-def over_processes(mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Moments of all processes' values together, from those of each; every process may have another number of them.
+def combine_moments(mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Combine the moments of all processes, whose numbers of values may differ.
 
     References:
         Chan, Golub & LeVeque 1979, Updating formulae and a pairwise algorithm for computing sample variances
     """
-    own = [torch.where(count > 0, moment, 0.0) for moment in (mean, var)]  # of no values they are NaN
-    means, variances, counts = Gather.apply(torch.stack([*own, count])).unbind(1)
+    own = [torch.where(count > 0, moment, 0.0) for moment in (mean, var)]  # NaN where a process has no values
+    means, variances, counts = AllGather.apply(torch.stack([*own, count])).unbind(1)
     total = counts.sum(0)
-    shares = counts / total.clamp(min=1)
-    joined = (shares * means).sum(0)
-    return joined, (shares * (variances + (means - joined).square())).sum(0), total
+    weights = counts / total.clamp(min=1)
+    mean = (weights * means).sum(0)
+    return mean, (weights * (variances + (means - mean).square())).sum(0), total

@@ -1,4 +1,4 @@
-"""Dynamic tanh: no statistics at all."""
+"""Dynamic tanh, which replaces a norm without computing any statistics."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ablab.norms.weight import WeightReparametrization
 
 
 class DyT(Norm):
-    """Dynamic tanh: squashes each value instead of normalizing it.
+    """Dynamic tanh: an elementwise function in place of a norm.
 
-    y = tanh(alpha · x) · gamma + beta, with one learned alpha for each layer.
+    y = tanh(alpha · x) · gamma + beta, with one learned alpha per layer.
 
     Args:
-        alpha: where alpha starts.
+        alpha: initial value of alpha.
         affine, weight: see `Norm`.
 
     References:

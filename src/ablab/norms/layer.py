@@ -1,4 +1,4 @@
-"""What every norm layer shares: what its statistics are taken over, its gain and shift, and the checks of its input."""
+"""Base class of all norm layers: declared statistics, gain and shift, and input checks."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 Layout = Literal["image", "sequence", "heads", "vector", "recurrence"]
 DIMENSIONS = {"image": (3, 4, 5), "sequence": (3,), "heads": (4,), "vector": (2,), "recurrence": (2, 3)}
-WITHOUT_POSITIONS = ("vector", "recurrence")  # a row of features, or one step, has neither pixels nor other steps
+WITHOUT_POSITIONS = ("vector", "recurrence")  # layouts without pixels or steps to average over
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """What a norm measures, and the values of a tensor that one such measurement is taken over.
+    """A statistic that a norm computes, and the values of a tensor that it is computed over.
 
-    All that is said, checked or tested about a norm follows from its statistics: see `Norm.statistics`.
+    The checks, documentation and tests of a norm are all derived from its statistics; see `Norm.statistics`.
 
     Args:
         name: "mean and variance", "mean", "variance" or "mean square".
-        batch: over the samples of this batch ("the batch", "each ghost batch"); "" is over one sample.
-        positions: over the pixels of an image, or the steps of a sequence.
-        features: over each feature alone, over a group of them, or over all.
-        source: "input", always taken from the input; "running", from the input in training and from its running
-            averages in evaluation; "stored", never from the input.
+        batch: the set of samples it is taken over ("the batch", "each ghost batch"); "" for a single sample.
+        positions: whether it is taken over the pixels of an image or the steps of a sequence.
+        features: whether it is taken over each feature, a group of features, or all features.
+        source: "input" if always computed from the input; "running" if computed from the input in training and
+            replaced by running averages in evaluation; "stored" if never computed from the input.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Statistic:
 
     @property
     def scales(self) -> bool:
-        """Whether the norm divides by it."""
+        """Return whether the norm divides by this statistic."""
         return self.name != "mean"
 
     def __str__(self) -> str:
@@ -52,32 +52,32 @@ class Statistic:
 
 
 class NormLayer(nn.Module):
-    """A norm of one layout, and the nonlinearity behind it where there is one.
+    """A norm layer for one tensor layout, with the nonlinearity after it, if any.
 
-    A subclass computes `normalize`; features, number of values and dtype have been checked before.
+    Subclasses implement `normalize`, which is called after the shape of the input has been checked.
 
     Args:
-        norm: what hands out the layer; it says whether there are gain and shift.
-        num_features: the features (channels) that the layer sees.
-        layout: where they lie.
-        gain: where the gain starts.
-        activation: the nonlinearity behind the norm.
+        norm: the factory that makes the layer; decides whether it has gain and shift.
+        num_features: number of features (channels) of the input.
+        layout: position of the feature dimension, see below.
+        gain: initial value of the gain.
+        activation: the nonlinearity after the norm.
 
     Shape:
-        - image: `(N, C, *spatial)`, one, two or three spatial dimensions, contiguous or channels_last.
+        - image: `(N, C, *spatial)` with one, two or three spatial dimensions, contiguous or channels_last.
         - sequence: `(N, L, C)`.
-        - heads: `(N, heads, L, C)`, the queries or keys of attention.
+        - heads: `(N, heads, L, C)`, queries or keys of attention.
         - vector: `(N, C)`, features without positions.
         - recurrence: `(N, C)` at one time step, or `(N, T, C)` for all steps at once.
 
-    `valid` `(N, L)` is True where a sequence is real and False where it is padding; padding enters no statistic.
-    `step` is the time step of an `(N, C)` input; only statistics that are kept for each step look at it.
+    `valid` `(N, L)` is True for real steps and False for padding, which is excluded from all statistics. `step` is the
+    time step of an `(N, C)` input; only norms with per-step statistics use it.
 
     Raises:
-        ValueError: the features lie elsewhere, or one statistic would be taken over a single value.
+        ValueError: the input does not have the layout's shape, or a statistic would be taken over a single value.
     """
 
-    weight_decay: tuple[str, ...] = ()  # gains, shifts and what else a norm learns are never decayed
+    weight_decay: tuple[str, ...] = ()  # names of decayed parameters, see ablab.optim.groups; a norm has none
     weight: nn.Parameter | None
     bias: nn.Parameter | None
 
@@ -96,7 +96,7 @@ class NormLayer(nn.Module):
         self.statistics = norm.statistics(layout)
         self.group_size = norm.features_in_group(num_features)
         self.feature_dim = 1 if layout == "image" else -1
-        self.honours_masks = norm.honours_masks
+        self.supports_masks = norm.supports_masks
         self.eps = norm.eps
         self.weight = nn.Parameter(torch.full((num_features,), gain)) if norm.has_gain else None
         self.bias = nn.Parameter(torch.zeros(num_features)) if norm.has_shift else None
@@ -109,17 +109,17 @@ class NormLayer(nn.Module):
         return y if self.activation is None else self.activation(y)
 
     def normalize(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
-        """The norm itself, gain and shift included; the result may have more precision than `x`."""
+        """Normalize `x` and apply gain and shift; the result may have a higher precision than `x`."""
         raise NotImplementedError
 
-    # What an input must be ------------------------------------------------------------------------------------
+    # Input checks ---------------------------------------------------------------------------------------------
 
     def problem(
         self, shape: torch.Size, mask: torch.Size | None = None, num_processes: int | None = None
     ) -> str | None:
-        """Why an input of this shape, with a mask of that shape, is refused, and the remedy; None where it is not.
+        """Return an error message if an input and a mask of these shapes are invalid, else None.
 
-        `num_processes` is that of a run that has not started them yet.
+        `num_processes` is the world size to assume in a dry run, before the processes have been started.
         """
         if len(shape) not in DIMENSIONS[self.layout] or shape[self.feature_dim] != self.num_features:
             return (
@@ -127,17 +127,17 @@ class NormLayer(nn.Module):
                 f"{tuple(shape)}; dimension {self.feature_dim} must hold the features: give them there, "
                 "or build the norm for another layout"
             )
-        if mask is not None and (problem := self.problem_of_mask(shape, mask)):
+        if mask is not None and (problem := self.mask_problem(shape, mask)):
             return problem
         for statistic in self.statistics:
             if self.values(statistic, shape, num_processes) == 1:
-                return self.too_few(statistic, shape)
+                return self.single_value_problem(statistic, shape)
         return None
 
-    def problem_of_mask(self, shape: torch.Size, mask: torch.Size) -> str | None:
+    def mask_problem(self, shape: torch.Size, mask: torch.Size) -> str | None:
         if self.layout in ("image", "heads", "vector"):
             return f"a mask marks the real steps of a sequence, and the layout {self.layout} has none; give valid=None"
-        if not self.honours_masks:
+        if not self.supports_masks:
             return (
                 "this norm takes padding for values, and the batch has padding; choose a norm that honours masks, or "
                 "data whose sequences are equally long"
@@ -150,23 +150,23 @@ class NormLayer(nn.Module):
         return None
 
     def values(self, statistic: Statistic, shape: torch.Size, num_processes: int | None = None) -> int:
-        """How many values of an input of this shape one `statistic` is taken over; 0 where it takes none."""
+        """Return the number of input values that one `statistic` is taken over; 0 if it does not use the input."""
         if statistic.source == "stored" or (statistic.source == "running" and not self.training):
             return 0
         count = 1
         if statistic.features != "each":
             count = self.num_features if statistic.features == "all" else self.group_size
         if statistic.batch:
-            count *= self.samples(shape[0], num_processes)
+            count *= self.samples_per_statistic(shape[0], num_processes)
         if statistic.positions:
             count *= math.prod(shape[2:]) if self.layout == "image" else shape[1]
         return count
 
-    def samples(self, batch: int, num_processes: int | None) -> int:
-        """The samples of a process's batch, or of all processes', that enter one statistic."""
+    def samples_per_statistic(self, batch: int, num_processes: int | None) -> int:
+        """Return the number of samples in one statistic, given the batch size of one process."""
         return batch
 
-    def too_few(self, statistic: Statistic, shape: torch.Size) -> str:
+    def single_value_problem(self, statistic: Statistic, shape: torch.Size) -> str:
         remedy = (
             "raise data.batch_size (and drop a last batch of one sample), or choose a norm that does not look at the "
             "batch"
@@ -178,25 +178,25 @@ class NormLayer(nn.Module):
             f"and the output would not depend on how large it is; {remedy}"
         )
 
-    # What subclasses compute with -----------------------------------------------------------------------------
+    # Helpers for subclasses -----------------------------------------------------------------------------------
 
-    def beside(self, parameter: Tensor, x: Tensor) -> Tensor:
-        """A parameter `(C,)` in the shape that broadcasts it against `x`."""
+    def broadcast(self, parameter: Tensor, x: Tensor) -> Tensor:
+        """Reshape a parameter `(C,)` to broadcast against `x`."""
         return parameter.view(-1, *[1] * (x.dim() - 2)) if self.layout == "image" else parameter
 
     def scale_and_shift(self, y: Tensor) -> Tensor:
-        """Apply gain and shift, where there are any."""
+        """Apply gain and shift, if the layer has them."""
         if self.weight is not None:
-            y = y * self.beside(self.weight, y)
-        return y if self.bias is None else y + self.beside(self.bias, y)
+            y = y * self.broadcast(self.weight, y)
+        return y if self.bias is None else y + self.broadcast(self.bias, y)
 
     def extra_repr(self) -> str:
         affine = [name for name in ("weight", "bias") if getattr(self, name) is not None]
         return f"{self.num_features}, layout={self.layout}, eps={self.eps}, affine={'+'.join(affine) or 'none'}"
 
 
-class Refused(nn.Module):
-    """Stands where a norm is not defined, so that all such places of a model can be reported together."""
+class UndefinedNorm(nn.Module):
+    """A placeholder where a norm is not defined, so that all such places of a model can be reported at once."""
 
     def __init__(self, reason: str) -> None:
         super().__init__()
@@ -207,9 +207,9 @@ class Refused(nn.Module):
 
 
 def moments(x: Tensor, dims: tuple[int, ...], valid: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, biased variance and number of the valid values of `x` over `dims`, each kept as a dimension of size 1.
+    """Return mean, biased variance and count of the valid values of `x` over `dims`, with `keepdim=True`.
 
-    `valid` broadcasts against `x`. What stands in padding does not matter, not even NaN.
+    `valid` broadcasts against `x`. Values in the padding are ignored, even NaN.
     """
     if valid is None:
         var, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
@@ -221,7 +221,7 @@ def moments(x: Tensor, dims: tuple[int, ...], valid: Tensor | None = None) -> tu
 
 
 def mean_square(x: Tensor, dims: tuple[int, ...], valid: Tensor | None = None) -> Tensor:
-    """The mean of the valid values' squares over `dims`, each kept as a dimension of size 1."""
+    """Return the mean square of the valid values of `x` over `dims`, with `keepdim=True`."""
     if valid is None:
         return x.square().mean(dims, keepdim=True)
     count = valid.expand_as(x).sum(dims, keepdim=True).to(x.dtype)

@@ -1,4 +1,4 @@
-"""No activation norm at all: the baseline, and the home of pure weight reparametrizations."""
+"""No activation norm: the baseline, also used for pure weight reparametrizations."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ablab.norms.weight import WeightReparametrization
 
 
 class NoNorm(Norm):
-    """Hands out identities. `norm=none` removes the norm and nothing else: the modules before it keep their bias.
+    """A factory of identity layers: `norm=none` removes the norm only, and the modules before it keep their bias.
 
     Args:
-        weight: how weights are reparametrized; `norm=weightnorm` is this class with weight norm here.
+        weight: a reparametrization of the weights; `norm=weightnorm` is this class with `WeightNorm`.
     """
 
     def __init__(self, *, weight: WeightReparametrization | None = None) -> None:
@@ -34,7 +34,7 @@ class NoNorm(Norm):
 
 
 class Identity(nn.Module):
-    """Takes what a norm layer takes, and returns the input, behind the nonlinearity where there is one."""
+    """An identity with the signature of a norm layer; applies the nonlinearity after the norm, if any."""
 
     def __init__(self, activation: nn.Module | None = None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is wrong with the norms of a model, found without a batch's numbers: shapes are enough."""
+"""Find invalid norms in a model from tensor shapes alone, without data."""
 
 from __future__ import annotations
 
@@ -9,38 +9,40 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ablab.norms.layer import NormLayer, Refused
-from ablab.norms.norm import Norm, own_norms, places
+from ablab.norms.layer import NormLayer, UndefinedNorm
+from ablab.norms.norm import Norm, builtin_norms, norm_layers
 from ablab.norms.plain import NoNorm
 
 
-def problems(
+def find_norm_problems(
     model: nn.Module, norm: Norm, predict: Callable[[], Any], *, num_processes: int = 1
 ) -> dict[str, list[str]]:
-    """Everything that is wrong with the norms of `model`, each problem with the names of its places.
+    """Return all problems with the norms of `model`, each with the names of the modules that have it.
 
     Args:
-        model: built with `norm`, within `collecting`.
+        model: a model built with `norm` within `collect_refusals`.
         norm: the factory.
-        predict: passes a batch through the model; on the meta device this costs no memory and no time.
-        num_processes: of the run that is to come.
+        predict: passes a batch through the model; costs neither memory nor time on the meta device.
+        num_processes: world size of the run to check.
     """
-    found = without_place(model, norm)
-    with recorded(model, found, num_processes):
+    found = unused_norm(model, norm)
+    with record_problems(model, found, num_processes):
         predict()
-    for reason, names in of_weights(model, norm).items():
+    for reason, names in reparametrization_problems(model, norm).items():
         found.setdefault(reason, []).extend(names)
     return found
 
 
 @contextmanager
-def recorded(model: nn.Module, found: dict[str, list[str]], num_processes: int) -> Iterator[None]:
-    """Let norm layers note what is wrong with their inputs and hand them on."""
+def record_problems(model: nn.Module, found: dict[str, list[str]], num_processes: int) -> Iterator[None]:
+    """Make norm layers record problems with their inputs and return the inputs unchanged."""
 
-    def note(name: str, module: NormLayer | Refused) -> Callable[..., Tensor]:
+    def note(name: str, module: NormLayer | UndefinedNorm) -> Callable[..., Tensor]:
         def forward(x: Tensor, valid: Tensor | None = None, step: int | None = None) -> Tensor:
             mask = None if valid is None else valid.shape
-            reason = module.reason if isinstance(module, Refused) else module.problem(x.shape, mask, num_processes)
+            reason = (
+                module.reason if isinstance(module, UndefinedNorm) else module.problem(x.shape, mask, num_processes)
+            )
             names = found.setdefault(reason, []) if reason else []
             if name not in names:
                 names.append(name)
@@ -48,7 +50,7 @@ def recorded(model: nn.Module, found: dict[str, list[str]], num_processes: int) 
 
         return forward
 
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, NormLayer | Refused)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, NormLayer | UndefinedNorm)}
     for name, layer in layers.items():
         layer.forward = note(name, layer)  # type: ignore[method-assign]
     try:
@@ -58,11 +60,11 @@ def recorded(model: nn.Module, found: dict[str, list[str]], num_processes: int) 
             del layer.forward
 
 
-def without_place(model: nn.Module, norm: Norm) -> dict[str, list[str]]:
-    """A norm that no layer of the model is, so that it would be recorded and change nothing."""
-    if isinstance(norm, NoNorm) or places(model):
+def unused_norm(model: nn.Module, norm: Norm) -> dict[str, list[str]]:
+    """Return the problem that the model uses its norm nowhere, so that choosing a norm would have no effect."""
+    if isinstance(norm, NoNorm) or norm_layers(model):
         return {}
-    own = own_norms(model)
+    own = builtin_norms(model)
     keeps = (
         f"it keeps {', '.join(sorted({type(module).__name__ for module in own.values()}))}" if own else "it has none"
     )
@@ -73,13 +75,13 @@ def without_place(model: nn.Module, norm: Norm) -> dict[str, list[str]]:
     return {reason: list(own) or [type(model).__name__]}
 
 
-def of_weights(model: nn.Module, norm: Norm) -> dict[str, list[str]]:
-    """A reparametrization that found nothing to do, and weights that it took away from those they were shared with."""
+def reparametrization_problems(model: nn.Module, norm: Norm) -> dict[str, list[str]]:
+    """Return problems of weight reparametrizations: no weight to reparametrize, or tied weights that it unties."""
     found: dict[str, list[str]] = {}
     wrapped = {name: module for name, module in model.named_modules() if parametrize.is_parametrized(module)}
     owners = {id(p): name for name, p in model.named_parameters()}
     weight = norm.weight
-    if not wrapped and norm.wraps:
+    if not wrapped and norm.reparametrizes:
         found[
             f"norm/weight: {weight.title} is for {weight.kinds}, and this model has none; choose norm/weight=none"
         ] = [type(model).__name__]

@@ -1,4 +1,4 @@
-"""Precise batch norm: running averages replaced by the statistics of many batches with the final weights."""
+"""Precise batch norm: replace running averages by the statistics of many batches under the final weights."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ablab.norms.batch import BatchNormLayer, over_processes, world_size
+from ablab.norms.batch import BatchNormLayer, combine_moments, world_size
 
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Any], predict: Callable[[Any], Any] | None = None) -> int:
-    """Give each batch norm the mean and variance of all values that it sees in `batches`, as if they were one batch.
+    """Set each batch norm's running averages to the exact mean and variance of all its inputs over `batches`.
 
-    Each layer's input is what the layers before it make of it with the statistics of the same batch, as in training;
-    dropout is off. Frozen layers and the mode of all modules stay as they are.
+    In the forward passes, layers normalize by the statistics of the current batch, as in training; dropout is off.
+    Frozen layers and the train or eval mode of all modules are left unchanged.
 
     Args:
-        model: any of its modules may be batch norms of this package.
-        batches: what the model is to see; under DDP every process gives its own.
-        predict: passes one of them through the model; the model itself if None.
+        model: a model that may contain this package's batch norm layers.
+        batches: batches to compute the statistics on; under DDP, each process passes its own.
+        predict: passes one batch through the model; None calls the model itself.
 
     Returns:
-        How many layers got new statistics.
+        The number of layers that were recalibrated.
 
     Raises:
-        ValueError: there were layers, but no batches.
+        ValueError: the model has batch norm layers, but `batches` is empty.
 
     References:
         Wu & Johnson 2021, https://arxiv.org/abs/2105.07576
@@ -49,7 +49,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], predict: Callable[[Any
         if not seen:
             raise ValueError("no batches to take the statistics of; give at least one")
         for layer, buffers in zip(layers, before, strict=True):
-            finish(layer, buffers)
+            finalize(layer, buffers)
     except BaseException:
         for layer, buffers in zip(layers, before, strict=True):
             layer.load_state_dict(buffers, strict=False)
@@ -62,13 +62,13 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], predict: Callable[[Any
     return len(layers)
 
 
-def finish(layer: BatchNormLayer, before: dict[str, Tensor]) -> None:
-    """Pool over processes, and keep the old averages where fewer than two values were seen."""
+def finalize(layer: BatchNormLayer, before: dict[str, Tensor]) -> None:
+    """Pool the statistics over processes, and restore the old averages where fewer than two values were seen."""
     count = layer.pooled
     assert count is not None
-    if world_size() > 1 and not layer.norm.sync:  # synchronized statistics are everyone's already
+    if world_size() > 1 and not layer.norm.sync:  # synchronized statistics are already pooled
         biased = layer.running_var * (count - 1).clamp(min=0) / count.clamp(min=1)
-        mean, var, count = over_processes(layer.running_mean, biased, count)
+        mean, var, count = combine_moments(layer.running_mean, biased, count)
         layer.running_mean.copy_(mean)
         layer.running_var.copy_(var * count / (count - 1).clamp(min=1))
     for name in layer.buffer_names:

@@ -1,7 +1,7 @@
-"""Norms whose statistics stay inside one sample: group, layer, instance and RMS norm.
+"""Norms with per-sample statistics: group, layer, instance and RMS norm.
 
-They are one function at different numbers of groups: 1 is layer norm, one group for each feature is instance norm.
-Train and eval are the same, and the batch does not matter.
+Layer norm is group norm with one group, instance norm is group norm with one group per feature. All of them behave the
+same in training and evaluation and do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from torch import Tensor, nn
 
 from ablab.norms.layer import Layout, NormLayer, Statistic, mean_square, moments
 from ablab.norms.norm import Norm
-from ablab.norms.weight import WeightReparametrization, precise
+from ablab.norms.weight import WeightReparametrization, at_least_float32
 
 Scope = Literal["sample", "position"]
 
 
 class SampleNorm(Norm):
-    """What norms have in common that measure groups of features of a sample.
+    """Base class of norms whose statistics are taken over groups of features of one sample.
 
     Args:
-        image_scope: "sample", over all pixels, or "position", at each pixel on its own.
-        sequence_scope: "sample", over all valid steps, or "position", at each step on its own.
+        image_scope: "sample" for statistics over all pixels, or "position" for separate statistics at each pixel.
+        sequence_scope: "sample" for statistics over all valid steps, or "position" for separate ones at each step.
         affine, eps, weight: see `Norm`.
     """
 
-    measures: ClassVar[str] = "mean and variance"
+    statistic_name: ClassVar[str] = "mean and variance"
     features: ClassVar[Literal["each", "group", "all"]]
     layer_class: ClassVar[type[SampleNormLayer]]
 
@@ -51,18 +51,18 @@ class SampleNorm(Norm):
 
     @abstractmethod
     def groups(self, num_features: int) -> int:
-        """How many groups the features are split into."""
+        """Return the number of groups that the features are split into."""
 
     def features_in_group(self, num_features: int) -> int:
         return num_features // self.groups(num_features)
 
     def scope(self, layout: Layout) -> Scope:
-        # a vector, one head of one step, and one step of a recurrence, stand alone
+        # the other layouts have no positions to average over
         scopes: dict[Layout, Scope] = {"image": self.image_scope, "sequence": self.sequence_scope}
         return scopes.get(layout, "position")
 
     def statistics(self, layout: Layout) -> tuple[Statistic, ...]:
-        return (Statistic(self.measures, positions=self.scope(layout) == "sample", features=self.features),)
+        return (Statistic(self.statistic_name, positions=self.scope(layout) == "sample", features=self.features),)
 
     def layer(
         self,
@@ -75,18 +75,18 @@ class SampleNorm(Norm):
         return self.layer_class(self, num_features, layout, activation=activation)
 
     def refusal(self, num_features: int, layout: Layout, *, causal: bool = False) -> str | None:
-        return self.indivisible(num_features) or super().refusal(num_features, layout, causal=causal)
+        return self.divisibility_error(num_features) or super().refusal(num_features, layout, causal=causal)
 
-    def indivisible(self, num_features: int) -> str | None:
-        """Why the features cannot be split into groups."""
+    def divisibility_error(self, num_features: int) -> str | None:
+        """Return an error message if the features cannot be split into groups, else None."""
         return None
 
-    def within_position(self, layout: Layout) -> str | None:
+    def per_position_override(self, layout: Layout) -> str | None:
         return None if self.features == "each" else f"set norm.{layout}_scope=position"
 
 
 class SampleNormLayer(NormLayer):
-    """Statistics of groups of features of a sample, at each position or over all; see `NormLayer` for the shapes."""
+    """Base class of layers with statistics over groups of features of a sample; see `NormLayer` for the shapes."""
 
     def __init__(
         self, norm: SampleNorm, num_features: int, layout: Layout, *, activation: nn.Module | None = None
@@ -95,34 +95,34 @@ class SampleNormLayer(NormLayer):
         self.num_groups = norm.groups(num_features)
         self.scope = norm.scope(layout)
 
-    def grouped(self, x: Tensor) -> Tensor:
-        """`x` with its features as two dimensions, groups and the features of each."""
+    def split_groups(self, x: Tensor) -> Tensor:
+        """Split the feature dimension of `x` into two: groups, and features within a group."""
         return x.unflatten(self.feature_dim, (self.num_groups, -1))
 
     @property
-    def own_dim(self) -> int:
-        """The dimension of a grouped tensor that holds the features of each group."""
+    def within_group_dim(self) -> int:
+        """Dimension of a grouped tensor that holds the features within a group."""
         return 2 if self.layout == "image" else -1
 
     def dims(self, grouped: Tensor) -> tuple[int, ...]:
-        """The dimensions of a grouped tensor that one statistic is taken over."""
+        """Return the dimensions of a grouped tensor that one statistic is taken over."""
         if self.scope == "position":
-            return (self.own_dim,)
+            return (self.within_group_dim,)
         return tuple(range(2, grouped.dim())) if self.layout == "image" else (1, -1)
 
-    def at_each_position(self, x: Tensor) -> Tensor:
-        """Each position on its own, wherever the layout has the features."""
+    def normalize_positions(self, x: Tensor) -> Tensor:
+        """Normalize each position separately, in any layout."""
         if self.layout != "image":
-            return self.each_position(x)
-        y = self.each_position(x.movedim(1, -1)).movedim(-1, 1)
-        return y.contiguous() if x.is_contiguous() else y  # the memory format stays
+            return self.normalize_last_dim(x)
+        y = self.normalize_last_dim(x.movedim(1, -1)).movedim(-1, 1)
+        return y.contiguous() if x.is_contiguous() else y  # keep the memory format
 
-    def each_position(self, x: Tensor) -> Tensor:
-        """Normalize `(…, C)` over its last dimension, for norms that have the scope "position"."""
+    def normalize_last_dim(self, x: Tensor) -> Tensor:
+        """Normalize `(…, C)` over its last dimension, for the scope "position"."""
         raise NotImplementedError
 
-    def beside_groups(self, valid: Tensor | None) -> Tensor | None:
-        """A mask `(N, L)` in the shape that broadcasts it against a grouped sequence `(N, L, groups, features)`."""
+    def broadcast_mask(self, valid: Tensor | None) -> Tensor | None:
+        """Reshape a mask `(N, L)` to broadcast against a grouped sequence `(N, L, groups, features)`."""
         return None if valid is None or self.layout == "image" else valid[..., None, None]
 
     def extra_repr(self) -> str:
@@ -134,19 +134,19 @@ class GroupNormLayer(SampleNormLayer):
 
     def normalize(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
         if self.scope == "position":
-            return self.at_each_position(x)
+            return self.normalize_positions(x)
         if valid is not None:
-            grouped = self.grouped(precise(x))
-            mean, var, _ = moments(grouped, self.dims(grouped), self.beside_groups(valid))
+            grouped = self.split_groups(at_least_float32(x))
+            mean, var, _ = moments(grouped, self.dims(grouped), self.broadcast_mask(valid))
             return self.scale_and_shift(((grouped - mean) * torch.rsqrt(var + self.eps)).view_as(x))
         if self.layout == "image":
             return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         return F.group_norm(x.transpose(1, 2), self.num_groups, self.weight, self.bias, self.eps).transpose(1, 2)
 
-    def each_position(self, x: Tensor) -> Tensor:
+    def normalize_last_dim(self, x: Tensor) -> Tensor:
         if self.num_groups == 1:
             return F.layer_norm(x, (self.num_features,), self.weight, self.bias, self.eps)
-        # layer norm of each group: torch's group norm is slow where a group has one position
+        # layer norm within each group: F.group_norm is slow for groups with a single position
         y = F.layer_norm(x.unflatten(-1, (self.num_groups, -1)), (self.group_size,), eps=self.eps).flatten(-2)
         if self.weight is None or self.bias is None:
             return y
@@ -156,16 +156,16 @@ class GroupNormLayer(SampleNormLayer):
 class GroupNorm(SampleNorm):
     """Group normalization: zero mean and unit variance over each group of features of a sample.
 
-    y = (x − mean) / sqrt(var + eps) · gamma + beta, mean and biased variance over the features of a group and, for the
-    scope "sample", over all of the sample's positions.
+    y = (x − mean) / sqrt(var + eps) · gamma + beta, with mean and biased variance over the features of a group and, for
+    the scope "sample", over all positions of the sample.
 
     Args:
-        num_groups: the features are split into this many groups; it must divide their number.
-        group_size: instead of `num_groups`, the features of each group.
+        num_groups: number of groups; must divide the number of features.
+        group_size: number of features per group, instead of `num_groups`.
         image_scope, sequence_scope, affine, eps, weight: see `SampleNorm`.
 
     Raises:
-        ValueError: not exactly one of `num_groups` and `group_size`, or one below 1.
+        ValueError: both or none of `num_groups` and `group_size` are given, or one is below 1.
 
     References:
         Wu & He 2018, https://arxiv.org/abs/1803.08494
@@ -203,7 +203,7 @@ class GroupNorm(SampleNorm):
         assert self.group_size is not None
         return num_features // self.group_size
 
-    def indivisible(self, num_features: int) -> str | None:
+    def divisibility_error(self, num_features: int) -> str | None:
         name, value = ("num_groups", self.num_groups) if self.group_size is None else ("group_size", self.group_size)
         assert value is not None
         if num_features % value == 0:
@@ -220,9 +220,10 @@ class LayerNorm(SampleNorm):
     """Layer normalization: zero mean and unit variance over all features of a sample, or of each position.
 
     Args:
-        image_scope: "sample", over (C, H, W), which is the layer norm of the group-norm paper; or "position", over C
-            at each pixel, as in ConvNeXt. They are different functions.
-        sequence_scope: "position", each step on its own, as in transformers; or "sample", over all valid steps.
+        image_scope: "sample" for statistics over (C, H, W), as in the group norm paper; or "position" for statistics
+            over C at each pixel, as in ConvNeXt. These are different functions.
+        sequence_scope: "position" for statistics over C at each step, as in transformers; or "sample" for statistics
+            over all valid steps.
         affine, eps, weight: see `Norm`.
 
     References:
@@ -274,34 +275,34 @@ class RMSNormLayer(SampleNormLayer):
 
     def normalize(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
         if self.scope == "position":
-            return self.at_each_position(x)
-        x = precise(x)
-        grouped = self.grouped(x)
-        square = mean_square(grouped, self.dims(grouped), self.beside_groups(valid))
+            return self.normalize_positions(x)
+        x = at_least_float32(x)
+        grouped = self.split_groups(x)
+        square = mean_square(grouped, self.dims(grouped), self.broadcast_mask(valid))
         return self.scale_and_shift((grouped * torch.rsqrt(square + self.eps)).view_as(x))
 
-    def each_position(self, x: Tensor) -> Tensor:
-        gain = None if self.weight is None else self.weight.to(x.dtype)  # torch's fused kernel wants one dtype
+    def normalize_last_dim(self, x: Tensor) -> Tensor:
+        gain = None if self.weight is None else self.weight.to(x.dtype)  # the fused kernel requires equal dtypes
         return F.rms_norm(x, (self.num_features,), gain, self.eps)
 
 
 class RMSNorm(SampleNorm):
     """Root mean square normalization: unit mean square over all features of each position, or of a sample.
 
-    y = x / sqrt(mean(x²) + eps) · gamma. There is no mean to subtract and no shift to learn: the modules before it keep
+    y = x / sqrt(mean(x²) + eps) · gamma. It neither subtracts a mean nor learns a shift, so the modules before it keep
     their bias.
 
     Args:
-        image_scope: "sample", over (C, H, W); or "position", over C at each pixel.
-        sequence_scope: "position", each step on its own; or "sample", over all valid steps.
-        affine: learn a gain for each feature.
-        eps, weight: see `Norm`. The eps is inside the root.
+        image_scope: "sample" for statistics over (C, H, W), or "position" for statistics over C at each pixel.
+        sequence_scope: "position" for statistics over C at each step, or "sample" for statistics over all valid steps.
+        affine: learn a gain per feature.
+        eps, weight: see `Norm`; eps is inside the root.
 
     References:
         Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467
     """
 
-    measures = "mean square"
+    statistic_name = "mean square"
     features = "all"
     layer_class = RMSNormLayer
 

@@ -1,4 +1,4 @@
-"""Reparametrizations of weights: what a norm may do to weights instead of, or beside, the activations."""
+"""Weight reparametrizations: weight norm, weight standardization and spectral norm."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class WeightReparametrization(ABC):
-    """Replaces the weight of a linear or convolution by a function of other parameters."""
+    """Base class of reparametrizations, which compute a weight as a function of other parameters."""
 
-    has_state: ClassVar[bool] = False  # whether it keeps something that is not learned
-    title: ClassVar[str]  # how it is called in sentences
-    kinds: ClassVar[str] = "linear layers and convolutions"  # what it reparametrizes
+    has_state: ClassVar[bool] = False  # whether it adds buffers
+    title: ClassVar[str]  # name in messages
+    kinds: ClassVar[str] = "linear layers and convolutions"  # the modules that it reparametrizes, in messages
 
     @abstractmethod
     def __call__(self, module: nn.Module) -> nn.Module:
         """Reparametrize `module.weight` in place and return the module."""
 
     def zero_(self, module: nn.Module) -> None:
-        """Make the module's weight zero in a way that it can still learn from; left alone where there is none."""
+        """Set the module's weight to zero so that it still receives gradients; by default, do nothing."""
         return
 
     def __repr__(self) -> str:
@@ -35,7 +35,7 @@ class WeightReparametrization(ABC):
 
 
 class PlainWeight(WeightReparametrization):
-    """Leaves weights as they are."""
+    """No reparametrization."""
 
     title = "no reparametrization"
 
@@ -48,12 +48,12 @@ class PlainWeight(WeightReparametrization):
 
 
 class WeightNorm(WeightReparametrization):
-    """Weight normalization: the length g and the direction v of each output's weight are learned apart.
+    """Weight normalization: learns the length g and the direction v of each output feature's weight separately.
 
-    w = g · v / ‖v‖, one g for each output feature; g starts as ‖v‖, so that wrapping changes no output.
+    w = g · v / ‖v‖ with one g per output feature; g is initialized to ‖v‖, so that wrapping changes no output.
 
     Raises:
-        ValueError: a weight of length 0.
+        ValueError: a weight has length 0, or is shared with another module.
 
     References:
         Salimans & Kingma 2016, https://arxiv.org/abs/1602.07868
@@ -69,7 +69,7 @@ class WeightNorm(WeightReparametrization):
                 f"weight norm of {module}: its weight is shared with a module that was reparametrized before, and each "
                 "would get parameters of its own; share none, or choose norm/weight=none"
             )
-        length = torch.linalg.vector_norm(weight.detach(), dim=others(weight, output_dim(module)))
+        length = torch.linalg.vector_norm(weight.detach(), dim=other_dims(weight, output_dim(module)))
         if not weight.is_meta and (length == 0).any():
             raise ValueError(
                 f"weight norm of {module}: a weight of length 0 has no direction; initialize it with other "
@@ -85,7 +85,7 @@ class WeightNorm(WeightReparametrization):
 
 
 class LengthAndDirection(nn.Module):
-    """w = g · v / ‖v‖. Remembers the parameter that it replaced, to find out whether another module still has it."""
+    """w = g · v / ‖v‖; keeps a weak reference to the original parameter, to detect that another module shares it."""
 
     def __init__(self, module: nn.Module, weight: nn.Parameter) -> None:
         super().__init__()
@@ -96,21 +96,21 @@ class LengthAndDirection(nn.Module):
         return torch._weight_norm(direction, length, self.dim)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.linalg.vector_norm(weight, dim=others(weight, self.dim), keepdim=True), weight.clone()
+        return torch.linalg.vector_norm(weight, dim=other_dims(weight, self.dim), keepdim=True), weight.clone()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "replaced": None}  # a weak reference goes into no file and no copy
+        return {**self.__dict__, "replaced": None}  # weak references cannot be pickled or copied
 
 
 class WeightStandardization(WeightReparametrization):
-    """Weight standardization: zero mean and unit variance of each output's weight; of convolutions only.
+    """Weight standardization: zero mean and unit variance of each output feature's weight, for convolutions only.
 
-    w = (v − mean) / sqrt(var + eps), mean and biased variance over all weights of an output feature. It relies on an
-    activation norm behind it, which takes the scale out.
+    w = (v − mean) / sqrt(var + eps), with mean and biased variance over all weights of an output feature. Use it with
+    an activation norm, which cancels the scale.
 
     Args:
-        eps: added to the variance, inside the root, as the paper's formula has it (its authors' code adds it to the
-            unbiased standard deviation).
+        eps: added to the variance inside the root, as in the paper's formula (the authors' code adds it to the unbiased
+            standard deviation).
 
     References:
         Qiao et al. 2019, https://arxiv.org/abs/1903.10520
@@ -126,11 +126,11 @@ class WeightStandardization(WeightReparametrization):
 
     def __call__(self, module: nn.Module) -> nn.Module:
         if isinstance(module, CONVOLUTIONS):
-            parametrize.register_parametrization(module, "weight", Standardized(output_dim(module), self.eps))
+            parametrize.register_parametrization(module, "weight", StandardizedWeight(output_dim(module), self.eps))
         return module
 
 
-class Standardized(nn.Module):
+class StandardizedWeight(nn.Module):
     """(v − mean) / sqrt(var + eps), for each output feature."""
 
     def __init__(self, dim: int, eps: float) -> None:
@@ -139,20 +139,20 @@ class Standardized(nn.Module):
         self.eps = eps
 
     def forward(self, weight: Tensor) -> Tensor:
-        v = precise(weight)
-        var, mean = torch.var_mean(v, others(v, self.dim), correction=0, keepdim=True)
+        v = at_least_float32(weight)
+        var, mean = torch.var_mean(v, other_dims(v, self.dim), correction=0, keepdim=True)
         return ((v - mean) * torch.rsqrt(var + self.eps)).to(weight.dtype)
 
 
 class SpectralNorm(WeightReparametrization):
-    """Spectral normalization: the weight divided by its largest singular value.
+    """Spectral normalization: divides the weight by its largest singular value.
 
-    w = v / σ(v), for a convolution σ of the matrix (out, in · kernel). A power iteration estimates σ; each training
-    step takes `num_iterations` more of it.
+    w = v / σ(v), where a convolution's weight is the matrix (out, in · kernel). σ is estimated by power iteration,
+    which each training step continues.
 
     Args:
-        num_iterations: of the power iteration, at each training step.
-        eps: added to lengths that are divided by.
+        num_iterations: power iterations per training step.
+        eps: added to the vectors' lengths before dividing by them.
 
     References:
         Miyato et al. 2018, https://arxiv.org/abs/1802.05957
@@ -168,19 +168,19 @@ class SpectralNorm(WeightReparametrization):
         self.eps = eps
 
     def __call__(self, module: nn.Module) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):  # its vectors are drawn; what is drawn after them must stay the same
+        with torch.random.fork_rng(devices=[]):  # its random vectors must not shift later draws
             return parametrizations.spectral_norm(
                 module, "weight", self.num_iterations, eps=self.eps, dim=output_dim(module)
             )
 
 
-def precise(x: Tensor) -> Tensor:
-    """`x` in a dtype that statistics may be computed in: float32 at least."""
+def at_least_float32(x: Tensor) -> Tensor:
+    """Cast half precision to float32, which statistics need; leave other dtypes unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def output_dim(module: nn.Module) -> int:
-    """The dimension of a module's weight that numbers its output features."""
+    """Return the dimension of a module's weight that indexes its output features."""
     if isinstance(module, TRANSPOSED) and module.groups > 1:
         raise ValueError(
             f"{module}: the weight of a grouped transposed convolution has no dimension for its outputs; use groups=1, "
@@ -189,6 +189,6 @@ def output_dim(module: nn.Module) -> int:
     return 1 if isinstance(module, TRANSPOSED) else 0
 
 
-def others(weight: Tensor, dim: int) -> tuple[int, ...]:
-    """All dimensions of a weight but one."""
+def other_dims(weight: Tensor, dim: int) -> tuple[int, ...]:
+    """Return all dimensions of a weight except one."""
     return tuple(d for d in range(weight.dim()) if d != dim)

@@ -1,1 +1,1 @@
-"""Optimization: which parameters are decayed, and how the learning rate moves."""
+"""Optimizers, weight decay groups and learning rate schedules."""

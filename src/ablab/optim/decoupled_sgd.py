@@ -1,4 +1,4 @@
-"""SGD whose rate, momentum and weight decay can be chosen one without another."""
+"""SGD with decoupled learning rate, momentum and weight decay."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from ablab.optim.groups import norms_and_others
+from ablab.optim.groups import split_norm_parameters
 
 
 class DecoupledSGD(torch.optim.SGD):
-    """SGD with Nesterov momentum; neither the momentum changes the size of a step nor the rate that of the decay.
+    """SGD with Nesterov momentum, in which momentum does not affect the step size, nor lr the weight decay.
 
-    Under a constant gradient torch's SGD takes steps of lr / (1 − momentum). Here it gets the rate lr · (1 − momentum),
-    and a weight decay by which weights lose the share `weight_decay` in a step at the full rate. Gains and shifts of
-    norms can have a larger rate, at the same decay; all parameters decay.
+    Under a constant gradient, torch's SGD takes steps of lr / (1 − momentum) times the gradient. This class passes it
+    lr · (1 − momentum), and a weight decay that shrinks weights by the fraction `weight_decay` per step at the full
+    learning rate. Gains and shifts of norms can have a larger learning rate with the same decay; all parameters decay.
 
     Args:
-        params: groups as from `groups`.
-        lr: the step under a constant gradient, which multiplies the gradient of the mean loss.
-        momentum: of Nesterov's kind.
-        weight_decay: the share that a step takes from the weights.
-        norm_lr_scale: multiplies the rate of what norms learn.
-        fused: one kernel for all weights, as torch's.
+        params: parameter groups from `groups`.
+        lr: factor between a constant gradient and the resulting step.
+        momentum: Nesterov momentum.
+        weight_decay: fraction of the weights that a step removes.
+        norm_lr_scale: factor on the learning rate of norm parameters.
+        fused: as in `torch.optim.SGD`.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value is out of range.
 
     References:
         Page 2019, https://myrtle.ai/learn/how-to-train-your-resnet-5-hyperparameters; Jordan 2024,
@@ -56,6 +56,6 @@ class DecoupledSGD(torch.optim.SGD):
 
     @staticmethod
     def groups(model: nn.Module, settings: dict[str, Any]) -> list[dict[str, Any]]:
-        """The parameters of a model, those of norms apart."""
-        norms, others = norms_and_others(model)
+        """Return two parameter groups: all parameters but those of norms, and those of norms."""
+        norms, others = split_norm_parameters(model)
         return [{"params": others, "of_norms": False}, {"params": norms, "of_norms": True}]

@@ -1,4 +1,4 @@
-"""Weight decay by the module that owns a parameter, never by the parameter's shape."""
+"""Parameter groups for weight decay, by the module that owns a parameter rather than by its shape."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import parametrize
 
-# torch's own modules: which of their parameters are decayed. Biases, gains and embeddings are not.
+# The decayed parameters of torch's modules; biases, gains and embeddings are not decayed.
 DECAYED: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
     (nn.Linear, ("weight",)),
     (nn.modules.conv._ConvNd, ("weight",)),
@@ -26,31 +26,31 @@ DECAYED: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the model's parameters in those that are decayed and those that are not.
+    """Return two parameter groups, one with weight decay and one without.
 
-    Weights of linear and convolution layers are decayed; biases, gains, shifts and embeddings are not, and neither is
-    the length g of weight norm, while its direction v is. A module with parameters of its own says which are decayed
-    by a class attribute, `weight_decay = ("weight",)`, or `()` for none. Otherwise matrices are decayed, vectors and
-    scalars are not, and a line on the standard error says so.
+    Weights of linear layers and convolutions are decayed; biases, gains, shifts and embeddings are not. Under weight
+    norm, the direction v is decayed and the length g is not. A custom module declares its decayed parameters in a class
+    attribute, `weight_decay = ("weight",)`, or `()` for none. Without one, its matrices are decayed, its vectors and
+    scalars are not, and a line on stderr says so.
 
     Args:
-        model: every parameter of it that is trained is in exactly one group.
-        weight_decay: of the first group.
+        model: the model; every trainable parameter ends up in exactly one group.
+        weight_decay: weight decay of the first group.
 
     Raises:
-        ValueError: a parameter is shared by two modules of which one decays it.
+        ValueError: two modules share a parameter, and only one of them decays it.
     """
     decayed: dict[int, nn.Parameter] = {}
     kept: dict[int, nn.Parameter] = {}
     for name, module in model.named_modules():
         if isinstance(module, parametrize.ParametrizationList):
-            continue  # its parameters are listed with the module that they make a weight of
+            continue  # handled below, with the module whose weight it computes
         names = decayed_names(name, module)
         own = dict(module.named_parameters(recurse=False))
         if parametrize.is_parametrized(module):
             for tensor_name, chain in module.parametrizations.items():
                 for original, parameter in chain.named_parameters(recurse=False):
-                    # weight norm keeps g as original0 and v as original1; a single original is the weight itself
+                    # weight norm stores g as original0 and v as original1; others store the weight as original
                     is_gain = original == "original0"
                     (decayed if tensor_name in names and not is_gain else kept)[id(parameter)] = parameter
         for tensor_name, parameter in own.items():
@@ -67,13 +67,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def decayed_names(name: str, module: nn.Module) -> tuple[str, ...]:
-    """The module's own parameters that are decayed."""
+    """Return the names of the module's direct parameters that are decayed."""
     declared = getattr(type(module), "weight_decay", None)
     if isinstance(declared, str):
         raise ValueError(
             f"{type(module).__name__}.weight_decay is a text; write a tuple, weight_decay = ({declared!r},)"
         )
-    if isinstance(declared, tuple | list):  # a number is somebody's own setting
+    if isinstance(declared, tuple | list):  # ignore an unrelated attribute, such as a number
         return tuple(declared)
     for kind, names in DECAYED:
         if isinstance(module, kind):
@@ -82,8 +82,8 @@ def decayed_names(name: str, module: nn.Module) -> tuple[str, ...]:
     if isinstance(module, nn.RNNBase):
         return tuple(key for key in own if key.startswith("weight"))
     matrices = tuple(key for key, parameter in own.items() if parameter.dim() > 1)
-    if own and type(module) not in noticed:
-        noticed.add(type(module))
+    if own and type(module) not in warned_types:
+        warned_types.add(type(module))
         if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
             print(
                 f"weight decay: {name or 'the model'} ({type(module).__name__}) does not say which of its parameters "
@@ -94,13 +94,13 @@ def decayed_names(name: str, module: nn.Module) -> tuple[str, ...]:
     return matrices
 
 
-noticed: set[type] = set()  # kinds of modules about which a line was printed
+warned_types: set[type] = set()  # module classes that have been warned about
 
 
-def norms_and_others(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """What norms learn, gains and shifts, and everything else that is trained.
+def split_norm_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the trainable parameters of norms (gains and shifts), and all others.
 
-    Norms are the modules of which nothing decays and whose own parameters are vectors.
+    A parameter counts as a norm's if it is a vector of a module without decayed parameters.
     """
     norms: dict[int, nn.Parameter] = {}
     for name, module in model.named_modules():
@@ -112,9 +112,9 @@ def norms_and_others(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weights between the first layer and the last: matrices, or convolutions that are matrices of their patches.
+    """Return the weights with at least two dimensions of all layers except the first and the last.
 
-    Embeddings count as layers. A model that has its layers in another order than it uses them in should not be asked.
+    Embeddings count as layers. Layers are taken in registration order, which must be the order of the forward pass.
     """
     layers: list[list[nn.Parameter]] = []
     for name, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal before they are stepped along."""
+"""Muon: momentum updates orthogonalize by Newton–Schulz iterations."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from torch.optim import Optimizer
 from ablab.optim.groups import hidden_matrices
 from ablab.optim.optimizer import groups_for
 
-# of the odd polynomial a·x + b·x³ + c·x⁵, whose repeated use brings all singular values near 1
+# Coefficients of the polynomial a·x + b·x³ + c·x⁵, whose iteration moves all singular values towards 1 (Jordan et al.).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-TINY = 1e-7
+EPS = 1e-7
 
 
 class Muon(Optimizer):
-    """Steps whose singular values are all about 1, for the hidden layers' weights; another optimizer takes the rest.
+    """Muon for the hidden layers' weights, with another optimizer, `rest`, for all other parameters.
 
-    m ← momentum · m + (1 − momentum) · g, and with Nesterov's look ahead the step is along
-    UVᵀ of momentum · m + (1 − momentum) · g = USVᵀ, times lr · sqrt(max(1, rows / columns)). A convolution is the
-    matrix (out, in · kernel). Weight decay is decoupled. Biases, norms, embeddings, the first layer and the last go to
-    `rest`, whose groups follow the hidden weights' in `param_groups`: schedules multiply the rates of both.
+    m ← momentum · m + (1 − momentum) · g. With Nesterov momentum, the update is UVᵀ, where
+    USVᵀ = momentum · m + (1 − momentum) · g is a singular value decomposition, times lr · sqrt(max(1, rows / columns)).
+    A convolution's weight is the matrix (out, in · kernel). Weight decay is decoupled. `rest` gets biases, norms,
+    embeddings, the first and the last layer. `param_groups` lists the hidden weights first, then the groups of `rest`,
+    so that schedules scale the learning rates of both.
 
     Args:
-        params: groups as from `groups`.
-        rest: makes the optimizer of the other parameters.
-        lr: the size of a step's singular values.
-        momentum: decay of the average of gradients.
-        nesterov: look ahead along it.
-        weight_decay: of the hidden weights; `rest` has its own.
-        ns_steps: Newton–Schulz iterations.
-        fixed_norm: before each step, bring every matrix to the Frobenius norm of one with orthonormal rows, so that lr
-            is a relative step.
-        fused: what torch's fused optimizers do: one kernel for what `rest` has, and no step at all where an attribute
-            `found_inf` is not 0.
+        params: parameter groups from `groups`.
+        rest: factory of the optimizer of the other parameters.
+        lr: learning rate, the size of the update's singular values.
+        momentum: decay of the gradient average.
+        nesterov: use Nesterov momentum.
+        weight_decay: weight decay of the hidden weights; `rest` has its own.
+        ns_steps: number of Newton–Schulz iterations.
+        fixed_norm: before each step, scale every matrix to the Frobenius norm of one with orthonormal rows, which makes
+            lr a relative step size.
+        fused: use the fused kernel of `rest`, and skip the step while the attribute `found_inf` is not 0, as torch's
+            fused optimizers do.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value is out of range, or `rest` keeps separate weights for evaluation.
 
     References:
         Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/
@@ -73,11 +74,11 @@ class Muon(Optimizer):
                 f"rest: {type(self.rest).__name__} evaluates other weights than it trains, which Muon does not; choose "
                 "sgd or adamw"
             )
-        self.share()
+        self.share_state()
 
     @staticmethod
     def groups(model: nn.Module, settings: dict[str, Any]) -> list[dict[str, Any]]:
-        """The hidden weights of a model, and the groups that `rest` would make of the others."""
+        """Return the group of a model's hidden weights, then the groups that `rest` makes of all other parameters."""
         hidden = hidden_matrices(model)
         known = {id(parameter) for parameter in hidden}
         others = groups_for(settings["rest"], model)
@@ -85,8 +86,8 @@ class Muon(Optimizer):
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in known]
         return [{"params": hidden}, *others]
 
-    def share(self) -> None:
-        """Have `rest` work on this optimizer's own groups and state, so that there is one of each to save."""
+    def share_state(self) -> None:
+        """Let `rest` use this optimizer's `param_groups` and `state`, so that one state dict covers both."""
         self.param_groups = [self.param_groups[0], *self.rest.param_groups]
         self.rest.state = self.state
 
@@ -96,7 +97,7 @@ class Muon(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.rest.param_groups = self.param_groups[1:]
-        self.share()
+        self.share_state()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -128,13 +129,13 @@ class Muon(Optimizer):
             norms = torch._foreach_norm(weights)
             torch._foreach_div_(norms, [math.sqrt(len(p)) for p in weights])
             torch._foreach_div_(weights, norms)
-        alike: dict[Any, list[int]] = defaultdict(list)  # matrices of one shape are made orthogonal together
+        by_shape: dict[Any, list[int]] = defaultdict(list)  # matrices of one shape are orthogonalize in one batch
         for i, p in enumerate(weights):
-            alike[p.shape].append(i)
-        for shape, numbers in alike.items():
+            by_shape[p.shape].append(i)
+        for shape, numbers in by_shape.items():
             matrices = torch.stack([updates[i].flatten(1) for i in numbers])
             rows, columns = matrices.shape[1:]
-            orthogonal = orthogonalized(matrices, group["ns_steps"]).to(matrices.dtype)
+            orthogonal = orthogonalize(matrices, group["ns_steps"]).to(matrices.dtype)
             size = group["lr"] * math.sqrt(max(1, rows / columns))
             torch._foreach_add_([weights[i] for i in numbers], list(orthogonal.reshape(-1, *shape)), alpha=-size)
         if self.found_inf is not None:
@@ -142,19 +143,19 @@ class Muon(Optimizer):
                 now.copy_(torch.where(self.found_inf > 0, old, now))
 
 
-def orthogonalized(matrices: Tensor, steps: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Each matrix's singular values brought near 1, by Newton–Schulz iterations.
+def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return approximate nearest orthogonal matrices, by Newton–Schulz iterations.
 
     Args:
-        matrices: of one shape.
-        steps: iterations; after 5, singular values that were not tiny lie between about 0.7 and 1.2.
-        dtype: to compute in; None is bfloat16 on GPUs, and the matrices' own on the CPU, where bfloat16 is slow.
+        matrices: a batch of matrices.
+        steps: number of iterations; after 5, all but tiny singular values lie between about 0.7 and 1.2.
+        dtype: dtype of the computation; None is bfloat16 on GPUs and the input's dtype on CPUs, where bfloat16 is slow.
 
     Shape:
-        matrices `(N, rows, columns)`
+        matrices `(N, rows, columns)` -> `(N, rows, columns)`
     """
     a, b, c = COEFFICIENTS
-    norms = matrices.flatten(1).norm(dim=1).clamp(min=TINY)[:, None, None]
+    norms = matrices.flatten(1).norm(dim=1).clamp(min=EPS)[:, None, None]
     x = (matrices / norms).to(dtype or (torch.bfloat16 if matrices.is_cuda else matrices.dtype))
     tall = x.shape[1] > x.shape[2]
     if tall:

@@ -1,4 +1,4 @@
-"""The optimizer of a model, from a function that has everything but the parameters."""
+"""Build a model's optimizer from a partially configured optimizer class."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from ablab.optim.groups import parameter_groups
 
 
 def make_optimizer(factory: Callable[..., Optimizer], model: nn.Module, *, fused: bool = True) -> Optimizer:
-    """Give an optimizer the model's parameters, in groups with and without weight decay.
+    """Make an optimizer for the model's parameters, in groups with and without weight decay.
 
     Args:
         factory: a `functools.partial` of an optimizer class; its `weight_decay` applies to the decayed group. A class
-            that treats parameters otherwise has a function `groups(model, settings)` that makes its groups.
-        model: whose parameters are trained.
-        fused: where the settings leave `fused` open and all parameters are on a GPU, let one kernel treat them all.
+            that needs other groups defines a static method `groups(model, settings)`.
+        model: the model to train.
+        fused: set `fused=True` if the settings have `fused=None` and all parameters are on a GPU.
 
     Raises:
-        ValueError: a negative or infinite hyperparameter, or a module that does not say what of it decays.
+        ValueError: a hyperparameter is negative, infinite or inconsistent, or a shared parameter is decayed by only one
+            of its modules.
     """
     settings: dict[str, Any] = getattr(factory, "keywords", {})
     for name, value in settings.items():
@@ -44,7 +45,7 @@ def make_optimizer(factory: Callable[..., Optimizer], model: nn.Module, *, fused
 
 
 def groups_for(factory: Callable[..., Optimizer], model: nn.Module) -> list[dict[str, Any]]:
-    """The model's parameters as the optimizer that `factory` makes wants them."""
+    """Return the model's parameter groups for the optimizer that `factory` makes."""
     settings: dict[str, Any] = getattr(factory, "keywords", {})
     own = getattr(getattr(factory, "func", None), "groups", None)
     return parameter_groups(model, settings.get("weight_decay", 0.0)) if own is None else own(model, settings)

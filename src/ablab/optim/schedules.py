@@ -1,7 +1,7 @@
-"""Learning-rate schedules, each a function of (optimizer, total steps).
+"""Learning rate schedules, each a function of (optimizer, total steps).
 
-A schedule returns a torch scheduler, which takes a step after each step of the optimizer, or an `EpochScheduler`, which
-takes one after each epoch.
+A schedule returns a torch scheduler, which is stepped after each optimizer step, or an `EpochScheduler`, which is
+stepped after each epoch.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLR
 
 @dataclass(frozen=True)
 class EpochScheduler:
-    """A scheduler that takes a step after each epoch.
+    """A torch scheduler that is stepped after each epoch.
 
     Args:
-        scheduler: a scheduler of torch.
-        monitor: the logged metric that it is given, for ReduceLROnPlateau.
+        scheduler: the torch scheduler.
+        monitor: the logged metric to pass to its `step`, for ReduceLROnPlateau.
     """
 
     scheduler: LRScheduler
@@ -36,31 +36,33 @@ def lr_scheduler_config(schedule: Callable[..., Any], optimizer: Optimizer, tota
         optimizer: the optimizer whose learning rate it sets.
         total_steps: optimizer steps of the whole run.
     """
-    made = schedule(optimizer, total_steps)
-    if not isinstance(made, EpochScheduler):
-        return {"scheduler": made, "interval": "step"}
-    monitored = {} if made.monitor is None else {"monitor": made.monitor}
-    return {"scheduler": made.scheduler, "interval": "epoch", **monitored}
+    scheduler = schedule(optimizer, total_steps)
+    if not isinstance(scheduler, EpochScheduler):
+        return {"scheduler": scheduler, "interval": "step"}
+    monitor = {} if scheduler.monitor is None else {"monitor": scheduler.monitor}
+    return {"scheduler": scheduler.scheduler, "interval": "epoch", **monitor}
 
 
 def constant(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0) -> LambdaLR:
-    """lr throughout, after a linear warmup from 0.
+    """Keep lr constant, after a linear warmup from 0.
 
     Args:
-        total_steps: optimizer steps of the whole run.
-        warmup_steps: of which this many climb.
+        optimizer: the optimizer whose learning rate it sets.
+        total_steps: optimizer steps of the whole run; not used.
+        warmup_steps: steps of linear warmup.
     """
     check_warmup(warmup_steps)
     return LambdaLR(optimizer, lambda step: warmup(step, warmup_steps))
 
 
 def cosine(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0, final_ratio: float = 0.0) -> LambdaLR:
-    """Linear warmup to lr, then half a cosine down to `final_ratio` · lr at the last step.
+    """Warm up linearly to lr, then anneal along half a cosine to `final_ratio` · lr at the last step.
 
     Args:
+        optimizer: the optimizer whose learning rate it sets.
         total_steps: optimizer steps of the whole run.
-        warmup_steps: of which this many climb.
-        final_ratio: where the cosine ends, as a share of lr.
+        warmup_steps: steps of linear warmup.
+        final_ratio: final learning rate, as a fraction of lr.
 
     References:
         Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983 (without restarts)
@@ -81,12 +83,13 @@ def cosine(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0, fin
 def multistep(
     optimizer: Optimizer, total_steps: int, *, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1
 ) -> LambdaLR:
-    """lr, multiplied by `gamma` at each milestone.
+    """Multiply lr by `gamma` at each milestone.
 
     Args:
+        optimizer: the optimizer whose learning rate it sets.
         total_steps: optimizer steps of the whole run.
-        milestones: shares of the run, as in He et al. 2015, whose 32k and 48k of 64k steps are 0.5 and 0.75.
-        gamma: the factor at each.
+        milestones: fractions of the run; 0.5 and 0.75 are the 32k and 48k of 64k steps of He et al. 2015.
+        gamma: the factor at each milestone.
     """
     if any(not 0 < share < 1 for share in milestones):
         raise ValueError(f"milestones={list(milestones)}: they are shares of the run, between 0 and 1")
@@ -104,14 +107,15 @@ def one_cycle(
     initial_ratio: float = 0.04,
     base_momentum: float | None = None,
 ) -> OneCycleLR:
-    """A cosine up to lr and down to almost nothing.
+    """Increase lr along a cosine, then decrease it to nearly 0 (torch's OneCycleLR).
 
     Args:
+        optimizer: the optimizer whose learning rate it sets.
         total_steps: optimizer steps of the whole run.
-        warmup_ratio: the share of them that climb.
-        initial_ratio: where the climb starts, as a share of lr.
-        base_momentum: let the momentum (Adam's first beta) move the other way, from the optimizer's own down to this
-            and back; None leaves it as it is.
+        warmup_ratio: fraction of the steps in which lr increases.
+        initial_ratio: initial learning rate, as a fraction of lr.
+        base_momentum: cycle the momentum (Adam's first beta) inversely, from the optimizer's value down to this one and
+            back; None keeps the momentum constant.
 
     References:
         Smith & Topin 2017, https://arxiv.org/abs/1708.07120
@@ -127,7 +131,7 @@ def one_cycle(
             f"base_momentum={base_momentum}: it is reached from the optimizer's own momentum, {momentum}, and is at "
             "most that; null leaves the momentum as it is"
         )
-    if warmup_ratio * total_steps == 1:  # a climb without length, by which torch divides
+    if warmup_ratio * total_steps == 1:  # torch would divide by a warmup length of 0
         warmup_ratio *= 0.999
     return OneCycleLR(
         optimizer,
@@ -149,13 +153,14 @@ def triangular(
     initial_ratio: float = 0.2,
     final_ratio: float = 0.07,
 ) -> LambdaLR:
-    """A straight line up to lr, and one down.
+    """Increase lr linearly, then decrease it linearly.
 
     Args:
+        optimizer: the optimizer whose learning rate it sets.
         total_steps: optimizer steps of the whole run.
-        peak: the share of the run at which lr is reached; 0 begins there.
-        initial_ratio: where the climb starts, as a share of lr.
-        final_ratio: where the fall ends, as a share of lr.
+        peak: fraction of the run at which lr is reached; with 0, lr only decreases.
+        initial_ratio: initial learning rate, as a fraction of lr.
+        final_ratio: final learning rate, as a fraction of lr.
 
     References:
         Jordan 2024, https://arxiv.org/abs/2404.00498
@@ -216,7 +221,7 @@ def plateau(
 def per_epoch(
     optimizer: Optimizer, total_steps: int, *, schedule: Callable[[Optimizer], LRScheduler]
 ) -> EpochScheduler:
-    """Step any scheduler of torch once an epoch.
+    """Step any torch scheduler once per epoch.
 
     Args:
         optimizer: the optimizer whose learning rate it sets.
@@ -235,10 +240,10 @@ def check_warmup(warmup_steps: int) -> None:
         raise ValueError(f"warmup_steps={warmup_steps}: steps cannot be negative; 0 is no warmup")
 
 
-def continue_schedules(trainer: Any) -> None:
-    """Have the trainer step its per-epoch schedules at the end of a resumed epoch, which Lightning passes over.
+def unblock_epoch_schedulers(trainer: Any) -> None:
+    """Make the trainer step its per-epoch schedulers at the end of a resumed epoch, which Lightning skips.
 
-    The attribute is set without its property: with `max_steps`, the property would set it and those of the loops
-    within to True, and the next validation would go on from where the last one ended.
+    Sets the private attribute, not the property `restarting`: with `max_steps`, the property's setter would also mark
+    the inner loops as restarting, and the next validation would resume where the last one ended.
     """
     trainer.fit_loop._restarting = False

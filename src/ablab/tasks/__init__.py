@@ -1,1 +1,1 @@
-"""Tasks: LightningModules that add to a model its loss, its metrics and its optimizer."""
+"""Tasks: LightningModules that combine a model with a loss, metrics and an optimizer."""

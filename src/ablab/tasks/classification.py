@@ -1,4 +1,4 @@
-"""Classification: one label for each sample."""
+"""Classification: one class per sample."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from ablab.data.batch import Batch
-from ablab.tasks.task import Stage, Task, at_least_float32, collection
+from ablab.tasks.task import Stage, Task, at_least_float32, make_metrics
 
 
 class ClassAccuracy(MulticlassAccuracy):
-    """The accuracy of each class, NaN for a class of which there was no sample."""
+    """Per-class accuracy, NaN for classes without samples."""
 
     def compute(self) -> Tensor:
-        counts: Any = self.metric_state  # tensors, since nothing is gathered into lists
+        counts: Any = self.metric_state  # tensors, not lists
         return super().compute().where(counts["tp"] + counts["fn"] > 0, torch.nan)
 
 
-def class_weights_of(
+def make_class_weights(
     weights: Literal["balanced"] | list[float] | None, counts: list[int] | None, num_classes: int
 ) -> Tensor | None:
-    """Return the weight of each class `(num_classes)`; None weighs all alike.
+    """Return class weights `(num_classes)`, or None for unweighted classes.
 
     Raises:
-        ValueError: they do not fit the classes, or cannot be counted.
+        ValueError: the weights do not match the classes, or "balanced" weights need counts that are unknown.
     """
     if weights is None:
         return None
@@ -55,26 +55,26 @@ def class_weights_of(
 class Classification(Task):
     """Cross entropy over classes.
 
-    Metrics: loss (nats), accuracy (share of samples), calibration_error (expected, 15 bins), and with `per_class` the
-    accuracy of each class as `accuracy/<class>`; that of a class without samples is not logged, and it is said once.
+    Metrics: loss (nats), accuracy (fraction of samples), calibration_error (expected calibration error, 15 bins), and
+    with `per_class` the accuracy of each class as `accuracy/<class>`. Classes without samples are not logged; a line
+    names them once per stage.
 
     Args:
         model, optimizer, scheduler, micro_batch_size, seed: see `Task`.
-        class_names: the classes, in the order of their numbers.
-        label_smoothing: the share of the target that is spread over all classes, in training only.
-        class_weights: what a sample of each class counts in the training loss, which is the mean over samples of their
-            weight times their cross entropy, smoothed or not; "balanced" weighs each class by the inverse of its number
-            of training samples, with a mean weight of 1 over these samples. None weighs all alike, as validation and
-            test always do.
-        class_counts: the training samples of each class, for "balanced".
-        per_class: log each class's accuracy in validation and test.
-        test_time_augmentation: "mirror" averages the logits of an image and of its mirror image in validation and test;
-            "mirror_translate" takes half of its weight from the same two of the image moved by a pixel, up and to the
-            left or down and to the right.
+        class_names: names of the classes, by class index.
+        label_smoothing: fraction of the target distribution that is spread over all classes, in training only.
+        class_weights: weight of each class in the training loss, the mean over samples of weight times (smoothed) cross
+            entropy; "balanced" weights classes by their inverse number of training samples, with a mean weight of 1
+            over these samples. None, and always validation and test, weights all classes equally.
+        class_counts: number of training samples of each class, for "balanced".
+        per_class: log the accuracy of each class in validation and test.
+        test_time_augmentation: "mirror" averages the logits of an image and its mirror image in validation and test;
+            "mirror_translate" averages them with those of the image and its mirror image shifted by one pixel, up-left
+            and down-right.
 
     References:
         Guo et al. 2017 (calibration), https://arxiv.org/abs/1706.04599;
-        Jordan 2024 (these views), https://arxiv.org/abs/2404.00498
+        Jordan 2024 (test-time augmentation), https://arxiv.org/abs/2404.00498
     """
 
     monitorable: ClassVar = {"loss": "min", "accuracy": "max", "calibration_error": "min"}
@@ -101,15 +101,16 @@ class Classification(Task):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing}: a share of the target is needed, at least 0, below 1")
         self.class_names = class_names
-        self.said: set[str] = set()  # the stages whose classes without samples have been named
+        self.reported: set[str] = set()  # stages in which classes without samples were reported
         self.label_smoothing = label_smoothing
         self.test_time_augmentation = test_time_augmentation
         num_classes = len(class_names)
-        weights = class_weights_of(class_weights, class_counts, num_classes)
-        self.register_buffer("class_weights", weights, persistent=False)  # a setting, so in no checkpoint
-        # the data have checked their labels; doing so in each step would wait for the device
+        weights = make_class_weights(class_weights, class_counts, num_classes)
+        # a setting, so not saved in checkpoints
+        self.register_buffer("class_weights", weights, persistent=False)
+        # validate_args would synchronize with the GPU in every step; the data set has checked its labels
         accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
-        self.train_metrics = collection({"accuracy": accuracy})
+        self.train_metrics = make_metrics({"accuracy": accuracy})
         for stage in ("val", "test"):
             metrics = {
                 "loss": MeanMetric(),
@@ -118,14 +119,14 @@ class Classification(Task):
             }
             if per_class:
                 metrics["accuracy_per_class"] = ClassAccuracy(num_classes, average="none", validate_args=False)
-            setattr(self, f"{stage}_metrics", collection(metrics))
+            setattr(self, f"{stage}_metrics", make_metrics(metrics))
 
     def evaluate(self, batch: Batch, stage: Stage) -> None:
-        logits = self.over_views(batch)
+        logits = self.average_views(batch)
         self.update(self.metrics(stage), logits, self.loss(logits, batch), batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.over_views(batch)
+        return self.average_views(batch)
 
     def predictions(self, logits: Tensor) -> dict[str, list[Any]]:
         probabilities = logits.float().softmax(-1).cpu()
@@ -133,8 +134,8 @@ class Classification(Task):
         each = zip(self.class_names, probabilities.T.tolist(), strict=True)
         return {"class": likely, **{f"probability/{name}": column for name, column in each}}
 
-    def over_views(self, batch: Batch) -> Tensor:
-        """The logits of a batch, or their mean over the views of each image."""
+    def average_views(self, batch: Batch) -> Tensor:
+        """Return the logits of a batch, averaged over test-time augmentations."""
         if self.test_time_augmentation == "none":
             return self(batch)
 
@@ -157,9 +158,11 @@ class Classification(Task):
             return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         log_shares = at_least_float32(logits).log_softmax(-1)
         smoothing = self.label_smoothing
-        each = -(1 - smoothing) * log_shares - smoothing * log_shares.mean(-1, keepdim=True)  # were it of each class
+        # the smoothed cross entropy of every class
+        each = -(1 - smoothing) * log_shares - smoothing * log_shares.mean(-1, keepdim=True)
         shares = F.one_hot(targets, each.shape[-1]) if batch.mixed is None else targets
-        return (shares * self.class_weights * each).sum(-1).mean()  # not over the weights' sum: parts have to add up
+        # not divided by the sum of weights, so that micro-batches add up
+        return (shares * self.class_weights * each).sum(-1).mean()
 
     def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
         for name, metric in metrics.items():
@@ -175,14 +178,14 @@ class Classification(Task):
             return [(name, value)]
         return [(f"accuracy/{label}", value[i]) for i, label in enumerate(self.class_names)]
 
-    def counted(self, stage: Stage) -> dict[str, Tensor]:
-        found = super().counted(stage)
+    def compute_metrics(self, stage: Stage) -> dict[str, Tensor]:
+        found = super().compute_metrics(stage)
         prefix = f"{stage}/accuracy/"
         empty = [
             name.removeprefix(prefix) for name, value in found.items() if name.startswith(prefix) and value.isnan()
         ]
-        if empty and stage not in self.said:
-            self.said.add(stage)
+        if empty and stage not in self.reported:
+            self.reported.add(stage)
             names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
             rank_zero_only(print)(f"{stage}: no samples of {names}; {stage}/accuracy of these classes is not logged")
         return {name: value for name, value in found.items() if name.removeprefix(prefix) not in empty}

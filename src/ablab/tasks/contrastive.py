@@ -1,4 +1,4 @@
-"""Contrastive pretraining: an encoder learns without labels (SimCLR)."""
+"""Contrastive pretraining of an encoder without labels (SimCLR)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from torchmetrics.classification import MulticlassAccuracy
 from ablab.data.batch import Batch
 from ablab.data.datamodule import DataModule
 from ablab.data.stream import ImageStream
-from ablab.tasks.exchange import AllGather, several
-from ablab.tasks.heads import take_head
-from ablab.tasks.task import Stage, Task, collection
+from ablab.tasks.all_reduce import AllGather, is_distributed
+from ablab.tasks.heads import remove_head
+from ablab.tasks.task import Stage, Task, make_metrics
 
-CHUNK = 1024  # samples of an evaluation that are compared with all others at once
-VOTE_TEMPERATURE = 0.07  # of the neighbors' votes (Wu et al. 2018)
+CHUNK = 1024  # rows of the similarity matrix computed at once in evaluation
+VOTE_TEMPERATURE = 0.07  # temperature of the kNN votes (Wu et al. 2018)
 
 
 class Pretraining(nn.Module):
-    """An encoder, and a projector for the training alone, which has no norm, as in the paper.
+    """An encoder, and a projection head that is used in training only and has no norm, as in the paper.
 
     Shape:
-        images `(N, C, H, W)` -> embeddings of length 1 `(N, output_size)`
+        images `(N, C, H, W)` -> unit-length embeddings `(N, output_size)`
     """
 
     def __init__(self, encoder: nn.Module, num_features: int, hidden_size: int, output_size: int) -> None:
@@ -43,31 +43,31 @@ class Pretraining(nn.Module):
 
 
 class Contrastive(Task):
-    """SimCLR: find the other augmented view of each image among the views of all images of the batch (NT-Xent).
+    """SimCLR: identify the other augmented view of each image among the views of all images of the batch (NT-Xent).
 
-    Metrics: loss (nats; in evaluation over all views of the split at once, so that it does not depend on batches or
-    processes), knn_accuracy (share of samples whose class the nearest training samples vote for, by the cosine of the
-    encoder's features; each vote weighs exp(cosine / 0.07)). The labels are used for this accuracy alone.
+    Metrics: loss (nats; in evaluation over all views of the split at once, so that it does not depend on the batch size
+    or the number of processes), knn_accuracy (accuracy of a k-nearest-neighbor classifier on the encoder's features,
+    with votes weighted by exp(cosine similarity / 0.07)). Labels are used for this accuracy only.
 
-    Statistics of the batch, where a norm takes any, are over both views of all samples. On several processes the loss
-    compares the views of all of them. An evaluation keeps the features of all training samples, without augmentation,
-    in each process: 4 bytes * samples * features, 10 GB for ImageNet and ResNet-50.
+    Batch statistics of norms are taken over both views of all samples. With several processes, the loss compares the
+    views of all processes. During an evaluation, each process keeps the features of all training samples, without
+    augmentation: 4 bytes * samples * features, 10 GB for ImageNet and ResNet-50.
 
     Args:
-        model: a classifier, whose `head` is taken off; the rest is the encoder.
+        model: a classifier; its `head` is removed, and the rest is the encoder.
         optimizer, scheduler, seed: see `Task`.
-        class_names: the classes, in the order of their numbers.
-        temperature: the similarities are divided by it.
-        hidden_size, output_size: features of the projector's layers.
-        num_neighbors: training samples that vote.
-        micro_batch_size: None; the parts of a batch would not see each other.
+        class_names: names of the classes, by class index.
+        temperature: temperature of the softmax over similarities.
+        hidden_size, output_size: features of the projection head's layers.
+        num_neighbors: number of nearest training samples that vote.
+        micro_batch_size: must be None, since the loss compares all samples of a batch.
 
     Raises:
-        ValueError: a value that makes no sense, or a model without such a head.
+        ValueError: a value is out of range, or the model has no linear `head`.
 
     References:
         Chen et al. 2020, https://arxiv.org/abs/2002.05709;
-        Wu et al. 2018 (the votes), https://arxiv.org/abs/1805.01978
+        Wu et al. 2018 (kNN classifier), https://arxiv.org/abs/1805.01978
     """
 
     monitorable: ClassVar = {"loss": "min", "knn_accuracy": "max"}
@@ -97,17 +97,21 @@ class Contrastive(Task):
         ):
             if value < 1:
                 raise ValueError(f"{name}={value}: at least 1 is needed")
-        model = Pretraining(model, take_head(model), hidden_size, output_size)
+        model = Pretraining(model, remove_head(model), hidden_size, output_size)
         super().__init__(
             model=model, optimizer=optimizer, scheduler=scheduler, micro_batch_size=micro_batch_size, seed=seed
         )
         self.temperature = temperature
         self.num_neighbors = num_neighbors
-        self.known: tuple[Tensor, Tensor] | None = None  # features and labels of the training samples, in evaluation
-        self.train_metrics = collection({})
+        self.train_features: tuple[Tensor, Tensor] | None = (
+            None  # features and labels of the training samples, during an evaluation
+        )
+        self.train_metrics = make_metrics({})
         for stage in ("val", "test"):
             accuracy = MulticlassAccuracy(len(class_names), average="micro", validate_args=False)
-            setattr(self, f"{stage}_metrics", collection({"loss": LossOfAll(temperature), "knn_accuracy": accuracy}))
+            setattr(
+                self, f"{stage}_metrics", make_metrics({"loss": SplitNTXent(temperature), "knn_accuracy": accuracy})
+            )
 
     def check_data(self, data: DataModule) -> None:
         if data.micro_batch_size is not None:
@@ -134,29 +138,29 @@ class Contrastive(Task):
             )
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return the embeddings of all views `(N, num_views, output_size)`; of a batch without views, of its inputs."""
+        """Return the embeddings of all views `(N, num_views, output_size)`; a batch without views has one."""
         views = batch.inputs[:, None] if batch.views is None else batch.views
         embeddings: Tensor = self.model(views.flatten(0, 1).to(self.dtype))
         return embeddings.unflatten(0, views.shape[:2])
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        if not (self.training and several()):
+        if not (self.training and is_distributed()):
             return nt_xent(logits, logits, self.temperature)
         everywhere: Tensor = AllGather.apply(logits)
         return nt_xent(logits, everywhere, self.temperature, first=self.global_rank * len(logits))
 
     def update(self, metrics: Any, logits: Tensor, loss: Tensor, batch: Batch) -> None:
         for name, metric in metrics.items():
-            metric.update(logits) if name == "loss" else metric.update(self.voted(batch), batch.targets)
+            metric.update(logits) if name == "loss" else metric.update(self.predict_knn(batch), batch.targets)
 
     def evaluate(self, batch: Batch, stage: Stage) -> None:
         logits = self(batch)
         self.update(self.metrics(stage), logits, logits, batch)
 
-    def voted(self, batch: Batch) -> Tensor:
-        """Return the class that the nearest training samples vote for `(N)`."""
-        assert self.known is not None
-        features, labels = self.known
+    def predict_knn(self, batch: Batch) -> Tensor:
+        """Return the classes that the nearest training samples vote for `(N)`."""
+        assert self.train_features is not None
+        features, labels = self.train_features
         own = self.features(batch)
         with torch.autocast(own.device.type, enabled=False):
             similarities, nearest = (own @ features.T).topk(self.num_neighbors)
@@ -166,35 +170,38 @@ class Contrastive(Task):
     def features(self, batch: Batch) -> Tensor:
         return F.normalize(self.model.encoder(batch.inputs.to(self.dtype)).float(), dim=-1)  # type: ignore[operator]
 
-    def training_features(self) -> tuple[Tensor, Tensor]:
-        """Return the features of all training samples and their labels; each process computes a share."""
+    def compute_train_features(self) -> tuple[Tensor, Tensor]:
+        """Return the features and labels of all training samples; each process computes a part and gathers the rest."""
         data: DataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         split, rank, world_size = data.on_device("train"), self.global_rank, self.trainer.world_size
         number = -(-len(split) // world_size)
-        share = [min(rank + i * world_size, len(split) - 1) for i in range(number)]  # as many in each process
+        # all_gather needs equally many in each process
+        share = [min(rank + i * world_size, len(split) - 1) for i in range(number)]
         features, labels = [], []
         for start in range(0, number, CHUNK):
             batch = self.transfer_batch_to_device(split[share[start : start + CHUNK]], self.device, 0)
-            with self.trainer.precision_plugin.val_step_context():  # as those of validation
+            with self.trainer.precision_plugin.val_step_context():  # the precision of validation
                 features.append(self.features(data.on_after_batch_transfer(batch, 0)))
             labels.append(batch.targets)
-        return gathered(torch.cat(features))[: len(split)], gathered(torch.cat(labels))[: len(split)]
+        return all_gather_interleaved(torch.cat(features))[: len(split)], all_gather_interleaved(torch.cat(labels))[
+            : len(split)
+        ]
 
     def on_validation_epoch_start(self) -> None:
-        self.known = self.training_features()
+        self.train_features = self.compute_train_features()
 
     def on_validation_epoch_end(self) -> None:
-        self.known = None
+        self.train_features = None
 
     def on_test_epoch_start(self) -> None:
-        self.known = self.training_features()
+        self.train_features = self.compute_train_features()
 
     def on_test_epoch_end(self) -> None:
-        self.known = None
+        self.train_features = None
 
 
-class LossOfAll(Metric):
-    """NT-Xent over the views of all samples of a split; keeps their embeddings."""
+class SplitNTXent(Metric):
+    """NT-Xent over the views of all samples of a split; stores their embeddings."""
 
     full_state_update = False
 
@@ -208,36 +215,36 @@ class LossOfAll(Metric):
 
     def compute(self) -> Tensor:
         found: Any = self.embeddings
-        everyone = torch.cat(found) if isinstance(found, list) else found
-        total = everyone.new_zeros((), dtype=torch.float64)
-        for first in range(0, len(everyone), CHUNK):
-            some = everyone[first : first + CHUNK]
-            total += nt_xent(some, everyone, self.temperature, first=first) * len(some)
-        return (total / len(everyone)).float()
+        all_embeddings = torch.cat(found) if isinstance(found, list) else found
+        total = all_embeddings.new_zeros((), dtype=torch.float64)
+        for first in range(0, len(all_embeddings), CHUNK):
+            chunk = all_embeddings[first : first + CHUNK]
+            total += nt_xent(chunk, all_embeddings, self.temperature, first=first) * len(chunk)
+        return (total / len(all_embeddings)).float()
 
 
-def nt_xent(embeddings: Tensor, everyone: Tensor, temperature: float, first: int = 0) -> Tensor:
-    """Return the mean cross entropy of finding, for each view, the other view of its sample among all other views.
+def nt_xent(embeddings: Tensor, all_embeddings: Tensor, temperature: float, first: int = 0) -> Tensor:
+    """Return the normalized temperature-scaled cross entropy (NT-Xent), averaged over views.
 
     Args:
-        embeddings: of length 1, two views for each sample.
-        everyone: the samples to choose from.
-        temperature: the similarities are divided by it.
-        first: the place of the first of `embeddings` in `everyone`.
+        embeddings: unit-length embeddings, two views per sample.
+        all_embeddings: the samples to compare with; includes `embeddings`.
+        temperature: temperature of the softmax over similarities.
+        first: index in `all_embeddings` of the first sample of `embeddings`.
 
     Shape:
-        embeddings `(N, 2, D)`, everyone `(M, 2, D)` -> scalar
+        embeddings `(N, 2, D)`, all_embeddings `(M, 2, D)` -> scalar
     """
-    views, candidates = embeddings.flatten(0, 1), everyone.flatten(0, 1)
+    views, candidates = embeddings.flatten(0, 1), all_embeddings.flatten(0, 1)
     own = torch.arange(len(views), device=views.device) + 2 * first
     similarities = views @ candidates.T / temperature
-    similarities = similarities.scatter(1, own[:, None], -torch.inf)  # not the view itself
-    return F.cross_entropy(similarities, own ^ 1)  # both views of a sample are neighbors
+    similarities = similarities.scatter(1, own[:, None], -torch.inf)  # exclude the view itself
+    return F.cross_entropy(similarities, own ^ 1)  # the two views of a sample have the indices 2i and 2i + 1
 
 
-def gathered(share: Tensor) -> Tensor:
-    """Return the rows of all processes, of which each has every n-th."""
-    if not several():
+def all_gather_interleaved(share: Tensor) -> Tensor:
+    """Return the rows of all processes, interleaved: process r of n has the rows r, r + n, …"""
+    if not is_distributed():
         return share
     shares = [torch.empty_like(share) for _ in range(dist.get_world_size())]
     dist.all_gather(shares, share.contiguous())

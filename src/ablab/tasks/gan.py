@@ -1,4 +1,4 @@
-"""A generative adversarial network: a generator of images, and a discriminator of real and generated ones."""
+"""Generative adversarial networks for images."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from torchmetrics import Metric, MetricCollection
 
 from ablab.data.batch import Batch
 from ablab.data.datamodule import DataModule
-from ablab.data.draws import normal, own_seeds
+from ablab.data.rng import index_seeds, normal
 from ablab.models.interface import NormFactory
-from ablab.tasks.heads import take_head
-from ablab.tasks.task import Stage, Task, collection
+from ablab.tasks.heads import remove_head
+from ablab.tasks.task import Stage, Task, make_metrics
 
-CHUNK = 1024  # images that are compared with all others at once
-BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the kernels, in standard deviations of a pixel
-NOISE = 0  # the stream of random numbers of evaluation, see `ablab.data.draws`
+CHUNK = 1024  # rows of the kernel matrix computed at once
+BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # bandwidths of the kernels, in standard deviations of a pixel
+NOISE = 0  # random stream of the evaluation noise, see `ablab.data.rng`
 
 
 class Generator(nn.Module):
-    """Images from noise: a linear layer, then transposed convolutions that double the size, as in DCGAN.
+    """The DCGAN generator: a linear layer, then transposed convolutions that double the image size.
 
-    A norm and a ReLU follow each layer but the last. The images are standardized as the data are, so that they end
-    without a tanh.
+    A norm and a ReLU follow each layer but the last. There is no final tanh, since the data are standardized.
 
     Shape:
         noise `(N, noise_size)` -> images `(N, *shape)`
@@ -47,7 +46,7 @@ class Generator(nn.Module):
         layers.append(norm(widths[0], "image", activation=nn.ReLU()))
         for before, after in pairwise(widths):
             conv = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)
-            if not norm.needs_bias:  # only now: the same seed draws the same weights for every norm
+            if not norm.needs_bias:  # removed after init, so that all norms get the same weights for a seed
                 conv.register_parameter("bias", None)
             layers += [norm.wrap(conv), norm(after, "image", activation=nn.ReLU())]
         layers.append(norm.wrap(nn.Conv2d(width, channels, 3, padding=1)))
@@ -59,7 +58,7 @@ class Generator(nn.Module):
 
 
 class Networks(nn.Module):
-    """Both networks, whose weights a run keeps."""
+    """The generator and the discriminator in one module."""
 
     def __init__(self, generator: nn.Module, discriminator: nn.Module) -> None:
         super().__init__()
@@ -68,32 +67,33 @@ class Networks(nn.Module):
 
 
 class GAN(Task):
-    """A generator and a discriminator that take turns, with the non-saturating loss.
+    """A GAN with the non-saturating loss and alternating updates.
 
-    In each step, the discriminator learns to distinguish the batch from as many generated images, then the generator
-    learns to deceive it. Each has an optimizer and a schedule of its own, made alike; both together count as one step.
+    In each training step, the discriminator is updated on the batch and as many generated images, then the generator is
+    updated. The networks have separate optimizers and schedules with the same settings; both updates together count as
+    one step.
 
-    Metrics: mmd (the unbiased estimate of the squared maximum mean discrepancy between the split's images and as many
-    generated ones, from the same noise in each evaluation; the mean over Gaussian kernels of five bandwidths, in pixel
-    space; near 0 for equal distributions, and at times below, because it is unbiased), and of training
-    discriminator_loss, generator_loss and the generator's gradient_norm. An evaluation keeps the split's images.
+    Metrics: mmd (unbiased estimate of the squared maximum mean discrepancy in pixel space, between the images of the
+    split and as many images generated from fixed noise, averaged over Gaussian kernels of five bandwidths; about 0 for
+    equal distributions, and sometimes below, because it is unbiased). In training: discriminator_loss, generator_loss
+    and the generator's gradient_norm. An evaluation stores all images of the split.
 
     Args:
-        model: a classifier, whose `head` is replaced with one of a single output: the discriminator.
-        optimizer, scheduler, seed: see `Task`; one of each for both networks.
-        norm: makes the generator's norm layers.
-        input_shape: of an image, channels first.
-        noise_size: random numbers that an image is made from.
-        width: channels of the generator's last hidden layer; each layer before it has twice as many.
-        micro_batch_size: None.
+        model: a classifier; its `head` is replaced by a single output, which makes it the discriminator.
+        optimizer, scheduler, seed: see `Task`; both networks get the same settings.
+        norm: factory of the generator's norm layers.
+        input_shape: shape of an image, channels first.
+        noise_size: dimension of the noise vector.
+        width: channels of the generator's last hidden layer; each earlier layer has twice as many.
+        micro_batch_size: must be None.
 
     Raises:
-        ValueError: a value that makes no sense, or a model without such a head.
+        ValueError: a value is out of range, or the model has no linear `head`.
 
     References:
         Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661;
-        Radford et al. 2015 (the networks), https://arxiv.org/abs/1511.06434;
-        Gretton et al. 2012 (mmd), https://jmlr.org/papers/v13/gretton12a.html
+        Radford et al. 2015 (DCGAN), https://arxiv.org/abs/1511.06434;
+        Gretton et al. 2012 (MMD), https://jmlr.org/papers/v13/gretton12a.html
     """
 
     monitorable: ClassVar = {"mmd": "min"}
@@ -115,16 +115,16 @@ class GAN(Task):
         for name, value in (("noise_size", noise_size), ("width", width)):
             if value < 1:
                 raise ValueError(f"{name}={value}: at least 1 is needed")
-        model.head = norm.wrap(nn.Linear(take_head(model), 1))
+        model.head = norm.wrap(nn.Linear(remove_head(model), 1))
         networks = Networks(Generator(input_shape, norm=norm, noise_size=noise_size, width=width), model)
         super().__init__(
             model=networks, optimizer=optimizer, scheduler=scheduler, micro_batch_size=micro_batch_size, seed=seed
         )
         self.automatic_optimization = False
         self.noise_size = noise_size
-        self.train_metrics = collection({})
-        self.val_metrics = collection({"mmd": MaximumMeanDiscrepancy()})
-        self.test_metrics = collection({"mmd": MaximumMeanDiscrepancy()})
+        self.train_metrics = make_metrics({})
+        self.val_metrics = make_metrics({"mmd": MaximumMeanDiscrepancy()})
+        self.test_metrics = make_metrics({"mmd": MaximumMeanDiscrepancy()})
 
     def check_data(self, data: DataModule) -> None:
         if data.micro_batch_size is not None:
@@ -137,7 +137,7 @@ class GAN(Task):
         return [self.model.discriminator, self.model.generator]  # type: ignore[list-item]
 
     def noise_for(self, real: Tensor) -> Tensor:
-        """Draw noise for as many images as are real."""
+        """Draw one noise vector per real image `(N, noise_size)`."""
         return torch.randn(len(real), self.noise_size, device=real.device).to(self.dtype)
 
     def generate(self, noise: Tensor) -> Tensor:
@@ -145,18 +145,18 @@ class GAN(Task):
         return images
 
     def discriminate(self, images: Tensor) -> Tensor:
-        """Return the logits that images are real `(N, 1)`."""
+        """Return the discriminator's logits for "real" `(N, 1)`."""
         logits: Tensor = self.model.discriminator(images)  # type: ignore[operator]
         return logits
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return the logits of the batch's images and of as many generated ones `(N, 2)`."""
+        """Return the logits of the batch's images and of as many generated images `(N, 2)`."""
         real = batch.inputs.to(self.dtype)
         fake = self.generate(self.noise_for(real))
         return torch.cat([self.discriminate(real), self.discriminate(fake)], 1)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the discriminator's loss: the sum of both cross entropies."""
+        """Return the discriminator's loss, the sum of the cross entropies of real and generated images."""
         real, fake = logits.unbind(1)
         return F.softplus(-real).mean() + F.softplus(fake).mean()
 
@@ -169,7 +169,7 @@ class GAN(Task):
         optimizers[0].zero_grad()
         self.manual_backward(self.loss(logits, batch))
         self.observed["train/discriminator_loss"] = self.step_loss
-        # past Lightning's counter of steps: a batch is one step, as max_steps and schedules count
+        # bypasses Lightning's step counter, so that max_steps and schedules count a batch as one step
         self.trainer.strategy.optimizer_step(optimizers[0].optimizer, lambda: None, self)
 
         optimizers[1].zero_grad()
@@ -187,21 +187,22 @@ class GAN(Task):
         metric.update(batch.inputs, self.generate(noise))
 
     def evaluate(self, batch: Batch, stage: Stage) -> None:
-        self.update(self.metrics(stage), batch.inputs, batch.inputs, batch)  # of the images alone, without a loss
+        # MMD needs the images only, no logits or loss
+        self.update(self.metrics(stage), batch.inputs, batch.inputs, batch)
 
     def fixed_noise(self, first: int, number: int) -> Tensor:
-        """Return the noise of evaluation, the same for the n-th image however the images are divided into batches."""
-        places = torch.arange(first, first + number, device=self.device) * self.trainer.world_size + self.global_rank
-        return normal(own_seeds(self.seed, places), NOISE, (self.noise_size,)).to(self.dtype)
+        """Return the evaluation noise, which depends on the image's index only, not on the division into batches."""
+        indices = torch.arange(first, first + number, device=self.device) * self.trainer.world_size + self.global_rank
+        return normal(index_seeds(self.seed, indices), NOISE, (self.noise_size,)).to(self.dtype)
 
-    def pictures(self, number: int) -> Tensor:
-        """Return generated images, from the same noise each time; see `ablab.callbacks.image_samples`."""
-        seeds = own_seeds(self.seed, torch.arange(number, device=self.device))
+    def sample_images(self, number: int) -> Tensor:
+        """Return images generated from fixed noise, for `ablab.callbacks.image_samples`."""
+        seeds = index_seeds(self.seed, torch.arange(number, device=self.device))
         return self.generate(normal(seeds, NOISE, (self.noise_size,)).to(self.dtype))
 
 
 class MaximumMeanDiscrepancy(Metric):
-    """The unbiased estimate of the squared maximum mean discrepancy; keeps all images. NaN for fewer than two."""
+    """Unbiased estimate of the squared maximum mean discrepancy; stores all images. NaN for fewer than two images."""
 
     full_state_update = False
 
@@ -217,7 +218,7 @@ class MaximumMeanDiscrepancy(Metric):
         self.fake.append(fake.flatten(1).float())  # type: ignore[union-attr,operator]
 
     def compute(self) -> Tensor:
-        states: list[Any] = [self.real, self.fake]  # tensors where they come from several processes
+        states: list[Any] = [self.real, self.fake]  # lists; tensors after synchronization between processes
         x, y = (torch.cat(state) if isinstance(state, list) else state for state in states)
         return mmd(x, y)
 
@@ -227,21 +228,21 @@ class MaximumMeanDiscrepancy(Metric):
 
 
 def mmd(x: Tensor, y: Tensor) -> Tensor:
-    """Return the unbiased estimate of the squared maximum mean discrepancy of two samples of equal size.
+    """Return the unbiased estimate of the squared maximum mean discrepancy between two samples of equal size.
 
     Shape:
         x, y `(N, F)` -> scalar
     """
     number = len(x)
-    within = sum_of_kernels(x, x) + sum_of_kernels(y, y) - 2 * number  # a sample's kernel with itself is 1
-    return (within / (number * (number - 1)) - 2 * sum_of_kernels(x, y) / number**2).float()
+    within = kernel_sum(x, x) + kernel_sum(y, y) - 2 * number  # excludes the diagonal, where the kernel is 1
+    return (within / (number * (number - 1)) - 2 * kernel_sum(x, y) / number**2).float()
 
 
-def sum_of_kernels(x: Tensor, y: Tensor) -> Tensor:
-    """Return the sum over all pairs of the mean of Gaussian kernels, in float64."""
+def kernel_sum(x: Tensor, y: Tensor) -> Tensor:
+    """Return the sum over all pairs of the Gaussian kernels' mean over bandwidths, in float64."""
     total = x.new_zeros((), dtype=torch.float64)
-    for some in x.split(CHUNK):
-        distances = torch.cdist(some.double(), y.double()).square() / x.shape[1]  # of a pixel
+    for chunk in x.split(CHUNK):
+        distances = torch.cdist(chunk.double(), y.double()).square() / x.shape[1]  # per pixel
         for bandwidth in BANDWIDTHS:
             total += (-distances / (2 * bandwidth**2)).exp().sum() / len(BANDWIDTHS)
     return total

@@ -1,15 +1,15 @@
-"""Take the head off a classifier, for tasks that need its features."""
+"""Remove the head of a classifier, for tasks that need its features."""
 
 from __future__ import annotations
 
 from torch import nn
 
 
-def take_head(model: nn.Module) -> int:
+def remove_head(model: nn.Module) -> int:
     """Replace the head of a classifier with the identity, and return the number of its input features.
 
     Raises:
-        ValueError: the model has no linear layer of the name `head`.
+        ValueError: the model has no linear layer named `head`.
     """
     head = getattr(model, "head", None)
     if not isinstance(head, nn.Linear):

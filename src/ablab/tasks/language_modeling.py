@@ -1,4 +1,4 @@
-"""Language modelling: the next token at every step."""
+"""Language modelling: next-token prediction."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 
 from ablab.data.batch import Batch
-from ablab.tasks.task import Task, collection
+from ablab.tasks.task import Task, make_metrics
 
 
 class LanguageModeling(Task):
-    """Cross entropy over the next token.
+    """Cross entropy of the next token.
 
-    Metrics: loss (nats a token), perplexity (exp of the loss), bits_per_character (the loss in bits, over the
-    characters that a token stands for).
+    Metrics: loss (nats per token), perplexity (exp of the loss), bits_per_character (loss in bits, divided by the mean
+    number of characters per token).
 
     Args:
         model, optimizer, scheduler, micro_batch_size, seed: see `Task`.
-        characters_per_token: characters of the text over its tokens.
+        characters_per_token: mean number of characters per token of the text.
     """
 
     monitorable: ClassVar = {"loss": "min", "perplexity": "min", "bits_per_character": "min"}
@@ -42,15 +42,15 @@ class LanguageModeling(Task):
             model=model, optimizer=optimizer, scheduler=scheduler, micro_batch_size=micro_batch_size, seed=seed
         )
         self.characters_per_token = characters_per_token
-        self.train_metrics = collection({})
-        self.val_metrics = collection({"loss": MeanMetric()})
-        self.test_metrics = collection({"loss": MeanMetric()})
+        self.train_metrics = make_metrics({})
+        self.val_metrics = make_metrics({"loss": MeanMetric()})
+        self.test_metrics = make_metrics({"loss": MeanMetric()})
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
 
     def num_targets(self, batch: Batch) -> Tensor:
-        return (batch.targets >= 0).sum()  # -100 is nothing to predict
+        return (batch.targets >= 0).sum()  # F.cross_entropy ignores targets of -100
 
     def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
         for metric in metrics.values():

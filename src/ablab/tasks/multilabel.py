@@ -1,4 +1,4 @@
-"""Multi-label classification: any number of labels for each sample."""
+"""Multi-label classification: any number of labels per sample."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
 
 from ablab.data.batch import Batch
-from ablab.tasks.task import Task, collection
+from ablab.tasks.task import Task, make_metrics
 
-NUM_THRESHOLDS = 200  # of average precision: counts at so many probabilities, instead of every prediction
+NUM_THRESHOLDS = 200  # for average precision; bounds its memory, which would otherwise grow with the predictions
 
 
 class LabelPrecision(MultilabelAveragePrecision):
-    """The average precision of each label, NaN for a label that no sample has."""
+    """Per-label average precision, NaN for labels without positive samples."""
 
-    def compute(self) -> Tensor:  # type: ignore[override]  # as torchmetrics' own of it does
-        counts: Any = self.metric_state  # (thresholds, labels, real, predicted)
+    def compute(self) -> Tensor:  # type: ignore[override]  # torchmetrics ignores it too
+        counts: Any = self.metric_state  # (thresholds, labels, target, prediction)
         return super().compute().where(counts["confmat"][0, :, 1].sum(-1) > 0, torch.nan)
 
 
 class MultiLabel(Task):
     """Binary cross entropy of each label.
 
-    Metrics: loss (nats, the mean over samples and labels), average_precision (the mean over labels of the area under
-    each one's precision-recall curve, at 200 thresholds, labels that no sample has left out), f1 (the mean over labels,
-    at a probability of 0.5).
+    Metrics: loss (nats, mean over samples and labels), average_precision (macro average over labels of the area under
+    the precision-recall curve, at 200 thresholds, without labels that have no positive samples), f1 (macro average over
+    labels, at a threshold of 0.5).
 
     Args:
         model, optimizer, scheduler, micro_batch_size, seed: see `Task`.
-        label_names: the labels, in the order of the model's outputs.
+        label_names: names of the labels, in the order of the model's outputs.
     """
 
     monitorable: ClassVar = {"loss": "min", "average_precision": "max", "f1": "max"}
@@ -55,8 +55,8 @@ class MultiLabel(Task):
         )
         self.label_names = label_names
         number = len(label_names)
-        # the data have checked their labels; doing so in each step would wait for the device
-        self.train_metrics = collection({"f1": MultilabelF1Score(number, validate_args=False)})
+        # validate_args would synchronize with the GPU in every step; the data set has checked its labels
+        self.train_metrics = make_metrics({"f1": MultilabelF1Score(number, validate_args=False)})
         for stage in ("val", "test"):
             precision = LabelPrecision(number, average="none", thresholds=NUM_THRESHOLDS, validate_args=False)
             metrics = {
@@ -64,7 +64,7 @@ class MultiLabel(Task):
                 "average_precision": precision,
                 "f1": MultilabelF1Score(number, validate_args=False),
             }
-            setattr(self, f"{stage}_metrics", collection(metrics))
+            setattr(self, f"{stage}_metrics", make_metrics(metrics))
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, batch.targets.to(logits.dtype))

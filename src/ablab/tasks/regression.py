@@ -1,4 +1,4 @@
-"""Regression: one number for each sample, or several."""
+"""Regression: one or more target values per sample."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, MetricCollection, R2Score
 
 from ablab.data.batch import Batch
-from ablab.tasks.task import Task, collection
+from ablab.tasks.task import Task, make_metrics
 
 Objective = Literal["mse", "l1", "huber"]
 LOSSES: dict[Objective, Callable[[Tensor, Tensor], Tensor]] = {
@@ -23,27 +23,27 @@ LOSSES: dict[Objective, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class DefinedR2Score(R2Score):
-    """R² that is NaN, not an error, of fewer than two samples."""
+    """R² that is NaN, instead of an error, for fewer than two samples."""
 
     def compute(self) -> Tensor:
         return super().compute() if int(self.total) > 1 else torch.tensor(torch.nan, device=self.device)
 
 
 class Regression(Task):
-    """Squared, absolute or Huber error of standardized numbers.
+    """Squared, absolute or Huber loss on standardized targets.
 
-    Metrics: loss (of the standardized targets), mae and rmse (mean absolute and root mean squared error, in the
-    target's own unit), r2 (1 is perfect, 0 is the mean of the targets; not logged of a single sample). Of several
-    targets each is the mean over them, and mae and rmse of each are logged as `rmse/<target>`.
+    Metrics: loss (on the standardized targets), mae and rmse (mean absolute and root mean squared error, in the unit of
+    the target), r2 (1 is perfect, 0 is as good as the mean; not logged for a single sample). With several targets, each
+    metric is the mean over targets, and mae and rmse are also logged per target, as `rmse/<target>`.
 
     Args:
         model, optimizer, scheduler, micro_batch_size, seed: see `Task`.
-        target_names: the targets, in the order of the model's outputs.
-        target_mean, target_std: of each target in its own unit, by which the data standardized it.
+        target_names: names of the targets, in the order of the model's outputs.
+        target_mean, target_std: mean and standard deviation of each target, used to standardize it.
         loss: "mse", "l1" or "huber" (squared up to one standard deviation, absolute beyond).
 
     Raises:
-        ValueError: a loss that there is not.
+        ValueError: the loss is unknown.
     """
 
     monitorable: ClassVar = {"loss": "min", "mae": "min", "rmse": "min", "r2": "max"}
@@ -71,15 +71,16 @@ class Regression(Task):
         self.target_std = target_std
         self.objective: Objective = loss
         number = len(target_names)
-        self.train_metrics = collection({"rmse": MeanSquaredError(num_outputs=number)})
+        self.train_metrics = make_metrics({"rmse": MeanSquaredError(num_outputs=number)})
         for stage in ("val", "test"):
             metrics = {
                 "loss": MeanMetric(),
                 "mae": MeanAbsoluteError(num_outputs=number),
-                "rmse": MeanSquaredError(num_outputs=number),  # its root is taken of the whole stage's mean
+                # `scalars` takes the root, after averaging over the epoch
+                "rmse": MeanSquaredError(num_outputs=number),
                 "r2": DefinedR2Score(),
             }
-            setattr(self, f"{stage}_metrics", collection(metrics))
+            setattr(self, f"{stage}_metrics", make_metrics(metrics))
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         return LOSSES[self.objective](logits, batch.targets.to(logits.dtype))
@@ -103,7 +104,7 @@ class Regression(Task):
             return []
         if name not in ("mae", "rmse"):
             return [(name, value)]
-        unit = torch.tensor(self.target_std, device=value.device, dtype=value.dtype)
-        errors = (value.sqrt() if name == "rmse" else value).view(-1) * unit
+        scale = torch.tensor(self.target_std, device=value.device, dtype=value.dtype)
+        errors = (value.sqrt() if name == "rmse" else value).view(-1) * scale
         each = zip(self.target_names, errors, strict=True) if len(errors) > 1 else ()
         return [(name, errors.mean()), *((f"{name}/{target}", error) for target, error in each)]

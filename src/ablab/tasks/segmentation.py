@@ -1,4 +1,4 @@
-"""Semantic segmentation: one class for each pixel."""
+"""Semantic segmentation: one class per pixel."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ablab.data.batch import IGNORED_PIXEL, Batch
-from ablab.tasks.task import Task, at_least_float32, collection
+from ablab.tasks.task import Task, at_least_float32, make_metrics
 
 
 class PixelAccuracy(Metric):
-    """The share of counted pixels whose class is predicted; NaN where none is counted.
+    """Pixel accuracy, without ignored pixels; NaN if all pixels are ignored.
 
-    torchmetrics picks the counted pixels with a mask, for which the CPU waits for a GPU in every step.
+    torchmetrics selects pixels with a boolean mask, which synchronizes with the GPU in every step.
     """
 
     right: Tensor
@@ -31,7 +31,7 @@ class PixelAccuracy(Metric):
         self.add_state("number", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, predicted: Tensor, targets: Tensor) -> None:
-        self.right += (predicted == targets).sum()  # no class has the number of ignored pixels
+        self.right += (predicted == targets).sum()  # no class has the index IGNORED_PIXEL
         self.number += (targets != IGNORED_PIXEL).sum()
 
     def compute(self) -> Tensor:
@@ -39,11 +39,10 @@ class PixelAccuracy(Metric):
 
 
 class PixelIoU(MulticlassConfusionMatrix):
-    """The intersection over union of each class, NaN for a class that is neither in the masks nor predicted.
+    """Per-class intersection over union, NaN for classes that are neither in the masks nor predicted.
 
-    Intersections and unions are of the pixels of all images together. torchmetrics counts pairs of classes in a matrix
-    of pixels times squared classes where deterministic operations are asked for: 7 GB for an image of 512x512 and 21
-    classes.
+    Intersections and unions are summed over all images. With deterministic algorithms, torchmetrics builds a matrix of
+    pixels x classes² to count pairs of classes, 7 GB for a 512x512 image and 21 classes; this class uses bincount.
     """
 
     def update(self, predicted: Tensor, targets: Tensor) -> None:
@@ -57,17 +56,17 @@ class PixelIoU(MulticlassConfusionMatrix):
 
 
 class Segmentation(Task):
-    """Cross entropy over the classes of each pixel; pixels of 255 in a mask do not count.
+    """Pixelwise cross entropy; pixels with the value 255 in a mask are ignored.
 
-    Metrics: loss (nats, the mean over counted pixels), accuracy (share of counted pixels), mean_iou (the mean over
-    classes of intersection over union, each of all counted pixels together; a class that is neither in a mask nor
-    predicted is left out), and with `per_class` that of each class as `iou/<class>`.
+    Metrics: loss (nats, mean over pixels), accuracy (fraction of pixels), mean_iou (mean over classes of intersection
+    over union on all pixels; classes that are neither in the masks nor predicted are left out), and with `per_class`
+    the IoU of each class as `iou/<class>`. Ignored pixels do not count.
 
     Args:
-        model: from images to logits `(N, num_classes, H, W)`.
+        model: maps images to logits `(N, num_classes, H, W)`.
         optimizer, scheduler, micro_batch_size, seed: see `Task`.
-        pixel_classes: the classes, in the order of their numbers.
-        per_class: log each class's intersection over union in validation and test.
+        pixel_classes: names of the classes, by class index.
+        per_class: log the IoU of each class in validation and test.
 
     References:
         Long et al. 2015 (the metrics), https://arxiv.org/abs/1411.4038
@@ -92,21 +91,22 @@ class Segmentation(Task):
         )
         self.pixel_classes = pixel_classes
         self.per_class = per_class
-        self.train_metrics = collection({"accuracy": PixelAccuracy()})
+        self.train_metrics = make_metrics({"accuracy": PixelAccuracy()})
         for stage in ("val", "test"):
             iou = PixelIoU(len(pixel_classes), validate_args=False)
             setattr(
-                self, f"{stage}_metrics", collection({"loss": MeanMetric(), "accuracy": PixelAccuracy(), "iou": iou})
+                self, f"{stage}_metrics", make_metrics({"loss": MeanMetric(), "accuracy": PixelAccuracy(), "iou": iou})
             )
 
     def num_targets(self, batch: Batch) -> Tensor:
         return (batch.targets != IGNORED_PIXEL).sum()
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        # Pixels as rows: torch has no deterministic loss of images on a GPU.
+        # Pixels as rows: torch has no deterministic 2D cross entropy on GPUs.
         rows, targets = at_least_float32(logits).movedim(1, -1).flatten(0, -2), batch.targets.flatten()
         total = F.cross_entropy(rows, targets, ignore_index=IGNORED_PIXEL, reduction="sum")
-        return total / self.num_targets(batch).clamp(min=1)  # without a counted pixel 0, where torch's mean is NaN
+        # 0 if all pixels are ignored, where reduction="mean" is NaN
+        return total / self.num_targets(batch).clamp(min=1)
 
     def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
         predicted = logits.argmax(1)

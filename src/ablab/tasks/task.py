@@ -1,4 +1,4 @@
-"""What every task shares: one training step, one evaluation step, the optimizer and its schedule."""
+"""Base class of tasks: training and evaluation steps, metrics, optimizers and schedules."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from torchmetrics import Metric, MetricCollection
 
 from ablab.data.batch import Batch, Kind
 from ablab.data.datamodule import DataModule
-from ablab.data.draws import seed_step
+from ablab.data.rng import seed_step
 from ablab.optim.optimizer import make_optimizer
-from ablab.optim.schedules import continue_schedules, lr_scheduler_config
-from ablab.tasks.counts import counts, gathered, restore
-from ablab.tasks.exchange import Exchange, several
+from ablab.optim.schedules import lr_scheduler_config, unblock_epoch_schedulers
+from ablab.tasks.all_reduce import StepAllReduce, is_distributed
+from ablab.tasks.metric_state import gather_objects, metric_states, restore_metrics
 
 Stage = Literal["train", "val", "test"]
 
 
 class Task(L.LightningModule, ABC):
-    """A model in training.
+    """Base class of tasks: a LightningModule that trains a model with a loss.
 
-    Logs `train/loss`, `train/lr` and what callbacks have put into `observed` every `log_every_n_steps` steps, and the
-    metrics of a stage at the end of each of its epochs, as `train/accuracy`, `val/loss`, … over exactly the samples of
-    that stage, on all processes together.
+    Logs `train/loss`, `train/lr` and the values in `observed`, to which callbacks add, every `log_every_n_steps` steps.
+    At the end of each epoch, logs the metrics of the stage, as `train/accuracy`, `val/loss`, …, over exactly the
+    samples of the stage, reduced over all processes.
 
     Args:
-        model: from inputs (and `valid`, where a batch has it) to logits.
-        optimizer: makes the optimizer from groups of parameters.
-        scheduler: makes the schedule from the optimizer and the number of its steps.
-        micro_batch_size: most samples of a forward pass; larger batches are taken in parts, whose gradients add up to
-            the whole batch's. None takes every batch whole.
-        seed: of the random numbers that a step draws, dropout's for example.
+        model: maps inputs (and the mask `valid`, if the batch has one) to logits.
+        optimizer: factory of the optimizer, called with parameter groups.
+        scheduler: factory of the schedule, called with the optimizer and the total number of steps.
+        micro_batch_size: maximum number of samples per forward pass; larger batches are split into micro-batches, whose
+            gradients add up to that of the batch. None never splits.
+        seed: seed of random operations within a step, such as dropout.
     """
 
-    # the validation metrics that may choose the best checkpoint, and whether more of them is better
+    # validation metrics that can select the best checkpoint, and whether higher or lower is better
     monitorable: ClassVar[dict[str, Literal["max", "min"]]]
-    # the kinds of data that it learns from, whatever their targets; empty: data whose `task_sizes` it takes
+    # kinds of data that the task accepts, whatever their targets; if empty, data whose `task_sizes` match its arguments
     takes: ClassVar[tuple[Kind, ...]] = ()
-    num_views: ClassVar[int] = 0  # augmented views of each sample that it asks the data for, `Batch.views`
+    num_views: ClassVar[int] = 0  # number of augmented views of each sample to request, see `Batch.views`
 
     def __init__(
         self,
@@ -63,35 +63,35 @@ class Task(L.LightningModule, ABC):
         super().__init__()
         self.model = model
         self.seed = seed
-        # of the step in hand: what its backward passes were given, the mean over all processes once they are through
+        # loss of the current step; averaged over processes once the backward passes are done
         self.step_loss = torch.zeros(())
-        self.is_last_part = True  # of the batch in hand, which may be taken in parts
-        self.has_earlier_parts = False  # gradients of earlier parts or batches belong to the same step
-        self.observed: dict[str, Tensor | float] = {}  # of the step in hand, by the names under which they are logged
-        self.exchange = Exchange()
-        self.earlier_counts: list[dict[str, Any]] | None = None
+        self.is_last_part = True  # whether the current micro-batch is the last of its batch
+        self.has_earlier_parts = False  # whether gradients have been accumulated in this step
+        self.observed: dict[str, Tensor | float] = {}  # values to log for the current step, by name
+        self.step_all_reduce = StepAllReduce()
+        self.saved_metric_states: list[dict[str, Any]] | None = None
         self.micro_batch_size = micro_batch_size
-        # Plain attributes, not hyperparameters: a checkpoint then holds tensors and plain data only.
+        # Not saved as hyperparameters: checkpoints contain tensors and plain data only.
         self.optimizer_factory = optimizer
         self.scheduler_factory = scheduler
 
     @abstractmethod
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The mean loss of a batch, a scalar."""
+        """Return the mean loss of a batch, a scalar."""
 
     def metrics(self, stage: Stage) -> MetricCollection:
-        """The metrics of a stage: what the subclass made as `train_metrics`, `val_metrics` or `test_metrics`."""
+        """Return a stage's metrics: the attribute `train_metrics`, `val_metrics` or `test_metrics` of the subclass."""
         return getattr(self, f"{stage}_metrics")
 
     @abstractmethod
     def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
-        """Count one batch in."""
+        """Update the metrics with a batch."""
 
     def num_targets(self, batch: Batch) -> int | Tensor:
-        """Return the number of targets that the mean loss of a batch is taken over: its samples.
+        """Return the number of targets that the mean loss of a batch is taken over; by default, the samples.
 
-        A task that leaves targets out of its mean, such as pixels or tokens that are ignored, counts the others and
-        returns a tensor. Parts of a batch, and the batches of several processes, are weighted by it.
+        Tasks that ignore some targets, such as pixels or tokens, return the number of the others as a tensor.
+        Micro-batches, and the batches of different processes, are weighted by this number.
         """
         return len(batch.targets)
 
@@ -99,63 +99,63 @@ class Task(L.LightningModule, ABC):
         inputs = batch.inputs.to(self.dtype) if batch.inputs.is_floating_point() else batch.inputs
         return self.model(inputs) if batch.valid is None else self.model(inputs, batch.valid)
 
-    def derive_random_numbers(self) -> None:
-        """What is drawn from here on depends on the seed, the step and the process, not on what was drawn before.
+    def seed_current_step(self) -> None:
+        """Seed the random number generators from the run's seed, the step and the rank.
 
-        A resumed run then draws what it would have drawn, and a callback that draws changes nothing.
+        A resumed run then draws the same numbers as an uninterrupted one, and callbacks that draw have no effect on it.
         """
         step = self.trainer.global_step
-        if self.trainer.accumulate_grad_batches > 1:  # the batches of one step draw differently
+        if self.trainer.accumulate_grad_batches > 1:  # batches of one step need different random numbers
             step = self.trainer.current_epoch * int(self.trainer.num_training_batches)
             step += self.trainer.fit_loop.epoch_loop.batch_idx
         seed_step(self.seed, step, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch, a scalar; of one that is taken in parts, what its last part adds to it.
+        """Return the loss of a batch, a scalar; if the batch is split, the contribution of its last micro-batch.
 
-        The parts before have their backward passes here. A subclass may override it as any LightningModule does:
-        gradients, randomness and `train/loss` are taken care of by `TaskHooks`.
+        Runs the backward passes of the earlier micro-batches. Subclasses may override this method like that of any
+        LightningModule: `TaskHooks` handles gradients, random seeds and `train/loss`.
         """
         *first, last = batch.parts(self.micro_batch_size)
         self.is_last_part = not first
         if first:
             self.trainer.optimizers[0].zero_grad()
-        for part in first:  # their gradients are added up before those of the last, which alone are exchanged
-            with without_exchange(self.trainer.strategy):
-                self.trainer.strategy.backward(self.part_of_loss(part, batch), None)
-        loss = self.part_of_loss(last, batch)
+        for part in first:  # all-reduce gradients only with the last micro-batch
+            with no_grad_sync(self.trainer.strategy):
+                self.trainer.strategy.backward(self.micro_batch_loss(part, batch), None)
+        loss = self.micro_batch_loss(last, batch)
         self.is_last_part = True
         return loss
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Clear the gradients, which Lightning asks for after `training_step`; those of earlier parts stay."""
+        """Clear gradients, except those of earlier micro-batches; Lightning calls this after `training_step`."""
         if not self.has_earlier_parts:
             optimizer.zero_grad()
 
-    def make_known(self, values: Mapping[str, Tensor | float]) -> None:
-        """Have callbacks find values by their names, as early stopping does."""
+    def update_callback_metrics(self, values: Mapping[str, Tensor | float]) -> None:
+        """Make values available to callbacks such as early stopping."""
         self.trainer.callback_metrics.update({name: torch.as_tensor(value) for name, value in values.items()})
 
-    def tell(self, values: dict[str, Any], step: int) -> None:
-        """Log what was found in training, at once: the only moment at which the CPU waits for an accelerator.
+    def log_now(self, values: dict[str, Any], step: int) -> None:
+        """Log training values immediately; this is the only point that synchronizes with the accelerator.
 
-        `self.log` would do work in every step for what is logged now and then.
+        `self.log` would add overhead to every step, even if values are logged rarely.
         """
         values = {name: float(value) for name, value in values.items()}
         for logger in self.loggers:
             logger.log_metrics({"epoch": self.current_epoch, **values}, step=step)
-        shown = {name: value for name, value in values.items() if on_the_bar(name)}
+        shown = {name: value for name, value in values.items() if is_on_progress_bar(name)}
         self.trainer.progress_bar_metrics.update(shown)
 
     def overrides(self, name: str) -> bool:
-        """Return whether a method is a subclass's own, or the instance's."""
-        return is_own(self, name, Task)
+        """Return whether a subclass or the instance overrides a method."""
+        return is_overridden(self, name, Task)
 
     def check_overrides(self) -> None:
-        """Refuse overridden methods that do not go together.
+        """Check that overridden methods are compatible with each other and with the settings.
 
         Raises:
-            ValueError: names the method and the remedy.
+            ValueError: they are not; names the method and the remedy.
         """
         own_step = self.overrides("training_step")
         if not (self.automatic_optimization or own_step):
@@ -165,13 +165,13 @@ class Task(L.LightningModule, ABC):
             )
         if self.micro_batch_size is None:
             return
-        if own_step and not refers_to(self.training_step, "training_step", "parts"):
+        if own_step and not mentions(self.training_step, "training_step", "parts"):
             raise ValueError(
                 f"training_step: {type(self).__name__} overrides it, so that nothing takes a batch in parts of "
                 f"data.micro_batch_size={self.micro_batch_size}; override loss() instead, call "
                 "super().training_step(), or set data.micro_batch_size=null"
             )
-        if self.overrides("optimizer_zero_grad") and not refers_to(
+        if self.overrides("optimizer_zero_grad") and not mentions(
             self.optimizer_zero_grad, "optimizer_zero_grad", "has_earlier_parts"
         ):
             raise ValueError(
@@ -181,36 +181,36 @@ class Task(L.LightningModule, ABC):
             )
 
     def check_data(self, data: DataModule) -> None:
-        """Refuse data that the task cannot learn from, before the training; a subclass says which.
+        """Check, before training, that the task can learn from the data; for subclasses to override.
 
         Raises:
-            ValueError: names the setting and the remedy.
+            ValueError: it cannot; names the setting and the remedy.
         """
 
     def trained_parts(self) -> list[nn.Module]:
-        """Return the parts of the model that have an optimizer and a schedule of their own; by default, the model."""
+        """Return the modules that get separate optimizers and schedules; by default, the whole model."""
         return [self.model]
 
-    def part_of_loss(self, part: Batch, batch: Batch) -> Tensor:
-        """What a part of a batch adds to the batch's mean loss."""
-        share = self.share(part, batch)
+    def micro_batch_loss(self, part: Batch, batch: Batch) -> Tensor:
+        """Return the contribution of a micro-batch to the mean loss of its batch."""
+        share = self.target_share(part, batch)
         logits = self(part)
         loss = self.loss(logits, part)
         self.update(self.metrics("train"), logits.detach(), loss.detach(), part)
         return loss if isinstance(share, float) and share == 1 else loss * share
 
-    def share(self, part: Batch, batch: Batch) -> float | Tensor:
-        """Return the share of a part in the targets of its batch.
+    def target_share(self, part: Batch, batch: Batch) -> float | Tensor:
+        """Return the fraction of a batch's targets that is in a micro-batch.
 
-        Gradients are averaged over processes. Where these count different numbers of targets, a share is of their mean
-        number, so that the average is the gradient of the mean over the targets of all processes.
+        If processes have different numbers of targets, the denominator is their mean. The average of gradients over
+        processes is then the gradient of the mean loss over all targets of all processes.
         """
-        if part is batch and not several():
+        if part is batch and not is_distributed():
             return 1.0
         number, total = self.num_targets(part), self.num_targets(batch)
-        if not isinstance(total, Tensor):  # samples, of which all processes have the same number
+        if not isinstance(total, Tensor):  # samples: all processes have equally many
             return number / total
-        if several():
+        if is_distributed():
             number = number * dist.get_world_size()
             dist.all_reduce(total)
         return number / total.clamp(min=1)
@@ -226,7 +226,7 @@ class Task(L.LightningModule, ABC):
         return self(batch)
 
     def predictions(self, logits: Tensor) -> dict[str, list[Any]]:
-        """Return the predictions for a batch as columns by their names, for scripts/predict.py."""
+        """Return the predictions for a batch as named columns, for scripts/predict.py."""
         raise NotImplementedError(
             f"{type(self).__name__} has no predictions() for a table; load checkpoints/best.safetensors in a program"
         )
@@ -235,14 +235,14 @@ class Task(L.LightningModule, ABC):
         logits = self(batch)
         self.update(self.metrics(stage), logits, self.loss(logits, batch), batch)
 
-    def counted(self, stage: Stage) -> dict[str, Tensor]:
-        """Return what a stage's metrics have counted, by the names under which it is logged.
+    def compute_metrics(self, stage: Stage) -> dict[str, Tensor]:
+        """Compute the metrics of a stage and return the scalars to log, by name.
 
-        A metric that no process has updated is left out, and so is a value that is NaN because nothing was counted.
+        Metrics that no process has updated are left out.
         """
         metrics = self.metrics(stage)
         updates = torch.tensor([metric.update_count for metric in metrics.values()], device=self.device)
-        if several():  # computing a metric is collective, so that all processes have to agree
+        if is_distributed():  # compute() is a collective operation: all processes must agree
             dist.all_reduce(updates)
         return {
             f"{stage}/{label}": scalar
@@ -252,27 +252,30 @@ class Task(L.LightningModule, ABC):
         }
 
     def scalars(self, name: str, value: Tensor) -> list[tuple[str, Tensor]]:
-        """What is logged of a metric's value, each under its name."""
+        """Return the scalars to log for a metric's value, with their names; may leave out undefined (NaN) values."""
         return [(name, value)]
 
-    def restore_counts(self) -> None:
-        """Have the metrics of an epoch that a checkpoint interrupted go on from what each process had counted."""
-        if self.earlier_counts is not None:
-            restore(
-                self.metrics("train"), self.earlier_counts, rank=self.global_rank, world_size=self.trainer.world_size
+    def restore_metric_states(self) -> None:
+        """Restore the training metrics of an epoch that was interrupted by a checkpoint."""
+        if self.saved_metric_states is not None:
+            restore_metrics(
+                self.metrics("train"),
+                self.saved_metric_states,
+                rank=self.global_rank,
+                world_size=self.trainer.world_size,
             )
-            self.earlier_counts = None
+            self.saved_metric_states = None
 
-    # After all callbacks, which save the weights that were evaluated.
+    # These hooks run after those of all callbacks, which save the weights that were evaluated.
 
     def on_validation_end(self) -> None:
-        self.switch("train")
+        self.set_optimizer_mode("train")
 
     def on_train_end(self) -> None:
-        self.switch("eval")
+        self.set_optimizer_mode("eval")
 
-    def switch(self, mode: Literal["train", "eval"]) -> None:
-        """Tell optimizers that know of it which weights the model is to have."""
+    def set_optimizer_mode(self, mode: Literal["train", "eval"]) -> None:
+        """Call `train()` or `eval()` of optimizers that have them, such as schedule-free ones, to swap the weights."""
         for optimizer in self.trainer.optimizers:
             if hasattr(optimizer, mode):
                 getattr(optimizer, mode)()
@@ -281,24 +284,24 @@ class Task(L.LightningModule, ABC):
         return [TaskHooks()]
 
     def configure_optimizers(self) -> Any:
-        # a fused optimizer unscales gradients itself, and nobody before it sees what they are
-        fused, total_steps = not scaled(self.trainer), int(self.trainer.estimated_stepping_batches)
+        # with a gradient scaler, fused optimizers unscale gradients themselves, and nothing before sees the true ones
+        fused, total_steps = not uses_grad_scaler(self.trainer), int(self.trainer.estimated_stepping_batches)
         optimizers = [make_optimizer(self.optimizer_factory, part, fused=fused) for part in self.trained_parts()]
         schedules = [lr_scheduler_config(self.scheduler_factory, optimizer, total_steps) for optimizer in optimizers]
         return optimizers, schedules
 
 
 class TaskHooks(Callback):
-    """The work of a `Task` around its steps and epochs: seeds, losses, metrics, and their logging.
+    """The hooks of a `Task` around steps and epochs: seeding, losses, metrics and logging.
 
-    It is done in a callback, and not in the task's own hooks, so that a subclass may override any of those without
-    `super()`, as of every LightningModule. It runs after the other callbacks, and before the task's hooks.
+    They are in a callback instead of the task's own hooks, so that subclasses may override those without calling
+    `super()`. The callback runs after all other callbacks and before the hooks of the task.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Task)
-        pl_module.restore_counts()
-        pl_module.switch("train")
+        pl_module.restore_metric_states()
+        pl_module.set_optimizer_mode("train")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Task)
@@ -308,127 +311,127 @@ class TaskHooks(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Task)
-        continue_schedules(trainer)
-        pl_module.derive_random_numbers()
-        pl_module.switch("train")
+        unblock_epoch_schedulers(trainer)
+        pl_module.seed_current_step()
+        pl_module.set_optimizer_mode("train")
         pl_module.observed = {"train/lr": trainer.optimizers[0].param_groups[0]["lr"]}
         takes_own_step = pl_module.automatic_optimization and pl_module.overrides("training_step")
         begins_step = batch_idx % trainer.accumulate_grad_batches == 0
         if takes_own_step and begins_step and not pl_module.overrides("optimizer_zero_grad"):
-            trainer.optimizers[0].zero_grad()  # a step that returns None must not repeat the one before
+            trainer.optimizers[0].zero_grad()  # or a step that returns None would reuse old gradients
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         assert isinstance(pl_module, Task)
         loss = loss.detach()
-        if scaled(trainer):
-            # what the scaler makes of one is its factor, which the CPU does not wait for
+        if uses_grad_scaler(trainer):
+            # scaling 1 gives the scaler's factor without synchronizing with the GPU
             loss = loss / trainer.precision_plugin.scaler.scale(torch.ones_like(loss))  # type: ignore[attr-defined]
         pl_module.step_loss = pl_module.step_loss + loss if pl_module.has_earlier_parts else loss
         if pl_module.is_last_part:  # the all-reduce overlaps with the backward pass
-            pl_module.exchange.begin(pl_module.step_loss)
+            pl_module.step_all_reduce.begin(pl_module.step_loss)
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Task)
         pl_module.has_earlier_parts = not (pl_module.is_last_part and completes_step(trainer))
         if pl_module.is_last_part:
-            pl_module.step_loss = pl_module.observed["train/loss"] = pl_module.exchange.end(pl_module.step_loss)
-            if (most := trainer.accumulate_grad_batches) > 1:  # an epoch's last step may have fewer batches
+            pl_module.step_loss = pl_module.observed["train/loss"] = pl_module.step_all_reduce.end(pl_module.step_loss)
+            if (most := trainer.accumulate_grad_batches) > 1:  # the last step of an epoch may accumulate fewer batches
                 number = trainer.fit_loop.epoch_loop.batch_idx % most + 1
                 pl_module.observed["train/loss"] = pl_module.step_loss * (most / number)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
         assert isinstance(pl_module, Task)
-        pl_module.make_known(pl_module.observed)
+        pl_module.update_callback_metrics(pl_module.observed)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if completes_step(trainer) and (trainer.global_step % every == 0 or trainer.should_stop):
-            pl_module.tell(pl_module.observed, step=trainer.global_step - 1)
+            pl_module.log_now(pl_module.observed, step=trainer.global_step - 1)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Task)
-        if counted := pl_module.counted("train"):
-            pl_module.make_known(counted)
-            pl_module.tell(counted, step=trainer.global_step)
+        if values := pl_module.compute_metrics("train"):
+            pl_module.update_callback_metrics(values)
+            pl_module.log_now(values, step=trainer.global_step)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Task)
-        pl_module.derive_random_numbers()
-        pl_module.metrics("val").reset()  # a validation that was broken off is done anew
+        pl_module.seed_current_step()
+        pl_module.metrics("val").reset()  # an interrupted validation starts over
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Task)
-        for name, value in pl_module.counted("val").items():
-            pl_module.log(name, value, prog_bar=on_the_bar(name))
+        for name, value in pl_module.compute_metrics("val").items():
+            pl_module.log(name, value, prog_bar=is_on_progress_bar(name))
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Task)
-        pl_module.derive_random_numbers()
+        pl_module.seed_current_step()
         pl_module.metrics("test").reset()
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Task)
-        pl_module.log_dict(pl_module.counted("test"))
+        pl_module.log_dict(pl_module.compute_metrics("test"))
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, Task)
-        checkpoint["train_metrics"] = gathered(counts(pl_module.metrics("train")))
+        checkpoint["train_metrics"] = gather_objects(metric_states(pl_module.metrics("train")))
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, Task)
-        pl_module.earlier_counts = checkpoint.get("train_metrics")
+        pl_module.saved_metric_states = checkpoint.get("train_metrics")
 
-    # A schedule-free optimizer evaluates other weights than it steps from. A checkpoint to resume from is saved before
-    # the switch at a validation's start, by a callback before this one.
+    # Schedule-free optimizers use different weights for training and evaluation. Checkpoints to resume from are saved
+    # before this swap at the start of a validation, by a callback that runs earlier.
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Task)
-        pl_module.switch("eval")
+        pl_module.set_optimizer_mode("eval")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":
-            continue_schedules(trainer)
+            unblock_epoch_schedulers(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Task)
-        pl_module.switch("eval")
+        pl_module.set_optimizer_mode("eval")
 
 
 def completes_step(trainer: L.Trainer) -> bool:
-    """Return whether the optimizer takes a step after the batch in hand (`trainer.accumulate_grad_batches`)."""
+    """Return whether the optimizer steps after the current batch (see `trainer.accumulate_grad_batches`)."""
     number = trainer.accumulate_grad_batches
     return number == 1 or trainer.is_last_batch or (trainer.fit_loop.epoch_loop.batch_idx + 1) % number == 0
 
 
-def is_own(owner: Any, name: str, base: type) -> bool:
-    """Return whether a method of a callback, a module or a data module is not the one of its base class."""
+def is_overridden(owner: Any, name: str, base: type) -> bool:
+    """Return whether a callback, module or data module overrides a method of its base class."""
     return getattr(getattr(owner, name), "__func__", None) is not getattr(base, name)
 
 
-def refers_to(method: Any, *names: str) -> bool:
-    """Return whether a method's own code mentions one of the names."""
+def mentions(method: Any, *names: str) -> bool:
+    """Return whether the code of a method mentions one of the names."""
     code = getattr(inspect.unwrap(method), "__code__", None)
     return code is not None and not {*names}.isdisjoint(code.co_names)
 
 
-def scaled(trainer: L.Trainer) -> bool:
-    """Whether gradients are multiplied by a scaler's factor (16-mixed), which leaves steps out where they overflow."""
+def uses_grad_scaler(trainer: L.Trainer) -> bool:
+    """Return whether a gradient scaler is in use (16-mixed precision), which skips steps on overflow."""
     return isinstance(trainer.precision_plugin, MixedPrecision) and trainer.precision_plugin.scaler is not None
 
 
-def without_exchange(strategy: Strategy) -> AbstractContextManager[None]:
-    """Backward passes within leave each process its own gradients."""
+def no_grad_sync(strategy: Strategy) -> AbstractContextManager[None]:
+    """Return a context in which backward passes do not synchronize gradients between processes."""
     return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Raise half precisions to float32, for sums over many values; float64 stays as it is."""
+    """Cast half precision to float32, for sums over many values; float64 stays unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def on_the_bar(name: str) -> bool:
-    """Whether a metric is worth a place on the progress bar."""
+def is_on_progress_bar(name: str) -> bool:
+    """Return whether a metric is shown on the progress bar."""
     return name.endswith(("loss", "accuracy", "/rmse", "/mean_iou", "/mmd"))
 
 
-def collection(metrics: dict[str, Metric]) -> MetricCollection:
-    """Metrics that share no state: each is updated with what it needs, so none is computed for another's sake."""
+def make_metrics(metrics: dict[str, Metric]) -> MetricCollection:
+    """Return a collection of metrics without compute groups, since tasks pass each metric different arguments."""
     return MetricCollection(dict(metrics), compute_groups=False)

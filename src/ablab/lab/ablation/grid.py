@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from ablab.data.reading import what_is_read
+from ablab.data.reading import reading_key
 from ablab.digest import digest
 from ablab.errors import ConfigError
 from ablab.lab.ablation import metrics
@@ -32,7 +32,7 @@ from ablab.lab.run.folder import short as short_path
 from ablab.lab.run.identity import identity, plain
 from ablab.lab.run.redaction import redact
 from ablab.lab.run.resume import with_open_keys
-from ablab.waiting import counted
+from ablab.status import with_progress
 
 Compose = Callable[[Words], DictConfig]
 STUDY = "study.db"  # of a search, in its folder
@@ -160,7 +160,7 @@ class Grid:
     def prepared_all(self, plans: Iterable[Planned]) -> list[Prepared]:
         """Runs with their configs, once each of them has been found to be possible."""
         plans = list(plans)
-        with closing(counted(plans, len(plans), "composing the configs")) as told:
+        with closing(with_progress(plans, len(plans), "composing the configs")) as told:
             runs = [self.prepared(plan) for plan in told]
         check_folders(runs)
         self.check(runs)
@@ -176,7 +176,7 @@ class Grid:
 
         seen: set[tuple[str, ...]] = set()
         found: dict[str, list[str]] = {}
-        with closing(counted(runs, len(runs), "trying each cell without memory")) as told:
+        with closing(with_progress(runs, len(runs), "trying each cell without memory")) as told:
             for run in told:
                 if run.plan.words in seen:
                     continue
@@ -188,7 +188,7 @@ class Grid:
                         HydraConfig.instance().set_config(run.hydra)
                         found_data = try_out(without_accelerator(run.cfg) if self.elsewhere else run.cfg)
                         if found_data is not None:
-                            self.fingerprints[what_is_read(plain(run.cfg.data))] = found_data
+                            self.fingerprints[reading_key(plain(run.cfg.data))] = found_data
                 except ConfigError as error:
                     found.setdefault(str(error), []).append(run.plan.cell_label)
         if found:
@@ -220,7 +220,7 @@ class Grid:
         """The fingerprint of a run's data, read once for all runs with the same ones; None if only others have them."""
         from ablab.lab.train import data_of
 
-        key = what_is_read(plain(run.cfg.data))
+        key = reading_key(plain(run.cfg.data))
         if key not in self.fingerprints:
             try:
                 self.fingerprints[key] = data_of(run.cfg).fingerprint

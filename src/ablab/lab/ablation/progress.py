@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ablab.lab.ablation.grid import Prepared
 from ablab.lab.run.folder import LOG, short
-from ablab.screen import watched
+from ablab.screen import is_interactive
 
 Look = Callable[[list[Prepared]], None]
 SIGNS = {
@@ -42,7 +42,7 @@ class Progress:
         self.look = look
         self.title = title
         self.status = {run: run.status if run.done else "missing" for run in runs}
-        self.watched = watched()
+        self.watched = is_interactive()
         # rich alone would take FORCE_COLOR, which a notebook sets for what it starts, for a terminal
         # a label is text, whatever brackets and colons are in it
         self.console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, force_terminal=self.watched)

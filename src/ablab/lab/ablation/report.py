@@ -21,7 +21,7 @@ from ablab.lab.ablation.html import page
 from ablab.lab.ablation.metrics import is_never
 from ablab.lab.ablation.results import Results, put
 from ablab.lab.run.folder import short
-from ablab.screen import watched
+from ablab.screen import is_interactive
 
 FOLDER = "report"
 SURVIVORS = "†"  # at a verdict that is of some seeds alone
@@ -412,7 +412,7 @@ def tex(text: str) -> str:
 
 def show(report: Report, folder: Path, console: Console | None = None) -> None:
     """Print the report on a terminal; plainly where it is none. Nothing in it is taken for markup or an emoji."""
-    console = console or Console(highlight=False, soft_wrap=False, force_terminal=watched())
+    console = console or Console(highlight=False, soft_wrap=False, force_terminal=is_interactive())
     if not console.is_terminal or console.is_dumb_terminal:
         console = Console(file=console.file, highlight=False, width=140, force_terminal=False)
     console.print(Text.assemble("\n", (one_line(report.title), "bold"), f"  {one_line(report.question)}"))

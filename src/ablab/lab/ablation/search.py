@@ -36,8 +36,8 @@ from ablab.lab.run import signals
 from ablab.lab.run.code import code_of, hashed_once
 from ablab.lab.run.folder import ABLATION, LOCK, check_name, config_of, read_record, short
 from ablab.lab.run.identity import plain
-from ablab.screen import hush
-from ablab.waiting import awaited
+from ablab.screen import silence_stdout
+from ablab.status import status_lines
 
 
 @read_once()
@@ -95,7 +95,7 @@ def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, n
     if not lock.acquire():
         raise ConfigError(f"{short(grid.folder)}: this search is in use by another process; wait, or end that one")
     try:
-        with hush(cfg.quiet) as stdout, told_of_a_stop(stdout):
+        with silence_stdout(cfg.quiet) as stdout, told_of_a_stop(stdout):
             print(f"{study}: {num_trials} trials over {', '.join(space)}, in {short(grid.folder)}")
             while len(ended(found)) < num_trials:
                 one_more(found, space, seed, grid, cfg)
@@ -112,7 +112,7 @@ def one_more(
     number, params = unfinished(study, space) or asked(study, space, seed)
     text = " ".join(f"{key}={show(param)}" for key, param in params.items())
     try:
-        with awaited(text):
+        with status_lines(text):
             value = tried(grid, params, cfg)
     except ConfigError as error:
         print(f"{text}: it cannot be: {error}", flush=True)

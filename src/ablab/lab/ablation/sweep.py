@@ -28,8 +28,8 @@ from ablab.lab.run.code import hashed_once
 from ablab.lab.run.folder import LOG, read_record, short
 from ablab.lab.run.provenance import command
 from ablab.lab.run.redaction import redact
-from ablab.screen import hush
-from ablab.waiting import awaited
+from ablab.screen import silence_stdout
+from ablab.status import status_lines
 
 
 @read_once()
@@ -57,7 +57,7 @@ def sweep(words: Words, cfg: DictConfig, loader: ConfigLoader, launcher: Launche
         elsewhere=not (isinstance(launcher, RunLauncher) and launcher.is_local),
     )
     grid.check_folder()
-    with hush(cfg.quiet) as stdout, told_of_a_stop(stdout):
+    with silence_stdout(cfg.quiet) as stdout, told_of_a_stop(stdout):
         num_cells = len(ablation.cells())
         print(
             f"{ablation.name}: {num_cells} cells × {ablation.runs_of_a_cell}, {ablation.num_runs()} runs, "
@@ -74,7 +74,7 @@ def sweep(words: Words, cfg: DictConfig, loader: ConfigLoader, launcher: Launche
         carry_out(runs, launcher)
         results = read(grid.folder)
         states = list(results.runs["status"])
-        with awaited("writing the report"):
+        with status_lines("writing the report"):
             report = write(results, grid.folder) if "finished" in states else None
     if report is not None:
         show(report, grid.folder)

@@ -24,8 +24,8 @@ from omegaconf.errors import GrammarParseError, InterpolationResolutionError, Om
 
 from ablab.errors import BAD_INPUT, ConfigError, RunError, first_line
 from ablab.lab.config.yaml_files import CONF, check_yaml, name_of
-from ablab.rank import first_here, ignore_left_over
-from ablab.screen import fitted, keep_going_without_streams, print_utf8
+from ablab.rank import is_local_rank_zero, remove_stale_rank_variables
+from ablab.screen import print_utf8, tolerate_broken_streams, wrap_to_terminal
 
 MEANWHILE = 5.0  # seconds in which the first process of a run can say what is wrong
 
@@ -60,15 +60,15 @@ def readable_errors() -> Iterator[None]:
     The entry of every program: its standard streams and the environment are made safe here, before anything heavy is
     loaded.
     """
-    keep_going_without_streams()
+    tolerate_broken_streams()
     print_utf8()
-    ignore_left_over()
+    remove_stale_rank_variables()
     try:
         os.getcwd()
     except OSError as error:
         speak(f"the folder in which this program was started is gone ({error.strerror}); cd to one that is there")
         sys.exit(BAD_INPUT)
-    wanted = first_here() and traceback_wanted()
+    wanted = is_local_rank_zero() and traceback_wanted()
     before = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors on instead of printing them itself
     try:
@@ -96,8 +96,8 @@ def readable_errors() -> Iterator[None]:
 
 def speak(message: str) -> None:
     """Print an error once for the processes of a run on this machine: the first one does."""
-    if first_here():
-        print(fitted(f"error: {message}", sys.stderr), file=sys.stderr)
+    if is_local_rank_zero():
+        print(wrap_to_terminal(f"error: {message}", sys.stderr), file=sys.stderr)
     else:
         time.sleep(MEANWHILE)  # torchrun ends the first process as soon as another has left
 

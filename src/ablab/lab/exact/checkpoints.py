@@ -16,7 +16,7 @@ from ablab.errors import RunError, Stopped
 from ablab.lab.run import checkpoint_files, signals
 from ablab.lab.run.checkpoint_files import BEST
 from ablab.lab.run.folder import read_record
-from ablab.tasks.exchange import Exchange, in_any
+from ablab.tasks.all_reduce import StepAllReduce, any_rank
 from ablab.tasks.task import Task
 
 
@@ -66,7 +66,7 @@ class Checkpoints(L.Callback):
         self.phase = ""
         self.common_batches = math.inf
         self.folder = Path()
-        self.exchange = Exchange()
+        self.step_all_reduce = StepAllReduce()
         self.num_logged_steps: int | None = None  # of a resumed run, until its first step
 
     # When ---------------------------------------------------------------------------------------------------------
@@ -76,8 +76,8 @@ class Checkpoints(L.Callback):
         self.saved_at = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.exchange = pl_module.exchange if isinstance(pl_module, Task) else Exchange()
-        self.exchange.wishes = {"stop": is_asked, "save": self.is_time}
+        self.step_all_reduce = pl_module.step_all_reduce if isinstance(pl_module, Task) else StepAllReduce()
+        self.step_all_reduce.flags = {"stop": is_asked, "save": self.is_time}
         signals.restore()  # after Lightning's own
         if trainer.is_global_zero:
             self.clear()
@@ -98,14 +98,14 @@ class Checkpoints(L.Callback):
         if trainer.fit_loop.epoch_loop.batch_progress.current.completed % trainer.accumulate_grad_batches:
             return  # gradients of earlier batches are in no checkpoint
         step = trainer.global_step
-        granted = granted_in(self.exchange, pl_module)
-        due = granted["save"]
+        flags = reduced_flags(self.step_all_reduce, pl_module)
+        due = flags["save"]
         due |= self.every_n_steps is not None and step % self.every_n_steps == 0
         # Lightning does not validate after the last of max_steps when it resumes there
         due |= step == trainer.max_steps - 1
-        if granted["stop"] or (due and step > 0):
+        if flags["stop"] or (due and step > 0):
             self.save(trainer, "training")
-        if granted["stop"]:
+        if flags["stop"]:
             stop(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -160,7 +160,7 @@ class Checkpoints(L.Callback):
         """Leave an evaluation, which is done anew after a resume."""
         if batch_idx >= self.common_batches:
             return
-        if in_any(is_asked(), trainer.strategy.root_device):
+        if any_rank(is_asked(), trainer.strategy.root_device):
             stop(trainer)
 
     def save(self, trainer: L.Trainer, phase: str) -> None:
@@ -228,15 +228,15 @@ class Unsaved(L.Callback):
     """What a run without checkpoints has instead: asked to stop, it stops between two steps, and nothing is kept."""
 
     def __init__(self) -> None:
-        self.exchange = Exchange()
+        self.step_all_reduce = StepAllReduce()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.exchange = pl_module.exchange if isinstance(pl_module, Task) else Exchange()
-        self.exchange.wishes = {"stop": is_asked}
+        self.step_all_reduce = pl_module.step_all_reduce if isinstance(pl_module, Task) else StepAllReduce()
+        self.step_all_reduce.flags = {"stop": is_asked}
         signals.restore()  # after Lightning's own
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
-        if granted_in(self.exchange, pl_module)["stop"]:
+        if reduced_flags(self.step_all_reduce, pl_module)["stop"]:
             stop(trainer)
 
 
@@ -246,15 +246,15 @@ def network(module: L.LightningModule) -> nn.Module:
     return model
 
 
-def granted_in(exchange: Exchange, module: L.LightningModule) -> dict[str, bool]:
-    """Return what any process wished in the last step; of a module that does not send its loss, of the last batch."""
+def reduced_flags(all_reduce: StepAllReduce, module: L.LightningModule) -> dict[str, bool]:
+    """Return the flags raised in the last step; for a module without its own all-reduce, in the last batch."""
     if isinstance(module, Task):
-        return exchange.granted()
+        return all_reduce.reduced_flags()
     nothing = torch.zeros((), device=module.device)
-    exchange.end(nothing)
-    granted = exchange.granted()
-    exchange.begin(nothing)
-    return granted
+    all_reduce.end(nothing)
+    flags = all_reduce.reduced_flags()
+    all_reduce.begin(nothing)
+    return flags
 
 
 def is_accumulating(trainer: L.Trainer) -> bool:

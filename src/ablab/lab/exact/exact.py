@@ -23,8 +23,8 @@ from ablab.lab.internals import (
     restart_fetching,
     restore_logged_means,
 )
-from ablab.optim.schedules import continue_schedules
-from ablab.tasks.counts import counts, gathered, restore
+from ablab.optim.schedules import unblock_epoch_schedulers
+from ablab.tasks.metric_state import gather_objects, metric_states, restore_metrics
 
 HOOKS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
@@ -158,7 +158,7 @@ class Exact(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         seed_all(self.seed, "step", trainer.current_epoch, batch_idx, trainer.global_rank)
-        continue_schedules(trainer)
+        unblock_epoch_schedulers(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for loader in self.loaders:
@@ -176,7 +176,7 @@ class Exact(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":
-            continue_schedules(trainer)
+            unblock_epoch_schedulers(trainer)
 
     def on_test_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -201,7 +201,7 @@ class Exact(L.Callback):
             warn(f"the run had {number} processes and has {trainer.world_size}; the result will not be bit-identical")
         own = saved["processes"][trainer.global_rank % len(saved["processes"])]
         known = {name: metric for name, metric in state.metrics_of(pl_module).items() if name in own["metrics"]}
-        restore(known, [own["metrics"]], rank=0, world_size=1)
+        restore_metrics(known, [own["metrics"]], rank=0, world_size=1)
         state.restore_attributes(pl_module, own["attributes"], pl_module.device)
         for name, module in pl_module.named_modules():
             module.training = name not in own["evaluated"]
@@ -225,7 +225,7 @@ class Exact(L.Callback):
         manual = not pl_module.automatic_optimization
         gradients = {n: p.grad for n, p in pl_module.named_parameters() if manual and p.grad is not None}
         own = {
-            "metrics": counts(state.metrics_of(pl_module)),
+            "metrics": metric_states(state.metrics_of(pl_module)),
             "attributes": state.changed_attributes(pl_module, self.marks),
             "gradients": state.detached(gradients),
             "evaluated": modules_in_eval_mode(trainer, pl_module),
@@ -238,7 +238,7 @@ class Exact(L.Callback):
             },
             "batches": [loader.digest_before(position) for loader in self.loaders],
         }
-        checkpoint["exact"] = {"processes": gathered(own)}
+        checkpoint["exact"] = {"processes": gather_objects(own)}
         for key in ("hparams_type", "datamodule_hparams_type"):  # classes and other objects could not be read back
             checkpoint.pop(key, None)
         for key in ("hyper_parameters", "datamodule_hyper_parameters"):

@@ -18,7 +18,7 @@ from ablab.lab.run import signals
 from ablab.lab.run.checkpoint_files import VerifiedFiles, newest_sound
 from ablab.lab.run.folder import LOCK
 from ablab.lab.run.restorable import check_guest_state
-from ablab.tasks.task import is_own
+from ablab.tasks.task import is_overridden
 
 
 def fit(
@@ -92,7 +92,7 @@ class TrainingLoaders(L.LightningDataModule):
         super().__init__()
         self.loaders = loaders
         for hook in ("val_dataloader", "test_dataloader"):
-            if is_own(module, hook, L.LightningModule):
+            if is_overridden(module, hook, L.LightningModule):
                 setattr(self, hook, getattr(module, hook))
 
     def train_dataloader(self) -> Any:

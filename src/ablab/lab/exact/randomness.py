@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ablab.data.draws import seed_generators
+from ablab.data.rng import seed_generators
 
 
 def seed_of(*key: Any) -> int:

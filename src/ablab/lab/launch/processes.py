@@ -53,7 +53,7 @@ def process_group(trainer: L.Trainer, cfg: DictConfig) -> Iterator[None]:
             go_on_later(cfg)
             raise
         return
-    # Lightning's way to tell all processes of a signal, an exchange in each step; ours is `ablab.tasks.exchange`
+    # Lightning's way to tell all processes of a signal, an exchange in each step; ours is `ablab.tasks.all_reduce`
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     environment = dict(os.environ)
     ends_well = False

@@ -22,10 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from ablab.errors import CRASHED, ConfigError, Diverged, RunError, Stopped, Taken
 from ablab.lab.run import signals
-from ablab.rank import NUMBERS
+from ablab.rank import SINGLE_PROCESS_VALUES
 
 PATIENCE = 5.0  # seconds after a lost connection in which the agent may find the worker that was lost
-OF_THE_AGENT = {*NUMBERS, "MASTER_ADDR", "MASTER_PORT", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE", "GROUP_WORLD_SIZE"}
+OF_THE_AGENT = {*SINGLE_PROCESS_VALUES, "MASTER_ADDR", "MASTER_PORT", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE", "GROUP_WORLD_SIZE"}
 
 
 @dataclass

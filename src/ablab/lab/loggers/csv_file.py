@@ -15,7 +15,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from ablab.disk import not_written, sync_folder, write_text
+from ablab.disk import sync_folder, write_error, write_text
 
 FILE = "metrics.csv"
 FIRST_COLUMNS = ["step", "epoch"]
@@ -100,7 +100,7 @@ class MetricsCSV(Logger):
             with suppress(OSError):  # it may be gone, or read-only by now
                 if length is not None:
                     os.truncate(self.path, length)
-            raise not_written(self.path, error) from error
+            raise write_error(self.path, error) from error
 
     def sync(self) -> int:
         """Have every row on the disk.
@@ -115,7 +115,7 @@ class MetricsCSV(Logger):
                     os.fsync(file.fileno())
                 sync_folder(self.path.parent)  # its name, too
         except OSError as error:
-            raise not_written(self.path, error) from error
+            raise write_error(self.path, error) from error
         return len(self.rows)
 
     def finalize(self, status: str) -> None:

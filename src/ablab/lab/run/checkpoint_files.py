@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ablab.digest import weights_digest
-from ablab.disk import atomic_write, make_parent
+from ablab.disk import atomic_write, make_parent_dir
 from ablab.errors import ConfigError, RunError
 
 MARK = b"sha256:"
@@ -44,7 +44,7 @@ class BrokenFile(RunError):
 
 def write(state: dict[str, Any], path: Path) -> None:
     """Write a training's state with its hash."""
-    make_parent(path)
+    make_parent_dir(path)
     with atomic_write(path) as temporary:
         with temporary.open("wb") as file:
             torch.save(state, file)
@@ -98,7 +98,7 @@ def write_weights(weights: dict[str, Tensor], path: Path, **facts: Any) -> None:
     """
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     about = {"sha256": weights_digest(copies), **{name: json.dumps(fact) for name, fact in facts.items()}}
-    make_parent(path)
+    make_parent_dir(path)
     with atomic_write(path) as temporary:
         temporary.write_bytes(save(copies, about))
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ablab.lab.run.identity import scientific
-from ablab.waiting import awaited
+from ablab.status import status_lines
 
 PACKAGE = Path(__file__).parents[2]
 DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")  # what a `_target_` is, and the path of a hydra.utils.get_method
@@ -247,10 +247,10 @@ def file_or_folder(value: str) -> Files:
     except (OSError, ValueError):  # there is none of that name, or there can be none
         return {}
     if stat.S_ISREG(mode):
-        with awaited(f"hashing {value}"):
+        with status_lines(f"hashing {value}"):
             return {value: file_hash(path)}
     if stat.S_ISDIR(mode) and not Path.cwd().is_relative_to(path.resolve()):  # that one has the runs in it
-        with awaited(f"hashing {value}"):
+        with status_lines(f"hashing {value}"):
             return {value: folder_hash(path)}
     return {}
 

@@ -22,8 +22,8 @@ from ablab.lab.launch.strategies import Sharded
 from ablab.lab.run.checkpoint_files import PHASES, place, weights_problem
 from ablab.optim.optimizer import make_optimizer
 from ablab.optim.schedules import lr_scheduler_config
-from ablab.tasks.counts import counts
-from ablab.tasks.task import Task, is_own
+from ablab.tasks.metric_state import metric_states
+from ablab.tasks.task import Task, is_overridden
 
 
 class Unfit(ValueError):
@@ -62,7 +62,7 @@ def check_state(path: Path, state: Any, *, task: Task, trainer: L.Trainer, data:
             raise Unfit(f"{key}: {problem}")
     check_callbacks(trainer, state)
     if (saved := state.get("train_metrics")) is not None:
-        here = counts(task.metrics("train"))
+        here = metric_states(task.metrics("train"))
         if not isinstance(saved, list) or not saved:
             raise Unfit("train_metrics is no list with an entry for each process")
         for rank, process in enumerate(saved):
@@ -88,7 +88,7 @@ def check_guest_state(path: Path, state: Any, *, module: L.LightningModule, trai
         raise Unfit("exact.processes is empty, and an entry for each process is needed")
     found, expected = state["state_dict"], module.state_dict()
     hooks = ("setup", "configure_model", "on_save_checkpoint")
-    if not module.strict_loading or any(is_own(module, hook, L.LightningModule) for hook in hooks):
+    if not module.strict_loading or any(is_overridden(module, hook, L.LightningModule) for hook in hooks):
         common = found.keys() & expected.keys()  # layers may be made later, or left out on purpose
         found, expected = ({name: weights[name] for name in common} for weights in (found, expected))
     if (problem := weights_problem(found, expected)) is not None:

@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from ablab.disk import Lock, atomic_write, missing, write_text
+from ablab.disk import Lock, atomic_write, first_missing_dir, write_text
 from ablab.errors import CRASHED, FINISHED, STOPPED, ConfigError, Diverged, RunError, Stopped, Taken
 from ablab.lab.launch.processes import shared
 from ablab.lab.loggers.csv_file import MetricsCSV, read_rows
@@ -374,7 +374,7 @@ class Run:
         metrics = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
         self.record |= {"status": status, "ended": now(), "seconds": self.seconds}
         self.record |= {"metrics": metrics, "weights_sha256": self.weights}
-        there = missing(self.folder) is None  # if not, this is what the run has ended with
+        there = first_missing_dir(self.folder) is None  # if not, this is what the run has ended with
         if there:
             self.attempt(self.write)
         for logger in self.loggers:

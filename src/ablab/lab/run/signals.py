@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from ablab.errors import LEFT_AT_ONCE, STOPPED
+from ablab.errors import ABORTED, STOPPED
 from ablab.rank import rank
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -83,7 +83,7 @@ def note(number: int, frame: FrameType | None) -> None:
     if not saving:
         os._exit(STOPPED)
     if requested == signal.SIGINT == number:
-        os._exit(LEFT_AT_ONCE)
+        os._exit(ABORTED)
     requested = signal.Signals(number)
     for forwarded in forwards:
         forwarded(number)

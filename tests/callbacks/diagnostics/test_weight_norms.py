@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from ablab.callbacks.measures.weight_norms import WeightNorms, angle, trained
+from ablab.callbacks.diagnostics.weight_norms import WeightNorms, angle, trained_weights
 from ablab.lab.loggers.csv_file import read_rows
 
 Start = Callable[..., SimpleNamespace]
@@ -65,7 +65,7 @@ def test_the_direction_is_what_is_learned_of_a_reparametrized_weight() -> None:
     parametrizations = nn.utils.parametrizations
     plain, weight, spectral = nn.Linear(2, 3), nn.Linear(2, 3), nn.Linear(2, 3)
     model = nn.Sequential(plain, parametrizations.weight_norm(weight), parametrizations.spectral_norm(spectral))
-    found = trained(model)
+    found = trained_weights(model)
     chains: list[Any] = [module.parametrizations.weight for module in (weight, spectral)]
     assert [*map(id, found.values())] == [id(plain.weight), id(chains[0].original1), id(chains[1].original)]
 

@@ -1,33 +1,33 @@
-"""How smooth the loss is along its gradient."""
+"""Smoothness of the loss along its gradient."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
-from ablab.callbacks.measures.measure import Measure, Trial, exact
+from ablab.callbacks.diagnostics.diagnostic import Diagnostic, TaskCopy, to_float64
 from ablab.data.batch import Batch
 
 
-class Landscape(Measure):
-    """Loss and gradient along the line x − s ∇L(x), for some step sizes s.
+class Landscape(Diagnostic):
+    """Loss and gradient along the line x − s ∇L(x), for several step sizes s.
 
-    Range of the loss, of the gradient's change ‖∇L(x) − ∇L(x − s ∇L(x))‖, and the effective smoothness
-    β = max_s ‖∇L(x) − ∇L(x − s ∇L(x))‖ / ‖s ∇L(x)‖, the largest change of the gradient over the distance moved.
-    L is the mean over fixed samples, in the run's own mini-batches where the norm sees them; the paper has the batch
-    of the step. The direction is the gradient's whatever the optimizer.
+    Measures the range of the loss, the range of the gradient change ‖∇L(x) − ∇L(x − s ∇L(x))‖, and the effective
+    smoothness β = max_s ‖∇L(x) − ∇L(x − s ∇L(x))‖ / ‖s ∇L(x)‖, the largest gradient change per distance moved. L is
+    the mean loss over fixed samples, in mini-batches of the run's size if a norm depends on the batch; the paper uses
+    the batch of the step. The direction is that of the gradient, for every optimizer.
 
-    Logs `landscape/loss_min`, `landscape/loss_max`, `landscape/loss_range` (over all s, and s = 0),
+    Logs `landscape/loss_min`, `landscape/loss_max`, `landscape/loss_range` (over all s, including s = 0),
     `landscape/gradient_change_min`, `landscape/gradient_change_max`, `landscape/gradient_change_range` (over all s) and
-    `landscape/smoothness` (β). Nothing is logged where no step can be taken: the learning rate or the gradient is 0.
+    `landscape/smoothness` (β). Logs nothing if the learning rate or the gradient is 0.
 
     Args:
         multiples: step sizes as multiples of the current learning rate; None with `step_sizes`.
-        step_sizes: the step sizes themselves, instead.
-        every_n_steps, num_samples: see `Measure`.
+        step_sizes: absolute step sizes, instead of `multiples`.
+        every_n_steps, num_samples: see `Diagnostic`.
 
     Raises:
-        ValueError: step sizes that are not above 0, both lists, or neither.
+        ValueError: step sizes are not above 0, or both or none of the lists are given.
 
     References:
         Santurkar et al. 2018, section 3.1 and figure 4, https://arxiv.org/abs/1805.11604
@@ -55,26 +55,26 @@ class Landscape(Measure):
         self.multiples = multiples
         self.step_sizes = step_sizes
 
-    def measure(self, trial: Trial, batches: list[Batch], lr: float) -> Mapping[str, float]:
+    def measure(self, task_copy: TaskCopy, batches: list[Batch], lr: float) -> Mapping[str, float]:
         sizes = self.step_sizes or [multiple * lr for multiple in self.multiples or []]
-        return along_gradient(trial, batches, sizes)
+        return along_gradient(task_copy, batches, sizes)
 
 
-def along_gradient(trial: Trial, batches: list[Batch], sizes: list[float]) -> dict[str, float]:
-    """What is logged, for step sizes from the trial's weights; the trial's weights end somewhere along the line."""
-    loss, gradient = trial.gradient(batches)
-    length = float(exact(gradient).norm())
+def along_gradient(task_copy: TaskCopy, batches: list[Batch], sizes: list[float]) -> dict[str, float]:
+    """Return the values to log for the given step sizes; modifies the copy's weights."""
+    loss, gradient = task_copy.gradient(batches)
+    length = float(to_float64(gradient).norm())
     if not length or not all(sizes):
         return {}
     losses, changes, smoothness = [loss], [], []
-    start = [parameter.detach().clone() for parameter in trial.parameters]
+    start = [parameter.detach().clone() for parameter in task_copy.parameters]
     for size in sizes:
-        for parameter, before in zip(trial.parameters, start, strict=True):
+        for parameter, before in zip(task_copy.parameters, start, strict=True):
             parameter.data.copy_(before)
-        trial.move(-size * gradient)
-        there, new = trial.gradient(batches)
+        task_copy.add_to_weights(-size * gradient)
+        there, new = task_copy.gradient(batches)
         losses.append(there)
-        changes.append(float((exact(new) - exact(gradient)).norm()))
+        changes.append(float((to_float64(new) - to_float64(gradient)).norm()))
         smoothness.append(changes[-1] / (size * length))
     return {
         "landscape/loss_min": min(losses),

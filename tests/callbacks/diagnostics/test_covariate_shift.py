@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ablab.callbacks.measures.covariate_shift import CovariateShift, in_stages, shift
-from ablab.callbacks.measures.measure import Trial, split
+from ablab.callbacks.diagnostics.covariate_shift import CovariateShift, gradient_shift, group_by_layer
+from ablab.callbacks.diagnostics.diagnostic import TaskCopy, split_batch
 from ablab.data.batch import Batch
 from ablab.lab.loggers.csv_file import read_rows
 
-Make = Callable[[nn.Module], Trial]
+Make = Callable[[nn.Module], TaskCopy]
 Draw = Callable[..., Batch]
 
 
@@ -28,7 +28,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone().double() for name, p in model.named_parameters()}
 
 
-def test_it_is_what_the_definition_says(trial: Make, samples: Draw, model: nn.Sequential) -> None:
+def test_it_is_what_the_definition_says(copy_task: Make, samples: Draw, model: nn.Sequential) -> None:
     batch = samples(10)
     after = {name: w + 0.1 * torch.randn_like(w) for name, w in weights(model).items()}
 
@@ -39,7 +39,7 @@ def test_it_is_what_the_definition_says(trial: Make, samples: Draw, model: nn.Se
 
     w, v = list(weights(model).values()), list(after.values())
     pairs = {1: (gradient(1, *w), gradient(1, v[0], w[1], w[2])), 2: (gradient(2, *w), gradient(2, v[0], v[1], w[2]))}
-    found = shift(trial(model), split(batch, 4), after)
+    found = gradient_shift(copy_task(model), split_batch(batch, 4), after)
     for layer, (g, h) in pairs.items():
         assert found[f"covariate_shift/distance/{layer}"] == pytest.approx(float((g - h).norm()), rel=1e-10)
         cosine = float((g * h).sum() / g.norm() / h.norm())
@@ -49,10 +49,10 @@ def test_it_is_what_the_definition_says(trial: Make, samples: Draw, model: nn.Se
     assert "covariate_shift/distance/0" not in found, "it has none below it"
 
 
-def test_nothing_shifts_if_the_layers_below_stay(trial: Make, samples: Draw, model: nn.Sequential) -> None:
+def test_nothing_shifts_if_the_layers_below_stay(copy_task: Make, samples: Draw, model: nn.Sequential) -> None:
     after = weights(model)
     after["2.weight"] += 1.0  # above all others
-    found = shift(trial(model), [samples(10)], after)
+    found = gradient_shift(copy_task(model), [samples(10)], after)
     assert {value for name, value in found.items() if "distance" in name} == {0.0}
     assert [value for name, value in found.items() if "cosine" in name] == pytest.approx([1.0] * 3)
 
@@ -82,7 +82,7 @@ def test_layers_come_in_the_order_of_the_forward_pass_with_all_parameters(
 
     parts = assemble(config(*words, "callbacks.samples=null"))
     batch = parts.data.example(1)
-    stages = in_stages(parts.task.model, lambda: parts.task(batch))
+    stages = group_by_layer(parts.task.model, lambda: parts.task(batch))
     assert [name for name, _, _ in stages][: len(order)] == order
     listed = [id(p) for _, _, together in stages for p in together]
     assert sorted(listed) == sorted(map(id, parts.task.model.parameters())), "each exactly once"

@@ -1,4 +1,4 @@
-"""What metrics have counted so far, as plain data: a checkpoint keeps it for the epoch that it interrupts."""
+"""Save and restore the state of metrics, for checkpoints within an epoch."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torchmetrics import Metric, MetricCollection
 Metrics = MetricCollection | Mapping[str, Metric]
 
 
-def counts(metrics: Metrics) -> dict[str, Any]:
-    """The states of metrics in this process, on the CPU."""
+def metric_states(metrics: Metrics) -> dict[str, Any]:
+    """Return the metrics' states in this process, on the CPU."""
     return {
         name: {
             "updates": metric.update_count,
-            "state": {key: on_cpu(value) for key, value in metric.metric_state.items()},
+            "state": {key: to_cpu(value) for key, value in metric.metric_state.items()},
         }
         for name, metric in metrics.items()
     }
 
 
-def restore(metrics: Metrics, saved: list[dict[str, Any]], *, rank: int, world_size: int) -> None:
-    """Have metrics go on from what each process had counted.
+def restore_metrics(metrics: Metrics, saved: list[dict[str, Any]], *, rank: int, world_size: int) -> None:
+    """Restore metrics from the states of all processes.
 
-    Of another number of processes, the first one goes on from what all had counted together, the others from nothing.
+    If the world size has changed, rank 0 gets the combined states, and the other ranks start from zero.
 
     Args:
-        metrics: those of this process.
-        saved: the counts of each process there was.
-        rank, world_size: this process, of how many there are now.
+        metrics: the metrics of this process.
+        saved: the saved states, by rank.
+        rank, world_size: rank of this process, and current number of processes.
     """
     for name, metric in metrics.items():
         metric.reset()
@@ -52,8 +52,8 @@ def restore(metrics: Metrics, saved: list[dict[str, Any]], *, rank: int, world_s
             setattr(metric, key, here)
 
 
-def gathered(here: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each process has, in their order."""
+def gather_objects(here: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the objects of all processes, by rank."""
     if not (dist.is_available() and dist.is_initialized()):
         return [here]
     everywhere: list[Any] = [None] * dist.get_world_size()
@@ -61,5 +61,5 @@ def gathered(here: dict[str, Any]) -> list[dict[str, Any]]:
     return everywhere
 
 
-def on_cpu(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+def to_cpu(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
     return [v.detach().cpu().clone() for v in value] if isinstance(value, list) else value.detach().cpu().clone()

@@ -1,4 +1,4 @@
-"""In which order samples come: decided by the seed and the epoch, and by nothing else."""
+"""Samplers of batch indices, determined by the seed and the epoch only."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 
-class BatchOrder(Sampler[list[int] | Tensor]):
-    """The indices of each batch of an epoch, as this process sees them.
+class BatchSampler(Sampler[list[int] | Tensor]):
+    """A sampler of the indices of this process's part of each batch of an epoch.
 
-    The order is a permutation that (seed, epoch) alone decide; a global batch is a slice of it, and a process takes
-    every `world_size`-th sample of the slice. So neither workers nor the number of processes change what is learned
-    from, and an epoch can be entered at any batch. A last training batch that would be short is dropped. Without
-    `shuffle` every sample comes exactly once.
+    Samples are permuted as a function of (seed, epoch). A global batch is a slice of the permutation, and a process
+    takes every `world_size`-th sample of the slice. Batches therefore do not depend on the number of workers or
+    processes, and an epoch can start at any batch. An incomplete last training batch is dropped. Without `shuffle`,
+    every sample occurs exactly once.
 
     Args:
-        num_samples: the size of the split.
-        batch_size: the samples of a global batch, over all processes.
-        shuffle: permute and drop the short batch (training), or go through in order (evaluation).
-        seed: decides the permutations, together with the epoch.
-        rank, world_size: this process, of how many.
+        num_samples: number of samples in the split.
+        batch_size: number of samples in a global batch, over all processes.
+        shuffle: shuffle and drop the incomplete batch (training), or keep the order and all samples (evaluation).
+        seed: seed of the permutations, with the epoch.
+        rank, world_size: rank of this process, and number of processes.
     """
 
     def __init__(
@@ -43,56 +43,57 @@ class BatchOrder(Sampler[list[int] | Tensor]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
-        self.start = 0  # the batch to begin at, in the middle of an epoch if need be
-        self.device: torch.device | None = None  # a device to have the indices on, as tensors; None: lists of numbers
+        self.start = 0  # the batch to start at, above 0 in a resumed epoch
+        self.device: torch.device | None = None  # device of the indices as tensors; None yields lists
 
     @property
-    def decides(self) -> dict[str, Any]:
-        """What decides the batches, beside the epoch."""
+    def batching_settings(self) -> dict[str, Any]:
+        """Settings that determine the batches, besides the epoch."""
         return {"seed": self.seed, "batch_size": self.batch_size, "num_samples": self.num_samples}
 
     def permutation(self) -> Tensor:
-        """The samples of the epoch in their order."""
+        """Return the permuted sample indices of the epoch."""
         if not self.shuffle:
             return torch.arange(self.num_samples)
         return torch.randperm(self.num_samples, generator=self.generator())
 
     def generator(self) -> torch.Generator:
-        """Random numbers of this epoch."""
+        """Return the random generator of the epoch."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
 
     def __iter__(self) -> Iterator[list[int] | Tensor]:
         order = self.permutation()
-        if self.device is not None:  # all of an epoch's at once: a copy in each step would cost more than the samples
+        if self.device is not None:  # one copy per epoch is cheaper than one per step
             order = order.to(self.device, non_blocking=True)
         for batch in range(self.start, len(self)):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size][self.rank :: self.world_size]
             yield chosen.tolist() if self.device is None else chosen
 
     def __len__(self) -> int:
-        """The batches of a whole epoch, wherever it is entered."""
+        """Return the number of batches in a complete epoch, even if `start` is above 0."""
         if self.shuffle:
             return self.num_samples // self.batch_size
-        # in evaluation, a last batch that is too short to give this process a sample does not count
+        # the last batch counts only if it has a sample for this rank
         full, rest = divmod(self.num_samples, self.batch_size)
         return full + (rest > self.rank)
 
 
-class FewClasses(BatchOrder):
-    """Training batches that are no fair sample: each has samples of at most `classes_per_batch` classes.
+class FewClassesSampler(BatchSampler):
+    """A sampler of training batches with samples of at most `classes_per_batch` classes, which are not i.i.d.
 
-    Each class's samples are permuted and cut into equal chunks; a batch is `classes_per_batch` of them. The chunks come
-    in rounds that have one of every class, so a batch repeats a class only where two rounds meet; within a batch, the
-    order is random. A class's samples that are left over wait for another epoch's permutation. It is what breaks
-    statistics taken over a batch.
+    Such batches bias batch statistics. The samples of each class are permuted and cut into equal chunks, and a batch
+    consists of `classes_per_batch` chunks. Chunks are arranged in rounds with one chunk of every class, so that a batch
+    repeats a class only at the border of two rounds. Within a batch, the order is random. Left-over samples of a class
+    are dropped in this epoch.
 
     Args:
-        targets: the classes of the split's samples `(N)`.
-        classes_per_batch: classes of a batch; it divides `batch_size`.
+        targets: class indices of the samples `(N)`.
+        classes_per_batch: number of classes per batch; must divide `batch_size`.
+        batch_size, seed, rank, world_size: see `BatchSampler`.
 
     Raises:
-        ValueError: a number of classes that the data does not have or that does not divide the batch, or a class with
-            too few samples for its share of a batch.
+        ValueError: `classes_per_batch` exceeds the number of classes or does not divide the batch size, or a class has
+            too few samples for a chunk.
 
     References:
         Ioffe 2017, section 4.4 (batch norm on batches that are not independent), https://arxiv.org/abs/1702.03275
@@ -128,8 +129,8 @@ class FewClasses(BatchOrder):
             )
 
     @property
-    def decides(self) -> dict[str, Any]:
-        return {**super().decides, "classes_per_batch": self.classes_per_batch}
+    def batching_settings(self) -> dict[str, Any]:
+        return {**super().batching_settings, "classes_per_batch": self.classes_per_batch}
 
     def permutation(self) -> Tensor:
         generator = self.generator()

@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from ablab.callbacks.measures.measure import Trial, layers, sees_batch
+from ablab.callbacks.diagnostics.diagnostic import TaskCopy, sees_batch, weight_layers
 from ablab.data.batch import Batch
 from ablab.lab.run.resume import resumed
 
@@ -167,7 +167,7 @@ def test_every_measure_has_an_entry_of_its_name_and_says_what_it_logs(
     from hydra.utils import get_class
 
     node = config(f"+callbacks/measure={name}").callbacks[name]
-    assert node._target_.startswith("ablab.callbacks.measures.")
+    assert node._target_.startswith("ablab.callbacks.diagnostics.")
     documentation = get_class(node._target_).__doc__
     assert documentation is not None
     assert "\n    Logs `" in documentation
@@ -266,39 +266,39 @@ class Leaky(nn.Module):
 
 
 def test_the_loss_of_a_copy_depends_on_weights_and_batch_alone(
-    trial: Callable[[nn.Module], Trial], samples: Callable[..., Batch]
+    copy_task: Callable[[nn.Module], TaskCopy], samples: Callable[..., Batch]
 ) -> None:
     model, batch = Leaky(), samples(16)
     calls: list[int] = []
     model.linear.register_forward_hook(lambda *_: calls.append(1))
-    copy = trial(model)
+    copy = copy_task(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert copy.loss(batch) == copy.loss(batch)
     copy.gradient([batch])
-    copy.move(torch.ones(sum(p.numel() for p in copy.parameters)))
+    copy.add_to_weights(torch.ones(sum(p.numel() for p in copy.parameters)))
     assert calls == []
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert sees_batch(model)
-    assert [*layers(model)] == ["linear"]
+    assert [*weight_layers(model)] == ["linear"]
 
 
 def test_the_gradient_of_batches_is_that_of_all_samples(
-    trial: Callable[[nn.Module], Trial], samples: Callable[..., Batch]
+    copy_task: Callable[[nn.Module], TaskCopy], samples: Callable[..., Batch]
 ) -> None:
-    from ablab.callbacks.measures.measure import split
+    from ablab.callbacks.diagnostics.diagnostic import split_batch
 
-    copy, batch = trial(nn.Linear(3, 1)), samples(20)
-    loss, gradient = copy.gradient(split(batch, 8))
+    copy, batch = copy_task(nn.Linear(3, 1)), samples(20)
+    loss, gradient = copy.gradient(split_batch(batch, 8))
     whole = copy.gradient([batch])
     assert loss == pytest.approx(whole[0], rel=1e-12)
     torch.testing.assert_close(gradient, whole[1], rtol=1e-12, atol=0)
 
 
-def test_copies_leave_a_model_with_reparametrized_weights_alone(trial: Callable[[nn.Module], Trial]) -> None:
+def test_copies_leave_a_model_with_reparametrized_weights_alone(copy_task: Callable[[nn.Module], TaskCopy]) -> None:
     model = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 1))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    copy = trial(model)
+    copy = copy_task(model)
     copy(Batch(torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 1)))
     assert all(torch.equal(value, before[name].double()) for name, value in model.state_dict().items())
     assert "original" in str([*copy.named])

@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from ablab.callbacks.measures.landscape import along_gradient
-from ablab.callbacks.measures.measure import Trial, split
+from ablab.callbacks.diagnostics.diagnostic import TaskCopy, split_batch
+from ablab.callbacks.diagnostics.landscape import along_gradient
 from ablab.data.batch import Batch
 from ablab.lab.loggers.csv_file import read_rows
 
 
 def test_along_the_gradient_of_a_quadratic_all_numbers_are_known(
-    trial: Callable[[nn.Module], Trial], samples: Callable[..., Batch]
+    copy_task: Callable[[nn.Module], TaskCopy], samples: Callable[..., Batch]
 ) -> None:
-    copy, batch = trial(nn.Linear(3, 1, bias=False)), samples(12)
+    copy, batch = copy_task(nn.Linear(3, 1, bias=False)), samples(12)
     hessian = batch.inputs.T @ batch.inputs / 12
     loss, g = copy.gradient([batch])
     sizes = [0.01, 0.05, 0.5]
-    found = along_gradient(copy, split(batch, 5), sizes)
+    found = along_gradient(copy, split_batch(batch, 5), sizes)
     losses = [loss, *(float(loss - s * g @ g + s * s / 2 * g @ hessian @ g) for s in sizes)]
     changes = [float((s * hessian @ g).norm()) for s in sizes]
     assert found == pytest.approx(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ablab.callbacks.measures.measure import Trial
+from ablab.callbacks.diagnostics.diagnostic import TaskCopy
 from ablab.data.batch import Batch
 from ablab.tasks.task import Task
 
@@ -25,12 +25,12 @@ class Regression(Task):
 
 
 @pytest.fixture
-def trial() -> Callable[[nn.Module], Trial]:
+def copy_task() -> Callable[[nn.Module], TaskCopy]:
     """A copy of a regression of a model, in float64."""
 
-    def make(model: nn.Module) -> Trial:
+    def make(model: nn.Module) -> TaskCopy:
         nothing: Any = None
-        return Trial(Regression(model=model, optimizer=nothing, scheduler=nothing).double())
+        return TaskCopy(Regression(model=model, optimizer=nothing, scheduler=nothing).double())
 
     return make
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from ablab.callbacks.measures.norm_statistics import Watched
+from ablab.callbacks.diagnostics.norm_statistics import OutputMoments
 from ablab.lab.loggers.csv_file import read_rows
 from ablab.norms import BatchNorm, GroupNorm, LayerNorm, NormLayer
 
@@ -48,9 +48,9 @@ def test_without_norm_layers_there_is_the_gap_alone(run: Start, norm: str) -> No
         assert {name.partition("/")[2] for name in row if name.startswith("norms/")} == set(SUMMARY[-4:])
 
 
-def watched(layer: nn.Module, x: torch.Tensor, valid: torch.Tensor | None = None) -> Watched:
+def watched(layer: nn.Module, x: torch.Tensor, valid: torch.Tensor | None = None) -> OutputMoments:
     assert isinstance(layer, NormLayer)
-    found = Watched(layer)
+    found = OutputMoments(layer)
     found((x, valid), {})
     return found
 
@@ -79,7 +79,7 @@ def test_padding_is_left_out() -> None:
 
 def test_each_step_of_a_recurrence_counts() -> None:
     layer: Any = BatchNorm().recurrent(3, "recurrent", num_steps=4)
-    found = Watched(layer)
+    found = OutputMoments(layer)
     for step in range(4):
         found((torch.randn(8, 3) + step,), {"step": step})
     assert found.count == 32

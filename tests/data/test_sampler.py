@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ablab.data.order import BatchOrder, FewClasses
+from ablab.data.sampler import BatchSampler, FewClassesSampler
 
 
 @settings(max_examples=50)
@@ -19,7 +19,7 @@ def test_the_same_samples_make_up_each_global_batch_on_any_number_of_processes(
 ) -> None:
     def batches(world_size: int) -> list[set[int]]:
         orders = [
-            BatchOrder(num, batch_size=size, shuffle=True, seed=seed, rank=rank, world_size=world_size)
+            BatchSampler(num, batch_size=size, shuffle=True, seed=seed, rank=rank, world_size=world_size)
             for rank in range(world_size)
         ]
         for order in orders:
@@ -36,7 +36,7 @@ def test_the_same_samples_make_up_each_global_batch_on_any_number_of_processes(
 def test_evaluation_sees_every_sample_exactly_once(num: int, size: int, world_size: int) -> None:
     seen = []
     for rank in range(world_size):
-        order = BatchOrder(num, batch_size=size, shuffle=False, seed=0, rank=rank, world_size=world_size)
+        order = BatchSampler(num, batch_size=size, shuffle=False, seed=0, rank=rank, world_size=world_size)
         batches = list(order)
         assert len(batches) == len(order)
         assert all(batches)
@@ -46,7 +46,7 @@ def test_evaluation_sees_every_sample_exactly_once(num: int, size: int, world_si
 
 def test_seed_and_epoch_alone_decide_the_order() -> None:
     def order(seed: int, epoch: int) -> list[list[int]]:
-        sampler = BatchOrder(50, batch_size=8, shuffle=True, seed=seed)
+        sampler = BatchSampler(50, batch_size=8, shuffle=True, seed=seed)
         sampler.epoch = epoch
         torch.randn(3)  # other random numbers do not matter
         return list(sampler)
@@ -58,7 +58,7 @@ def test_seed_and_epoch_alone_decide_the_order() -> None:
 
 @pytest.mark.parametrize("start", range(7))
 def test_an_epoch_can_be_entered_at_any_batch(start: int) -> None:
-    whole, late = (BatchOrder(50, batch_size=8, shuffle=True, seed=3) for _ in range(2))
+    whole, late = (BatchSampler(50, batch_size=8, shuffle=True, seed=3) for _ in range(2))
     late.start = start
     assert list(late) == list(whole)[start:]
     assert len(late) == len(whole)
@@ -72,7 +72,7 @@ TARGETS = torch.arange(97) % 5  # classes of 20, 20, 19, 19, 19
 def test_batches_of_few_classes_have_no_more_and_no_sample_twice(classes: int, epoch: int, world_size: int) -> None:
     size = 4 * classes
     orders = [
-        FewClasses(TARGETS, classes_per_batch=classes, batch_size=size, seed=1, rank=rank, world_size=world_size)
+        FewClassesSampler(TARGETS, classes_per_batch=classes, batch_size=size, seed=1, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     for order in orders:
@@ -83,13 +83,13 @@ def test_batches_of_few_classes_have_no_more_and_no_sample_twice(classes: int, e
     assert all(1 <= len(TARGETS[batch].unique()) <= classes for batch in batches)
     seen = list(chain(*batches))
     assert len(set(seen)) == len(seen)
-    single = FewClasses(TARGETS, classes_per_batch=classes, batch_size=size, seed=1)
+    single = FewClassesSampler(TARGETS, classes_per_batch=classes, batch_size=size, seed=1)
     single.epoch = epoch
     assert [set(batch) for batch in single] == [set(batch) for batch in batches]
 
 
 def test_other_epochs_bring_the_samples_that_were_left_out() -> None:
-    order = FewClasses(TARGETS, classes_per_batch=1, batch_size=4, seed=0)
+    order = FewClassesSampler(TARGETS, classes_per_batch=1, batch_size=4, seed=0)
     seen = set()
     for epoch in range(12):
         order.epoch = epoch
@@ -108,4 +108,4 @@ def test_other_epochs_bring_the_samples_that_were_left_out() -> None:
 )
 def test_few_classes_that_make_no_batch_are_refused(classes: int, size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        FewClasses(TARGETS, classes_per_batch=classes, batch_size=size, seed=0)
+        FewClassesSampler(TARGETS, classes_per_batch=classes, batch_size=size, seed=0)

@@ -1,4 +1,4 @@
-"""Numbers on their way from an accelerator to the CPU."""
+"""Asynchronous device-to-host copies."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 
-class Arriving:
-    """The values of a small tensor, which the CPU can ask for later without waiting for what was begun since.
+class AsyncCopy:
+    """An asynchronous copy of a small tensor to the CPU, which does not block later work on the GPU.
 
     Args:
-        tensor: where it is now; it is not to be changed in place.
+        tensor: the tensor to copy; must not be modified in place afterwards.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -25,10 +25,10 @@ class Arriving:
     def __getstate__(self) -> dict[str, Any]:
         if self.done is not None:
             self.done.synchronize()
-        return {"copy": self.copy, "done": None}  # an event cannot be copied, and measures copy a task
+        return {"copy": self.copy, "done": None}  # events cannot be copied, and diagnostics deepcopy the task
 
     def values(self) -> list[float]:
-        """The values, as soon as they are there."""
+        """Wait for the copy to complete and return its values."""
         if self.done is not None:
             self.done.synchronize()
         values: list[float] = self.copy.tolist()

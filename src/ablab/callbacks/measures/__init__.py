@@ -1,1 +1,0 @@
-"""Measures: callbacks that look at a run while it trains, and never change it. Each is off by default."""
