@@ -18,7 +18,7 @@ from pathlib import Path
 from ablab.lab.browse.collect import collect
 from ablab.lab.browse.page import write
 from ablab.lab.config.errors import readable_errors
-from ablab.lab.run.folder import short
+from ablab.lab.run.folder import relpath
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     content = collect(options.folder)
     file = write(content, options.folder)
     runs, ablations = len(content["runs"]), len(content["ablations"])
-    print(f"{short(file.absolute())}: {runs} runs, {ablations} ablations, {file.stat().st_size / 1e6:.1f} MB")
+    print(f"{relpath(file.absolute())}: {runs} runs, {ablations} ablations, {file.stat().st_size / 1e6:.1f} MB")
     if not options.no_open and has_display():
         webbrowser.open(file.absolute().as_uri())
 

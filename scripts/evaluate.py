@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--weights", choices=("best", "last"), default="best")
     parser.add_argument("--trust", action="store_true", help="build whatever its config names: docs/runs.md")
     options = parser.parse_args()
-    with loading(said=True):
-        from ablab.lab.evaluate import evaluate, scoring, shift_of
+    with loading(announce=True):
+        from ablab.lab.evaluate import describe_shift, evaluate, scoring_config
 
     found = evaluate(
         options.run,
@@ -42,13 +42,13 @@ def main() -> None:
         weights=options.weights,
         trust=options.trust,
     )
-    cfg = scoring(options.run, shift=options.shift, severity=options.severity)
+    cfg = scoring_config(options.run, shift=options.shift, severity=options.severity)
     limit = cfg.trainer.limit_test_batches
     whole = options.split != "test" or limit is None or (isinstance(limit, float) and limit == 1)  # 1 is one batch
     show(
         {
             "split": options.split if whole else f"{options.split}, as in the run (trainer.limit_test_batches={limit})",
-            "shift": shift_of(cfg),
+            "shift": describe_shift(cfg),
             **{name.removeprefix("test/"): f"{value:.4f}" for name, value in found.items()},
         }
     )

@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--num-tokens", type=positive, default=50, help="of a line's continuation, 50")
     parser.add_argument("--trust", action="store_true", help="build whatever its config names: docs/runs.md")
     options = parser.parse_args()
-    with loading(said=True):
+    with loading(announce=True):
         from ablab.lab.predict import predict
 
     number = predict(

@@ -27,17 +27,17 @@ def main() -> None:
     parser.add_argument("--mix-code", action="store_true", help="take runs of different code together")
     parser.add_argument("--wandb", metavar="PROJECT", help="log tables and an artifact; offline without a login")
     options = parser.parse_args()
-    with loading(said=True):
+    with loading(announce=True):
         from pandas import read_csv
 
-        from ablab.lab.ablation.report import FOLDER, show, write
-        from ablab.lab.ablation.results import read
+        from ablab.lab.ablation.report import FOLDER, print_report, write_report
+        from ablab.lab.ablation.results import read_results
 
     baseline = dict(word.partition("=")[::2] for word in options.baseline) if options.baseline else None
-    results = read(options.folder, mix_code=options.mix_code, baseline=baseline)
+    results = read_results(options.folder, mix_code=options.mix_code, baseline=baseline)
     with awaited("writing the report"):
-        report = write(results, options.folder)
-    show(report, options.folder)
+        report = write_report(results, options.folder)
+    print_report(report, options.folder)
     if options.wandb is not None:
         from ablab.lab.loggers.wandb import log_report
 

@@ -20,13 +20,13 @@ from omegaconf import DictConfig
 
 from ablab.errors import ConfigError, Diverged
 from ablab.lab.config.errors import readable_errors
-from ablab.lab.config.schema import check, is_guest
+from ablab.lab.config.schema import check_config, is_guest
 from ablab.lab.config.yaml_files import CONF
 from ablab.lab.loading import loading
 from ablab.lab.run import signals
-from ablab.lab.run.folder import config_of, read_environment, read_record
-from ablab.lab.run.identity import differences, plain
-from ablab.lab.run.resume import changed
+from ablab.lab.run.folder import read_config, read_environment, read_record
+from ablab.lab.run.identity import plain, result_differences
+from ablab.lab.run.resume import compose_changes
 from ablab.rank import rank
 from ablab.waiting import on_a_terminal_alone
 
@@ -52,10 +52,10 @@ def config_again(folder: Path, changes: list[str], *, trust: bool = False) -> Di
             raise ConfigError(f"{change}: this is no change of the run; say --trust")
         if key in ("resume", "folder"):
             raise ConfigError(f"{change}: a run is made again from its beginning; leave it out")
-    cfg, places = config_of(folder), [change for change in changes if change.startswith("output_dir=")]
+    cfg, places = read_config(folder), [change for change in changes if change.startswith("output_dir=")]
     if len(places) < len(changes):
         with initialize_config_dir(str(CONF), version_base="1.3"):  # what depends on a changed value changes with it
-            cfg = changed(folder, cfg, changes, trust=trust)
+            cfg = compose_changes(folder, cfg, changes, trust=trust)
     cfg.logger = {}
     beside = f"output_dir={folder.absolute().parent / 'reproductions'}"
     cfg.output_dir = [beside, *places][-1].partition("=")[2]
@@ -86,36 +86,38 @@ def main() -> int:
     parser.add_argument("changes", nargs="*", metavar="key=value", help="to be another than in the run")
     parser.add_argument("--trust", action="store_true", help="build whatever its config names: docs/runs.md")
     options = parser.parse_args()
-    with loading(said=True):
+    with loading(announce=True):
         from ablab.lab.config.trust import check_targets
-        from ablab.lab.evaluate import take_threads
+        from ablab.lab.evaluate import match_threads
         from ablab.lab.run import provenance
-        from ablab.lab.run.compare import OF_ITSELF, check_comparable, compare, report
-        from ablab.lab.train import data_of
+        from ablab.lab.run.compare import SELF_ENDED, check_comparable, compare, format_comparison
+        from ablab.lab.train import build_data
 
     check_comparable(options.run)
     cfg = config_again(options.run, options.changes, trust=options.trust)
     cfg.trust = options.trust
-    check(cfg, root=CONF / "train.yaml")
+    check_config(cfg, root=CONF / "train.yaml")
     check_targets(cfg)
     record, environment = read_record(options.run), read_environment(options.run)
-    take_threads(environment)
+    match_threads(environment)
     changes = provenance.changes_since(record, environment, plain(cfg))
     then = record["data"]["fingerprint"]
-    now = then if is_guest(cfg) else data_of(cfg).fingerprint  # data from outside are read by the run itself
+    now = then if is_guest(cfg) else build_data(cfg).fingerprint  # data from outside are read by the run itself
     changes += [f"the data: {then[:12]} then, {now[:12]} now"] if then != now else []
-    changes += [f"{key}: {a} then, {b} now" for key, a, b in differences(plain(config_of(options.run)), plain(cfg))]
+    changes += [
+        f"{key}: {a} then, {b} now" for key, a, b in result_differences(plain(read_config(options.run)), plain(cfg))
+    ]
     for line in changes:
         say(f"not as it was: {line}")
     status = record["status"]
-    if status not in OF_ITSELF:
+    if status not in SELF_ENDED:
         say(f"the run is {status}: it is compared as far as it goes")
 
     again = run_again(cfg)
     if rank() != 0:
         return 0
     found = compare(options.run, again)
-    print(report(found))
+    print(format_comparison(found))
     return 0 if found.equal else NOT_EQUAL
 
 

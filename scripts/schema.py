@@ -12,17 +12,17 @@ import argparse
 from pathlib import Path
 
 from ablab.lab.config.errors import readable_errors
-from ablab.lab.config.json_schema import write
+from ablab.lab.config.json_schema import write_schemas
 from ablab.lab.config.yaml_files import CONF
-from ablab.lab.run.folder import short
+from ablab.lab.run.folder import relpath
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, default=CONF.parent / ".schema", help="the folder that the schemas go to")
     folder = parser.parse_args().to
-    written = write(CONF, folder)
-    print(f"{len(written)} schemas in {short(folder)}, for .vscode/settings.json")
+    written = write_schemas(CONF, folder)
+    print(f"{len(written)} schemas in {relpath(folder)}, for .vscode/settings.json")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from ablab.disk import is_locked
 from ablab.errors import ConfigError
 from ablab.lab.config.errors import readable_errors
-from ablab.lab.run.folder import LOCK, short
+from ablab.lab.run.folder import LOCK, relpath
 
 
 def main() -> int:
@@ -35,17 +35,17 @@ def main() -> int:
     sent, there, failed = 0, 0, 0
     for run in runs:
         if is_locked(run / LOCK):
-            print(f"{short(run)}: still going on, left for later")
+            print(f"{relpath(run)}: still going on, left for later")
         elif is_sent(run):
             there += 1
         else:
             said = upload(run / "wandb", options.patience)
             if is_sent(run):
                 sent += 1
-                print(f"{short(run)}: sent")
+                print(f"{relpath(run)}: sent")
             else:
                 failed += 1
-                print(f"{short(run)}: could not be sent: {said}", file=sys.stderr)
+                print(f"{relpath(run)}: could not be sent: {said}", file=sys.stderr)
     print(f"{sent} sent, {there} had been before, {failed} could not be")
     return 1 if failed else 0
 

@@ -15,7 +15,7 @@ import sys
 import yaml
 from hydra import compose, initialize_config_dir
 
-from ablab.lab.ablation.words import asked_for
+from ablab.lab.ablation.overrides import parse_ablation
 from ablab.lab.config.errors import readable_errors
 from ablab.lab.config.yaml_files import CONF
 
@@ -27,7 +27,7 @@ def main() -> None:
     options = parser.parse_args()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"ablation={options.ablation}"])
-    ablation, common = asked_for([f"ablation={options.ablation}", *options.words], cfg)
+    ablation, common = parse_ablation([f"ablation={options.ablation}", *options.words], cfg)
     content = {
         "name": ablation.name,
         "method": "grid",

@@ -27,7 +27,7 @@ from torch.nn.utils import get_total_norm
 from torchmetrics.classification import MulticlassAccuracy
 
 from ablab.lab.run.run import Run
-from ablab.lab.train import Parts, assemble, seen_by
+from ablab.lab.train import Parts, assemble, effective_batch_sizes
 from ablab.optim.optimizer import make_optimizer
 from benchmarks.measuring import Ratio, measure
 
@@ -105,7 +105,7 @@ def of_a_run(cfg: DictConfig, steps: int) -> float:
         cfg.output_dir = folder
         parts = assemble(cfg)
         parts.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
-        batch_sizes = seen_by(parts.data, parts.norm, parts.trainer)
+        batch_sizes = effective_batch_sizes(parts.data, parts.norm, parts.trainer)
         with Run.open(cfg, data=parts.data.record(), batch_sizes=batch_sizes) as run:
             parts.trainer.loggers = run.start([])
             parts.trainer.fit(parts.task, datamodule=parts.data)

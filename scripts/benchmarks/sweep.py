@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback
 
 from ablab.data.reading import read_once
-from ablab.lab.launch.local import at_work
+from ablab.lab.launch.local import run_logged
 from benchmarks.measuring import Time, spread
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -47,7 +47,7 @@ def sweep(rounds: int, device: torch.device) -> Iterator[Time]:
                 words = [trainer, "trainer.max_epochs=1", *logger, CLOCK, f"seed={next(seeds)}", f"folder={folder}/run"]
                 cfg = compose("train", words)
                 began = time.perf_counter()
-                status = at_work(cfg)
+                status = run_logged(cfg)
                 assert status == "finished", (Path(folder) / "run" / "log.txt").read_text(encoding="utf-8")
                 return time.perf_counter() - began - Clock.seconds
 

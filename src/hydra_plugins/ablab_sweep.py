@@ -24,7 +24,7 @@ class AblationSweeper(Sweeper):
         self.config = config
         try:
             self.launcher = Plugins.instance().instantiate_launcher(
-                hydra_context=hydra_context, task_function=one_run, config=config
+                hydra_context=hydra_context, task_function=run_one, config=config
             )
         except RuntimeError as error:  # Hydra knows no class of that name
             package = config.hydra.launcher._target_.split(".")[1].replace("_", "-")
@@ -34,13 +34,13 @@ class AblationSweeper(Sweeper):
         assert self.hydra_context is not None
         assert self.config is not None
         assert self.launcher is not None
-        with loading(said=not self.config.quiet):
+        with loading(announce=not self.config.quiet):
             from ablab.lab.ablation.sweep import sweep  # only now: it loads torch and pandas
 
         return sweep(arguments, self.config, self.hydra_context.config_loader, self.launcher)
 
 
-class OwnLauncher(Launcher):
+class AblabLauncher(Launcher):
     """Where the runs of `AblationSweeper` take place; it does them itself."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -50,7 +50,7 @@ class OwnLauncher(Launcher):
         raise NotImplementedError("it is for ablab's own sweeper; with another one, choose hydra/launcher=basic")
 
 
-class LocalLauncher(OwnLauncher):
+class LocalLauncher(AblabLauncher):
     """Runs on this machine, one after another in this process, or several at once; see `ablab.lab.launch.local`.
 
     Args:
@@ -63,13 +63,13 @@ class LocalLauncher(OwnLauncher):
     def __init__(self, num_processes: int | str = 1) -> None:
         self.num_processes = num_processes
 
-    def carry_out(self, runs: list[Any], progress: Any) -> None:
+    def launch_runs(self, runs: list[Any], progress: Any) -> None:
         from ablab.lab.launch import local  # only now: it loads torch
 
         local.launch(runs, self.num_processes, progress)
 
 
-class SlurmLauncher(OwnLauncher):
+class SlurmLauncher(AblabLauncher):
     """Runs as one array of jobs of Slurm; see `ablab.lab.launch.slurm`.
 
     Args:
@@ -81,17 +81,17 @@ class SlurmLauncher(OwnLauncher):
     def __init__(self, **site: Any) -> None:
         self.site: Any = OmegaConf.to_container(OmegaConf.create(site))
 
-    def carry_out(self, runs: list[Any], progress: Any) -> None:
+    def launch_runs(self, runs: list[Any], progress: Any) -> None:
         from ablab.lab.launch import slurm
 
         slurm.launch(runs, slurm.Site(**self.site), progress)
 
 
-def one_run(cfg: DictConfig) -> str:
+def run_one(cfg: DictConfig) -> str:
     """What Hydra's other launchers do for each run; one that fails says so in its log.txt and disturbs no other."""
-    from ablab.lab.launch.local import at_work
+    from ablab.lab.launch.local import run_logged
 
-    return at_work(cfg)
+    return run_logged(cfg)
 
 
 class OptunaSweeper(Sweeper):
@@ -116,7 +116,7 @@ class OptunaSweeper(Sweeper):
         assert self.hydra_context is not None
         assert self.config is not None
         try:
-            with loading(said=not self.config.quiet):
+            with loading(announce=not self.config.quiet):
                 from ablab.lab.ablation.search import search
         except ModuleNotFoundError as error:
             raise HydraException(f"hydra/sweeper=optuna: {error}; pip install 'ablab[search]'") from error

@@ -17,7 +17,7 @@ import torch
 
 from ablab.errors import Diverged
 from ablab.lab.config.errors import readable_errors
-from ablab.lab.run.compare import compare, report
+from ablab.lab.run.compare import compare, format_comparison
 
 Start = Callable[..., SimpleNamespace]
 Command = Callable[..., Any]
@@ -228,7 +228,7 @@ def test_a_single_changed_value_is_found(run: Start) -> None:
     first, second = run(*words).folder, run(*words).folder
     found = compare(first, second)
     assert found.equal
-    assert report(found).startswith("equal to the bit: ")
+    assert format_comparison(found).startswith("equal to the bit: ")
     file = second / "metrics.csv"
     lines = file.read_text().splitlines()
     step, *rest = lines[2].split(",")
@@ -243,7 +243,7 @@ def test_a_single_changed_value_is_found(run: Start) -> None:
     file.write_text("\n".join(lines[:3]) + "\n")
     missing = compare(first, second)
     assert missing.first is not None, "rows that are missing"
-    assert " and is none; " in report(missing)
+    assert " and is none; " in format_comparison(missing)
 
 
 def test_nan_equals_nan_and_every_end_is_compared(run: Start) -> None:

@@ -45,7 +45,7 @@ from ablab.lab.loggers.csv_file import MetricsCSV, read_rows
 from ablab.lab.loggers.mlflow import MLflow, opening
 from ablab.lab.loggers.tensorboard import TensorBoard
 from ablab.lab.loggers.wandb import WandB
-from ablab.lab.run.resume import resumed
+from ablab.lab.run.resume import resume_config
 
 ROOT = Path(__file__).parents[2]
 BOTH = "logger=[tensorboard,mlflow]"
@@ -146,7 +146,7 @@ def test_a_run_that_is_stopped_and_resumed_is_one_run_with_each_step_once(
     assert folder is not None
     assert assert_in_mlflow(folder, uri).info.status == "KILLED"
     assert status(assert_in_tensorboard(folder)) is None
-    train(resumed(OmegaConf.create({"resume": str(folder)})))
+    train(resume_config(OmegaConf.create({"resume": str(folder)})))
     assert assert_in_mlflow(folder, uri).info.status == "FINISHED"
     assert status(assert_in_tensorboard(folder)) == STATUS_SUCCESS
 

@@ -10,17 +10,17 @@ from typing import Any
 
 from ablab.errors import ConfigError
 from ablab.lab.config.errors import menu
-from ablab.lab.config.schema import quoted, show
+from ablab.lab.config.schema import quote_value, show
 from ablab.lab.run.folder import check_name
 
-COUNTABLE = 100_000  # cells that are made only to be counted
+MAX_COUNTED_CELLS = 100_000  # cells that are made only to be counted
 
 Cell = dict[str, str]  # a level for each factor
-Words = list[str]  # of the command line
+Overrides = list[str]  # of the command line
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """One run of the grid: a level for each factor, a seed, and the words that make them so.
 
     Args:
@@ -32,7 +32,7 @@ class Planned:
 
     cell: Cell
     seed: int
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     tuned: Cell = field(default_factory=dict)
 
     @property
@@ -86,7 +86,7 @@ class Ablation:
         mix_code: let runs count that were made by other code than today's.
 
     Attributes:
-        from_words: the command line alone made it, without a file.
+        from_overrides: the command line alone made it, without a file.
 
     Raises:
         ConfigError: a factor without levels, a baseline that is no level, a grid that is too large.
@@ -124,13 +124,13 @@ class Ablation:
         self.name = str(name)
         self.question = question
         self.claims = claims or []
-        self.from_words = False
-        self.levels = {str(factor): levels_of(str(factor), given) for factor, given in factors.items()}
+        self.from_overrides = False
+        self.levels = {str(factor): parse_factor(str(factor), given) for factor, given in factors.items()}
         self.seeds = seeds
         if not seeds or len(set(seeds)) < len(seeds):
             raise ConfigError(f"ablation.seeds={show(seeds)}: at least one seed is needed, and each once")
-        self.baseline = self.partial("baseline", baseline or {})
-        self.exclude = [self.partial("exclude", cell) for cell in exclude or []]
+        self.baseline = self.check_levels("baseline", baseline or {})
+        self.exclude = [self.check_levels("exclude", cell) for cell in exclude or []]
         self.metrics = metrics or ["test/accuracy"]
         self.tune = Tuning(**tune) if tune else None
         if self.tune is not None and self.tune.key in self.levels:
@@ -143,7 +143,7 @@ class Ablation:
             counts = [f"{len(levels)} of {factor}" for factor, levels in self.levels.items()]
             excluded = ", less what is excluded" if self.exclude else ""
             raise ConfigError(
-                f"ablation: {size:,} runs ({' × '.join([*counts, self.runs_of_a_cell])}{excluded}); if they are meant, "
+                f"ablation: {size:,} runs ({' × '.join([*counts, self.runs_per_cell])}{excluded}); if they are meant, "
                 f"+ablation.max_runs={size}"
             )
 
@@ -153,7 +153,7 @@ class Ablation:
         return {factor: list(levels) for factor, levels in self.levels.items()}
 
     @property
-    def runs_of_a_cell(self) -> str:
+    def runs_per_cell(self) -> str:
         """How many there are, in words."""
         if self.tune is None:
             return f"{len(self.seeds)} seeds"
@@ -168,12 +168,12 @@ class Ablation:
     def num_runs(self) -> int:
         """All runs of the grid, those that tune among them; of a huge one the excluded ones, too."""
         num_cells = math.prod(map(len, self.levels.values()))
-        if self.exclude and num_cells <= COUNTABLE:
+        if self.exclude and num_cells <= MAX_COUNTED_CELLS:
             num_cells = len(self.cells())
         tuning = len(self.tune.values) * len(self.tune.seeds or self.seeds) if self.tune else 0
         return num_cells * (tuning + self.num_after_tuning)
 
-    def partial(self, what: str, cell: Mapping[str, Any]) -> Cell:
+    def check_levels(self, what: str, cell: Mapping[str, Any]) -> Cell:
         """A cell, or a part of one, whose levels exist."""
         checked = {}
         for factor, value in cell.items():
@@ -194,38 +194,38 @@ class Ablation:
         every = [dict(zip(self.levels, levels, strict=True)) for levels in itertools.product(*self.levels.values())]
         return [cell for cell in every if not any(part.items() <= cell.items() for part in self.exclude)]
 
-    def runs(self) -> Iterator[Planned]:
+    def runs(self) -> Iterator[PlannedRun]:
         """Every run; a seed of all cells before the next one, so that an unfinished grid is an even one."""
         for seed in self.seeds:
             for cell in self.cells():
-                yield Planned(cell, seed, tuple(self.words(cell)))
+                yield PlannedRun(cell, seed, tuple(self.cell_overrides(cell)))
 
-    def tuning_runs(self) -> Iterator[tuple[Planned, float]]:
+    def tuning_runs(self) -> Iterator[tuple[PlannedRun, float]]:
         """Every run that decides on the tuned key, with its value."""
         if self.tune is None:
             return
         for seed in self.tune.seeds or self.seeds:
             for cell in self.cells():
                 for value in self.tune.values:
-                    yield self.at(Planned(cell, seed, tuple(self.words(cell))), value), value
+                    yield self.with_tuned_value(PlannedRun(cell, seed, tuple(self.cell_overrides(cell))), value), value
 
-    def at(self, run: Planned, value: float) -> Planned:
+    def with_tuned_value(self, run: PlannedRun, value: float) -> PlannedRun:
         """A run with a value of the tuned key."""
         assert self.tune is not None
         tuned = {self.tune.key: show(value)}
-        return Planned(run.cell, run.seed, (*run.words, f"{self.tune.key}={show(value)}"), tuned)
+        return PlannedRun(run.cell, run.seed, (*run.overrides, f"{self.tune.key}={show(value)}"), tuned)
 
-    def words(self, cell: Cell) -> Words:
+    def cell_overrides(self, cell: Cell) -> Overrides:
         """What the command line of a cell would have."""
         return [word for factor, level in cell.items() for word in self.levels[factor][level]]
 
 
-def levels_of(factor: str, given: Any) -> dict[str, Words]:
+def parse_factor(factor: str, given: Any) -> dict[str, Overrides]:
     """The levels of a factor, each with its words."""
     if isinstance(given, Mapping):
         levels = {show(level): [words] if isinstance(words, str) else list(words) for level, words in given.items()}
     elif isinstance(given, list):
-        levels = {show(value): [f"{factor}={quoted(value)}"] for value in given}
+        levels = {show(value): [f"{factor}={quote_value(value)}"] for value in given}
     else:
         raise ConfigError(f"ablation.factors.{factor}={show(given)}: a list of values is needed, or words a level")
     if not levels:

@@ -16,18 +16,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from ablab.lab.ablation import statistics
-from ablab.lab.ablation.metrics import is_never
+from ablab.lab.ablation.metrics import is_until_metric
+from ablab.lab.ablation.overrides import last_part
 from ablab.lab.ablation.results import Results
-from ablab.lab.ablation.words import short
 
 # Okabe & Ito 2008: told apart by the colour-blind, too
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7F7F7F", "#6B4C9A"]
 MARKERS = "osD^vPX<>*"
 PANEL = (3.4, 2.6)  # inches; the width of a paper's column
 LEGEND = 1.1  # inches beside them
-FITTING, LETTER = 12, 0.07  # letters of a legend that fit there, and the inches that each one more needs
-MOST_PANELS = 8
-SAY_NOTHING = ("true", "false", "none", "null", "full")  # levels, without their factor's name
+LEGEND_LETTERS, LETTER_INCHES = 12, 0.07  # letters of a legend that fit there, and the inches that each one more needs
+MAX_PANELS = 8
+GENERIC_LEVELS = ("true", "false", "none", "null", "full")  # levels, without their factor's name
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -58,21 +58,23 @@ def figures(results: Results) -> Iterator[tuple[str, str, Figure]]:
     ablation = results.ablation
     drawn = Drawing(results)
     for metric in ablation.metrics:
-        if len(statistics.sound(results.runs[metric])):
-            yield file_name(metric), f"{readable(metric)}: mean, 95 % interval, every seed", drawn.metric(metric)
+        if len(statistics.finite_values(results.runs[metric])):
+            yield file_name(metric), f"{readable_name(metric)}: mean, 95 % interval, every seed", drawn.metric(metric)
     primary = ablation.metrics[0]
     compared = statistics.comparisons(results.runs, list(ablation.factors), ablation.baseline, primary)
     if len(compared) and compared["n"].max() > 0:
-        title = f"{readable(primary)}: differences to the baseline, paired by seed"
+        title = f"{readable_name(primary)}: differences to the baseline, paired by seed"
         yield "differences", title, drawn.differences(compared)
     for column in ("val/loss", "train/loss"):
         logged = [curve[column].astype(float) for curve in results.curves.values() if column in curve]
         if any(np.isfinite(values).any() for values in logged):
-            yield f"curves_{file_name(column)}", f"{readable(column)} over the steps", drawn.curves(column)
-    if len(drawn.shown) == 2 and len(statistics.sound(results.runs[primary])):  # a third factor would be averaged away
-        yield "heat_map", f"{readable(primary)}: means of the cells", drawn.heat_map(primary)
+            yield f"curves_{file_name(column)}", f"{readable_name(column)} over the steps", drawn.curves(column)
+    if len(drawn.shown) == 2 and len(
+        statistics.finite_values(results.runs[primary])
+    ):  # a third factor would be averaged away
+        yield "heat_map", f"{readable_name(primary)}: means of the cells", drawn.heat_map(primary)
     if results.tuning is not None:
-        title = f"{readable(results.tuning_metric)} over {short(results.tuned_key)}, by which it was chosen"
+        title = f"{readable_name(results.tuning_metric)} over {last_part(results.tuned_key)}, by which it was chosen"
         yield "tuning", title, drawn.tuning()
 
 
@@ -115,7 +117,7 @@ class Drawing:
     def parts(self, panels: Sequence[str]) -> list[dict[str, str]]:
         """A cell of each panel."""
         every = product(*(self.factors[factor] for factor in panels))
-        return [dict(zip(panels, levels, strict=True)) for levels in every][:MOST_PANELS]
+        return [dict(zip(panels, levels, strict=True)) for levels in every][:MAX_PANELS]
 
     def metric(self, metric: str) -> Figure:
         """The metric over the levels of a factor, a line or a row of dots for each level of another."""
@@ -123,7 +125,7 @@ class Drawing:
         levels = self.levels(self.axis)
         numbers = is_numeric(levels)
         parts = self.parts(self.panels)
-        with panels(len(parts), width=PANEL[0] if numbers else max(PANEL[0], 0.75 * len(levels) + 1.2)) as (
+        with figure_panels(len(parts), width=PANEL[0] if numbers else max(PANEL[0], 0.75 * len(levels) + 1.2)) as (
             figure,
             axes,
         ):
@@ -137,8 +139,8 @@ class Drawing:
                     )
                     self.line(ax, metric, chosen, level, offset, joined=numbers)
                 name_axis(ax, self.axis, levels)
-                ax.set_title(label(part))
-            axes[0].set_ylabel(readable(metric))
+                ax.set_title(cell_label(part))
+            axes[0].set_ylabel(readable_name(metric))
             self.legend(figure, axes)
         return figure
 
@@ -148,7 +150,7 @@ class Drawing:
         x, centre, low, high = [], [], [], []
         for i, step in enumerate(self.levels(self.axis)):
             group = self.runs(**chosen, **({self.axis: step} if self.axis else {}))
-            values = statistics.sound(group[group["status"] == "finished"][metric])
+            values = statistics.finite_values(group[group["status"] == "finished"][metric])
             if len(values):
                 interval = statistics.t_interval(values)
                 x.append(i + offset)
@@ -160,7 +162,7 @@ class Drawing:
                 )
             if lost := int((group["status"] == "diverged").sum()):
                 self.mark(ax, f"∞{lost}", i + offset, 0.02, look["color"])
-            if is_never(metric) and (never := statistics.num_without(group, metric)):
+            if is_until_metric(metric) and (never := statistics.num_without_value(group, metric)):
                 self.mark(ax, f"never {never}", i + offset, 0.09, look["color"])
         if joined:
             ax.plot(x, centre, label=level, zorder=3, **look)
@@ -178,12 +180,12 @@ class Drawing:
         metric, baseline = str(compared["metric"].iloc[0]), self.results.ablation.baseline
         factors = list(self.factors)
         looks = {"higher": COLOURS[0], "lower": COLOURS[1], "cannot tell": "#8A8A8A"}
-        with panels(1, width=4.6, height=0.9 + 0.26 * len(compared)) as (figure, [ax]):
+        with figure_panels(1, width=4.6, height=0.9 + 0.26 * len(compared)) as (figure, [ax]):
             groups = {tuple(cell.values()): group for cell, group in statistics.by_cell(self.results.runs, factors)}
             for i, (_, row) in enumerate(compared.iterrows()):
                 cell = {factor: row[factor] for factor in factors}
                 reference = groups[tuple({**cell, **baseline}.values())]
-                dots = statistics.paired(groups[tuple(cell.values())], reference, metric)
+                dots = statistics.paired_differences(groups[tuple(cell.values())], reference, metric)
                 colour = looks[row["verdict"]]
                 ax.plot(dots, [i] * len(dots), "o", color=colour, alpha=0.3, markersize=3)
                 ax.plot([row["low"], row["high"]], [i, i], color=colour, linewidth=1.6)
@@ -192,11 +194,11 @@ class Drawing:
                 )
             ax.axvline(0, color="black", linewidth=0.8)
             ax.set_yticks(
-                range(len(compared)), [label({f: row[f] for f in self.shown}) for _, row in compared.iterrows()]
+                range(len(compared)), [cell_label({f: row[f] for f in self.shown}) for _, row in compared.iterrows()]
             )
             ax.invert_yaxis()
             ax.grid(visible=False, axis="y")
-            ax.set_xlabel(f"{readable(metric)}, difference to {label(baseline)}")
+            ax.set_xlabel(f"{readable_name(metric)}, difference to {cell_label(baseline)}")
             for verdict in [verdict for verdict in looks if verdict in set(compared["verdict"])]:
                 ax.plot([], [], "D" if verdict != "cannot tell" else "o", color=looks[verdict], label=verdict)
             ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -208,7 +210,7 @@ class Drawing:
         parts = self.parts([factor for factor in self.shown if factor != colour])
         drawn = 0.0, math.inf
         bands: list[tuple[Axes, str, pd.DataFrame]] = []
-        with panels(len(parts)) as (figure, axes):
+        with figure_panels(len(parts)) as (figure, axes):
             for part, ax in zip(parts, axes, strict=True):
                 for level in self.levels(colour):
                     chosen = self.runs(**part, **({colour: level} if colour else {}))
@@ -228,7 +230,7 @@ class Drawing:
                     band = {"low": middle - half, "high": middle + half, "least": table.min(axis=1) * 0.5}
                     bands.append((ax, shade, pd.DataFrame(band)))
                     drawn = max(drawn[0], float(middle.max())), min(drawn[1], float(middle.min()))
-                ax.set_title(label(part))
+                ax.set_title(cell_label(part))
                 ax.set_xlabel("step")
             logarithmic = drawn[1] > 0 and drawn[0] > 20 * drawn[1]
             for ax, shade, band in bands:  # a logarithm has no place for a lower end below 0
@@ -237,7 +239,7 @@ class Drawing:
             if logarithmic:
                 for ax in axes:
                     ax.set_yscale("log")
-            axes[0].set_ylabel(readable(column))
+            axes[0].set_ylabel(readable_name(column))
             self.legend(figure, axes, colour)
         return figure
 
@@ -251,14 +253,14 @@ class Drawing:
         means = np.array(
             [
                 [
-                    statistics.mean(statistics.sound(self.runs(**{down: row, across: column})[metric]))
+                    statistics.mean(statistics.finite_values(self.runs(**{down: row, across: column})[metric]))
                     for column in columns
                 ]
                 for row in rows
             ]
         )
         size = 0.62 * len(columns) + 1.6, 0.36 * len(rows) + 0.9
-        with panels(1, width=size[0], height=size[1]) as (figure, [ax]):
+        with figure_panels(1, width=size[0], height=size[1]) as (figure, [ax]):
             ax.imshow(means, cmap="cividis", aspect="auto")
             measured = means[~np.isnan(means)]
             low, high = measured.min(initial=math.inf), measured.max(initial=-math.inf)
@@ -277,8 +279,8 @@ class Drawing:
                 ha="center" if max(map(len, columns)) < 8 else "right",
             )
             ax.set_yticks(range(len(rows)), rows)
-            ax.set_xlabel(readable(across))
-            ax.set_title(readable(metric))
+            ax.set_xlabel(readable_name(across))
+            ax.set_title(readable_name(metric))
             ax.grid(visible=False)
             ax.spines[:].set_visible(False)
         return figure
@@ -290,7 +292,7 @@ class Drawing:
         assert chosen is not None
         colour = self.colour or self.axis
         parts = self.parts([factor for factor in self.shown if factor != colour])
-        with panels(len(parts)) as (figure, axes):
+        with figure_panels(len(parts)) as (figure, axes):
             for part, ax in zip(parts, axes, strict=True):
                 for level in self.levels(colour):
                     cell = {**part, **({colour: level} if colour else {})}
@@ -309,9 +311,9 @@ class Drawing:
                         value = best["value"].iloc[0]
                         ax.plot(value, means[value], "o", markersize=10, fillstyle="none", color=look["color"])
                 ax.set_xscale("log")
-                ax.set_title(label(part))
-                ax.set_xlabel(readable(self.results.tuned_key))
-            axes[0].set_ylabel(readable(self.results.tuning_metric))
+                ax.set_title(cell_label(part))
+                ax.set_xlabel(readable_name(self.results.tuned_key))
+            axes[0].set_ylabel(readable_name(self.results.tuning_metric))
             self.legend(figure, axes, colour)
         return figure
 
@@ -322,18 +324,24 @@ class Drawing:
         for ax in axes:
             handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
         if factor is not None and handles:
-            more = max(map(len, handles)) - FITTING  # the panels keep their width
-            figure.set_figwidth(figure.get_figwidth() + LETTER * max(0, more))
-            last = axes[min(len(axes), columns_of(len(axes))) - 1]
+            more = max(map(len, handles)) - LEGEND_LETTERS  # the panels keep their width
+            figure.set_figwidth(figure.get_figwidth() + LETTER_INCHES * max(0, more))
+            last = axes[min(len(axes), num_columns(len(axes))) - 1]
             last.legend(
-                handles.values(), handles.keys(), title=readable(factor), loc="upper left", bbox_to_anchor=(1.0, 1.0)
+                handles.values(),
+                handles.keys(),
+                title=readable_name(factor),
+                loc="upper left",
+                bbox_to_anchor=(1.0, 1.0),
             )
 
 
 @contextmanager
-def panels(number: int, width: float = PANEL[0], height: float = PANEL[1]) -> Iterator[tuple[Figure, list[Axes]]]:
+def figure_panels(
+    number: int, width: float = PANEL[0], height: float = PANEL[1]
+) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure of so many panels, beside and below each other, in the style of all."""
-    columns = columns_of(number)
+    columns = num_columns(number)
     rows = math.ceil(number / columns)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width * columns + LEGEND, height * rows), layout="constrained")
@@ -358,7 +366,7 @@ def keep_as_text(ax: Axes) -> None:
         text.set_parse_math(False)
 
 
-def columns_of(number: int) -> int:
+def num_columns(number: int) -> int:
     return min(number, 4 if number > 6 or number == 4 else 3)
 
 
@@ -370,7 +378,7 @@ def name_axis(ax: Axes, factor: str | None, levels: Sequence[str]) -> None:
     ax.set_xticks(range(len(levels)), levels, rotation=30 if crowded else 0, ha="right" if crowded else "center")
     ax.set_xlim(-0.5, len(levels) - 0.5)
     if factor is not None:
-        ax.set_xlabel(readable(factor))
+        ax.set_xlabel(readable_name(factor))
 
 
 def is_numeric(levels: Sequence[str]) -> bool:
@@ -386,20 +394,20 @@ def is_number(text: str) -> bool:
     return True
 
 
-def readable(name: str) -> str:
+def readable_name(name: str) -> str:
     """A key or a metric as a person says it: data.batch_size is the batch size, val/loss the validation loss."""
     words = {"val/": "validation ", "test/": "test ", "train/": "training ", "lr": "learning rate"}
-    text = short(name) if "." in name and "/" not in name and "(" not in name else name
+    text = last_part(name) if "." in name and "/" not in name and "(" not in name else name
     text = words.get(text, text)
     for key in ("val/", "test/", "train/"):
         text = text.replace(key, words[key])
     return text.replace("_", " ")
 
 
-def label(cell: dict[str, str]) -> str:
+def cell_label(cell: dict[str, str]) -> str:
     """A cell, or a part of one, as a title."""
     return ", ".join(
-        f"{readable(factor)} {level}" if is_number(level) or level in SAY_NOTHING else level
+        f"{readable_name(factor)} {level}" if is_number(level) or level in GENERIC_LEVELS else level
         for factor, level in cell.items()
     )
 

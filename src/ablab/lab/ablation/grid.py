@@ -21,27 +21,29 @@ from ablab.data.reading import what_is_read
 from ablab.digest import digest
 from ablab.errors import ConfigError
 from ablab.lab.ablation import metrics
-from ablab.lab.ablation.ablation import Ablation, Cell, Planned, Words
-from ablab.lab.ablation.results import put, status_of
-from ablab.lab.ablation.words import effective, short
-from ablab.lab.config.schema import check, is_guest, quoted, show
+from ablab.lab.ablation.ablation import Ablation, Cell, Overrides, PlannedRun
+from ablab.lab.ablation.overrides import effective_overrides, last_part
+from ablab.lab.ablation.results import replace_text, status_of
+from ablab.lab.config.schema import check_config, is_guest, quote_value, show
 from ablab.lab.config.yaml_files import CONF
 from ablab.lab.run.code import code_of
-from ablab.lab.run.folder import ABLATION, config_of, read_record
-from ablab.lab.run.folder import short as short_path
+from ablab.lab.run.folder import ABLATION, read_config, read_record
+from ablab.lab.run.folder import relpath as short_path
 from ablab.lab.run.identity import identity, plain
 from ablab.lab.run.redaction import redact
-from ablab.lab.run.resume import with_open_keys
+from ablab.lab.run.resume import force_add_open_keys
 from ablab.waiting import counted
 
-Compose = Callable[[Words], DictConfig]
+Compose = Callable[[Overrides], DictConfig]
 STUDY = "study.db"  # of a search, in its folder
 DONE = ("finished", "diverged")  # run again, they would end the same
-LONGEST = 150  # bytes of a folder's name before its hash; a file system takes 255, and files beside have longer ones
+MAX_NAME_BYTES = (
+    150  # bytes of a folder's name before its hash; a file system takes 255, and files beside have longer ones
+)
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class PreparedRun:
     """A run that can be started.
 
     Args:
@@ -52,14 +54,14 @@ class Prepared:
         folder: where it is, begun or not; named by the plan, and by the config and the code that decide its result.
     """
 
-    plan: Planned
+    plan: PlannedRun
     cfg: DictConfig = field(repr=False)
     hydra: DictConfig = field(repr=False)
     folder: Path
     metrics: list[str] = field(repr=False)
 
     @property
-    def words(self) -> Words:
+    def overrides(self) -> Overrides:
         """The command line that makes the same run."""
         return list(self.hydra.hydra.overrides.task)
 
@@ -73,7 +75,7 @@ class Prepared:
         return status_of(self.folder)
 
     @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         return self.status in DONE
 
 
@@ -85,23 +87,23 @@ class Grid:
         common: words that all runs have.
         compose: from words to a config.
         output_dir: where the ablation's folder is.
-        elsewhere: the runs take place on other machines, which have what this one may lack.
+        is_remote: the runs take place on other machines, which have what this one may lack.
     """
 
     def __init__(
-        self, ablation: Ablation, common: Words, compose: Compose, output_dir: Path, *, elsewhere: bool = False
+        self, ablation: Ablation, common: Overrides, compose: Compose, output_dir: Path, *, is_remote: bool = False
     ) -> None:
         self.ablation = ablation
         self.common = common
-        self.elsewhere = elsewhere
+        self.is_remote = is_remote
         self.compose = compose
         self.folder = (output_dir / ablation.name).absolute()
         self.composed: dict[tuple[str, ...], DictConfig] = {}
         self.fingerprints: dict[str, str | None] = {}  # of the data, by their config
 
-    def prepared(self, plan: Planned) -> Prepared:
+    def prepare(self, plan: PlannedRun) -> PreparedRun:
         """A run with its config and folder."""
-        cfg = copy.deepcopy(self.config(plan))
+        cfg = copy.deepcopy(self.compose_cell(plan))
         hydra = OmegaConf.masked_copy(cfg, "hydra")
         with open_dict(cfg):
             del cfg["hydra"]
@@ -112,35 +114,38 @@ class Grid:
         added = [
             f"seed={plan.seed}",
             f"name={self.ablation.name}",
-            "cell={{{}}}".format(",".join(f"{k}:{quoted(v)}" for k, v in plan.cell.items())),
+            "cell={{{}}}".format(",".join(f"{k}:{quote_value(v)}" for k, v in plan.cell.items())),
         ]
         if cfg.logger.get("wandb") is not None:
-            tags = [*cfg.logger.wandb.tags, *(tag(factor, level) for factor, level in plan.cell.items())]
+            tags = [*cfg.logger.wandb.tags, *(wandb_tag(factor, level) for factor, level in plan.cell.items())]
             cfg.logger.wandb.group = cfg.logger.wandb.group or self.ablation.name
             cfg.logger.wandb.tags = tags
-            added += [f"logger.wandb.group={quoted(cfg.logger.wandb.group)}", f"logger.wandb.tags={quoted(tags)}"]
+            added += [
+                f"logger.wandb.group={quote_value(cfg.logger.wandb.group)}",
+                f"logger.wandb.tags={quote_value(tags)}",
+            ]
         content: Any = OmegaConf.to_container(cfg, resolve=True)
         known = identity(content, code=code_of(content).digest, data="")
         folder = self.folder / folder_name(plan, known["run"])
         if self.ablation.mix_code and status_of(folder) not in DONE:
-            folder = self.same_config(known["config"], plan.cell) or folder
+            folder = self.find_same_config(known["config"], plan.cell) or folder
         cfg.folder = str(folder)
         with read_write(hydra), open_dict(hydra):
             hydra.hydra.mode = RunMode.MULTIRUN
-            hydra.hydra.overrides.task = [*self.words(plan), *added, f"folder={quoted(str(folder))}"]
-        return Prepared(plan, cfg, hydra, folder, self.ablation.metrics)
+            hydra.hydra.overrides.task = [*self.run_overrides(plan), *added, f"folder={quote_value(str(folder))}"]
+        return PreparedRun(plan, cfg, hydra, folder, self.ablation.metrics)
 
-    def words(self, plan: Planned) -> Words:
+    def run_overrides(self, plan: PlannedRun) -> Overrides:
         """Return the overrides of a run, without those that only this ablation adds."""
-        return with_open_keys([*self.common, *plan.words])
+        return force_add_open_keys([*self.common, *plan.overrides])
 
-    def config(self, plan: Planned) -> DictConfig:
+    def compose_cell(self, plan: PlannedRun) -> DictConfig:
         """The config of a run but for its seed, composed once for all seeds: the longest part of preparing one."""
-        if plan.words not in self.composed:
-            self.composed[plan.words] = self.compose(self.words(plan))
-        return self.composed[plan.words]
+        if plan.overrides not in self.composed:
+            self.composed[plan.overrides] = self.compose(self.run_overrides(plan))
+        return self.composed[plan.overrides]
 
-    def same_config(self, config: str, cell: Cell) -> Path | None:
+    def find_same_config(self, config: str, cell: Cell) -> Path | None:
         """The newest finished run of this config, whatever its code was.
 
         Args:
@@ -148,7 +153,7 @@ class Grid:
             cell: the levels of the run; the found run has no other level of any of their factors.
         """
         found = [folder for folder, record in self.records if record["identity"]["config"] == config]
-        found = [folder for folder in found if not differing(cell, config_of(folder).get("cell") or {})]
+        found = [folder for folder in found if not differing_factors(cell, read_config(folder).get("cell") or {})]
         return max(found, key=lambda folder: (folder / "run.json").stat().st_mtime, default=None)
 
     @cached_property
@@ -157,47 +162,47 @@ class Grid:
         done = [file.parent for file in sorted(self.folder.glob("*/run.json")) if status_of(file.parent) in DONE]
         return [(folder, read_record(folder)) for folder in done]
 
-    def prepared_all(self, plans: Iterable[Planned]) -> list[Prepared]:
+    def prepare_all(self, plans: Iterable[PlannedRun]) -> list[PreparedRun]:
         """Runs with their configs, once each of them has been found to be possible."""
         plans = list(plans)
         with closing(counted(plans, len(plans), "composing the configs")) as told:
-            runs = [self.prepared(plan) for plan in told]
-        check_folders(runs)
-        self.check(runs)
+            runs = [self.prepare(plan) for plan in told]
+        check_distinct_folders(runs)
+        self.check_runs(runs)
         return runs
 
-    def check(self, runs: list[Prepared]) -> None:
+    def check_runs(self, runs: list[PreparedRun]) -> None:
         """Refuse what cannot be run, for every cell, before any is.
 
         Raises:
             ConfigError: with a line or more for each cell.
         """
-        from ablab.lab.train import try_out
+        from ablab.lab.train import check_buildable
 
         seen: set[tuple[str, ...]] = set()
         found: dict[str, list[str]] = {}
         with closing(counted(runs, len(runs), "trying each cell without memory")) as told:
             for run in told:
-                if run.plan.words in seen:
+                if run.plan.overrides in seen:
                     continue
-                seen.add(run.plan.words)
+                seen.add(run.plan.overrides)
                 try:
-                    check(run.cfg, CONF / "train.yaml")
-                    metrics.check(self.ablation.metrics, run.cfg)
-                    if not run.done:
+                    check_config(run.cfg, CONF / "train.yaml")
+                    metrics.check_metrics(self.ablation.metrics, run.cfg)
+                    if not run.is_done:
                         HydraConfig.instance().set_config(run.hydra)
-                        found_data = try_out(without_accelerator(run.cfg) if self.elsewhere else run.cfg)
+                        found_data = check_buildable(without_accelerator(run.cfg) if self.is_remote else run.cfg)
                         if found_data is not None:
                             self.fingerprints[what_is_read(plain(run.cfg.data))] = found_data
                 except ConfigError as error:
                     found.setdefault(str(error), []).append(run.plan.cell_label)
         if found:
-            lines = [f"{message}\n  in {shown(cells)}" for message, cells in found.items()]
+            lines = [f"{message}\n  in {format_cells(cells)}" for message, cells in found.items()]
             raise ConfigError("\n".join([*lines, "nothing has been run; ablation.exclude leaves cells out"]))
         for run in runs:
-            self.check_data(run)
+            self.check_same_data(run)
 
-    def check_data(self, run: Prepared) -> None:
+    def check_same_data(self, run: PreparedRun) -> None:
         """Refuse to take a run for one of today's data that began with others: where the files are is not in its name.
 
         Raises:
@@ -216,30 +221,30 @@ class Grid:
                 f"({now[:12]}); give the files of then, or the ablation another name, {name}=…; nothing has been run"
             )
 
-    def fingerprint(self, run: Prepared) -> str | None:
+    def fingerprint(self, run: PreparedRun) -> str | None:
         """The fingerprint of a run's data, read once for all runs with the same ones; None if only others have them."""
-        from ablab.lab.train import data_of
+        from ablab.lab.train import build_data
 
         key = what_is_read(plain(run.cfg.data))
         if key not in self.fingerprints:
             try:
-                self.fingerprints[key] = data_of(run.cfg).fingerprint
+                self.fingerprints[key] = build_data(run.cfg).fingerprint
             except Exception as error:
-                if not self.elsewhere:
+                if not self.is_remote:
                     raise
                 print(f"warning: these data are not compared with those of finished runs: {error}", flush=True)
                 self.fingerprints[key] = None
         return self.fingerprints[key]
 
     @property
-    def asked(self) -> dict[str, Any]:
+    def design(self) -> dict[str, Any]:
         """All that makes this ablation another one than those with the same factor: more levels and seeds do not."""
         return {
             "factors": sorted(self.ablation.factors),
             # in a sweep without a file this is the first level, which nobody chose
-            "baseline": None if self.ablation.from_words else self.ablation.baseline,
+            "baseline": None if self.ablation.from_overrides else self.ablation.baseline,
             "tuned key": self.ablation.tune.key if self.ablation.tune else None,
-            "settings": effective(self.common),
+            "settings": effective_overrides(self.common),
         }
 
     def check_folder(self) -> None:
@@ -250,7 +255,7 @@ class Grid:
         Raises:
             ConfigError: with the differences and the remedy.
         """
-        name = "name" if self.ablation.from_words else "ablation.name"
+        name = "name" if self.ablation.from_overrides else "ablation.name"
         remedy = f"give this one another name, {name}=…; nothing has been run"
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError(f"{short_path(self.folder)}: it is a file; {remedy}")
@@ -267,21 +272,23 @@ class Grid:
                 f"{short_path(self.folder / ABLATION)}: it cannot be read ({error}), so its contents are unknown; "
                 f"bring it back, or {remedy}"
             ) from error
-        differ = [part for part, found in self.asked_hashes.items() if hashes.get(part, found) != found]
+        differ = [part for part, found in self.design_hashes.items() if hashes.get(part, found) != found]
         if not differ:
             return
         if differ == ["baseline"]:
             remedy = f"python scripts/report.py {short_path(self.folder)} --baseline … compares anew, or {remedy}"
-        lines = [f"  {part}: {shown_part(old.get(part))} there, {shown_part(self.asked[part])} now" for part in differ]
+        lines = [
+            f"  {part}: {format_part(old.get(part))} there, {format_part(self.design[part])} now" for part in differ
+        ]
         raise ConfigError("\n".join([f"{short_path(self.folder)}: another ablation is there:", *lines, f"  {remedy}"]))
 
     @property
-    def asked_hashes(self) -> dict[str, str]:
+    def design_hashes(self) -> dict[str, str]:
         """A hash of each part of `asked`: the record's own copy may have lost secrets."""
-        texts = {part: json.dumps(value, sort_keys=True) for part, value in self.asked.items()}
+        texts = {part: json.dumps(value, sort_keys=True) for part, value in self.design.items()}
         return {part: hashlib.sha256(text.encode()).hexdigest() for part, text in texts.items()}
 
-    def record(self, command: str, runs: list[Prepared], tuning: dict[str, Any] | None) -> None:
+    def write_record(self, command: str, runs: list[PreparedRun], tuning: dict[str, Any] | None) -> None:
         """Write ablation.json: the command and the grid, without secrets, and the folder of each run.
 
         Levels keep their names, by which a report finds the runs.
@@ -290,12 +297,12 @@ class Grid:
         content = {
             "command": command,
             "ablation": without_secrets(self.ablation.arguments),
-            "asked": redact(self.asked),
-            "asked_sha256": self.asked_hashes,
+            "asked": redact(self.design),
+            "asked_sha256": self.design_hashes,
             "runs": [run.entry for run in runs],
             "tuning": tuning,
         }
-        put(self.folder / ABLATION, json.dumps(content, indent=2) + "\n")
+        replace_text(self.folder / ABLATION, json.dumps(content, indent=2) + "\n")
 
 
 def without_secrets(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -316,32 +323,32 @@ def without_accelerator(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def shown_part(value: Any) -> str:
+def format_part(value: Any) -> str:
     """A part of what an ablation was asked for, in words."""
     if isinstance(value, dict):
         return " ".join(f"{key}={item}" for key, item in value.items()) or "none"
     return ", ".join(value) or "none" if isinstance(value, list) else show(value)
 
 
-def shown(cells: list[str]) -> str:
+def format_cells(cells: list[str]) -> str:
     """A few cells, and how many more."""
     several = f", and {len(cells) - 3} cells more" if len(cells) > 3 else ""
     return "; ".join(cells[:3]) + several
 
 
-def tag(factor: str, level: Any) -> str:
+def wandb_tag(factor: str, level: Any) -> str:
     """Return W&B's tag of a level; W&B takes 64 characters, so that of a longer one a hash ends it."""
     text = f"{factor}={level}"
     return text if len(text) <= 64 else f"{text[:55]}-{digest(text)[:8]}"
 
 
-def check_folders(runs: list[Prepared]) -> None:
+def check_distinct_folders(runs: list[PreparedRun]) -> None:
     """Refuse two runs with one folder: the second would be taken for done.
 
     Raises:
         ConfigError: with both runs.
     """
-    taken: dict[str, Prepared] = {}
+    taken: dict[str, PreparedRun] = {}
     for run in runs:
         other = taken.setdefault(run.folder.name.casefold(), run)
         if other is not run:
@@ -351,12 +358,12 @@ def check_folders(runs: list[Prepared]) -> None:
             )
 
 
-def differing(cell: Cell, other: Cell) -> list[str]:
+def differing_factors(cell: Cell, other: Cell) -> list[str]:
     """Return the factors whose levels differ between two cells."""
     return [factor for factor, level in cell.items() if str(other.get(factor, level)) != level]
 
 
-def folder_name(plan: Planned, identity: str) -> str:
+def folder_name(plan: PlannedRun, identity: str) -> str:
     """Name a run's folder: its settings, as far as a file system lets them be a name, and a hash.
 
     The hash covers the settings too. The readable part may be equal for two cells: signs become _, it is cut, and some
@@ -366,7 +373,7 @@ def folder_name(plan: Planned, identity: str) -> str:
         plan: the run's place in the grid.
         identity: a hash of its config and of the code.
     """
-    words = ",".join(f"{short(key)}={value}" for key, value in plan.settings.items())
-    readable = re.sub(r"[^\w.,=+-]", "_", words).encode()[:LONGEST].decode(errors="ignore")
+    words = ",".join(f"{last_part(key)}={value}" for key, value in plan.settings.items())
+    readable = re.sub(r"[^\w.,=+-]", "_", words).encode()[:MAX_NAME_BYTES].decode(errors="ignore")
     every = json.dumps([identity, sorted(plan.settings.items())])
     return f"{readable}_{hashlib.sha256(every.encode()).hexdigest()[:8]}"

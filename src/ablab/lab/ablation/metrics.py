@@ -28,7 +28,7 @@ OVER_CURVE = re.compile(r"(last|min|max|mean)\((.+)\)")
 UNTIL = re.compile(r"(steps|seconds)_until\(\s*(\S+)\s*(<=|>=)\s*(\S+)\s*\)")
 
 
-def value(metric: str, record: Mapping[str, Any], curve: pd.DataFrame) -> float:
+def metric_value(metric: str, record: Mapping[str, Any], curve: pd.DataFrame) -> float:
     """The value of a metric for one finished run; NaN where it has none.
 
     Args:
@@ -40,7 +40,7 @@ def value(metric: str, record: Mapping[str, Any], curve: pd.DataFrame) -> float:
     if not is_logged(metric, record, curve):
         return math.nan
     if metric == "seconds":
-        return seconds(record)
+        return training_seconds(record)
     if found := OVER_CURVE.fullmatch(metric):
         values = curve[found[2]].dropna()
         return float(values.iloc[-1] if found[1] == "last" else getattr(values, found[1])())
@@ -51,11 +51,11 @@ def value(metric: str, record: Mapping[str, Any], curve: pd.DataFrame) -> float:
             return math.nan
         step = float(curve.loc[there.index[0], "step"])
         last = float(curve["step"].max())
-        return step if found[1] == "steps" else seconds(record) * step / last if last else math.nan
-    return final(metric, record)
+        return step if found[1] == "steps" else training_seconds(record) * step / last if last else math.nan
+    return final_metric(metric, record)
 
 
-def final(metric: str, record: Mapping[str, Any]) -> float:
+def final_metric(metric: str, record: Mapping[str, Any]) -> float:
     """Return a final metric of a run, or NaN if it is missing or not finite.
 
     Raises:
@@ -73,26 +73,26 @@ def final(metric: str, record: Mapping[str, Any]) -> float:
         ) from error
 
 
-def seconds(record: Mapping[str, Any]) -> float:
+def training_seconds(record: Mapping[str, Any]) -> float:
     taken = record.get("seconds")
     return math.nan if record.get("resumed") or taken is None else float(taken)
 
 
-def column(metric: str) -> str | None:
+def curve_column(metric: str) -> str | None:
     """The column of metrics.csv that a metric is of; None of another one."""
     if found := OVER_CURVE.fullmatch(metric):
         return found[2]
     return found[2] if (found := UNTIL.fullmatch(metric)) else None
 
 
-def is_never(metric: str) -> bool:
+def is_until_metric(metric: str) -> bool:
     """Whether a run without a value of it never got there."""
     return UNTIL.fullmatch(metric) is not None
 
 
 def is_logged(metric: str, record: Mapping[str, Any], curve: pd.DataFrame) -> bool:
     """Whether a run has logged what a metric is of."""
-    name = column(metric)
+    name = curve_column(metric)
     if name is not None:
         return name in curve and bool(curve[name].notna().any())
     return metric == "seconds" or metric in record["metrics"]
@@ -111,7 +111,7 @@ def check_logged(metrics: Iterable[str], runs: Sequence[tuple[Mapping[str, Any],
     for metric in metrics:
         if any(is_logged(metric, record, curve) for record, curve in runs):
             continue
-        if (name := column(metric)) is not None:
+        if (name := curve_column(metric)) is not None:
             there = sorted({key for _, curve in runs for key in curve.columns[2:]})
             raise ConfigError(
                 f"ablation.metrics: {metric}: {name} was never logged; {menu(name, there, 'metrics.csv')}"
@@ -123,7 +123,7 @@ def check_logged(metrics: Iterable[str], runs: Sequence[tuple[Mapping[str, Any],
         )
 
 
-def check(metrics: list[str], cfg: DictConfig) -> None:
+def check_metrics(metrics: list[str], cfg: DictConfig) -> None:
     """Refuse what can be no metric of a run, before there is one. What measuring callbacks log is known only later.
 
     Raises:

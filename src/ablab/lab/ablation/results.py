@@ -15,14 +15,14 @@ import pandas as pd
 from ablab.disk import is_locked
 from ablab.errors import ConfigError
 from ablab.lab.ablation.ablation import Ablation
-from ablab.lab.ablation.metrics import check_logged, final, value
-from ablab.lab.config.build import blame
+from ablab.lab.ablation.metrics import check_logged, final_metric, metric_value
+from ablab.lab.config.build import add_config_path
 from ablab.lab.loggers.csv_file import read_rows
 from ablab.lab.run.code import PACKAGE, sources_of
-from ablab.lab.run.folder import ABLATION, LOCK, LOG, failure, read_record
+from ablab.lab.run.folder import ABLATION, LOCK, LOG, failure_reason, read_record
 from ablab.lab.run.redaction import redact
 
-STATES = ("running", "finished", "stopped", "diverged", "failed")  # of a record, as a run writes them
+STATUSES = ("running", "finished", "stopped", "diverged", "failed")  # of a record, as a run writes them
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Results:
     notes: list[str] = field(default_factory=list)
 
 
-def read(folder: Path, *, mix_code: bool = False, baseline: dict[str, str] | None = None) -> Results:
+def read_results(folder: Path, *, mix_code: bool = False, baseline: dict[str, str] | None = None) -> Results:
     """What the runs of an ablation's folder have found so far.
 
     Args:
@@ -71,12 +71,12 @@ def read(folder: Path, *, mix_code: bool = False, baseline: dict[str, str] | Non
         raise ConfigError(
             f"{folder}: it is no ablation's folder ({reason}); give the one that the ablation has in output_dir"
         ) from error
-    with blame("ablation"):
+    with add_config_path("ablation"):
         ablation = Ablation(**record["ablation"] | ({"baseline": baseline} if baseline else {}))
     notes = code_notes([folder / run["folder"] for run in record["runs"]], mix_code or ablation.mix_code)
     tuning = record["tuning"]
-    notes += other_runs(folder, [*record["runs"], *(tuning["runs"] if tuning else [])])
-    frame, curves = table(folder, record["runs"], ablation)
+    notes += unreported_runs_note(folder, [*record["runs"], *(tuning["runs"] if tuning else [])])
+    frame, curves = runs_table(folder, record["runs"], ablation)
     results = Results(ablation, frame, curves, notes=notes)
     if tuning is not None and ablation.tune is not None:
         results.tuning = pd.DataFrame([tuning_row(folder, run, tuning["metric"]) for run in tuning["runs"]])
@@ -86,7 +86,7 @@ def read(folder: Path, *, mix_code: bool = False, baseline: dict[str, str] | Non
     return results
 
 
-def put(file: Path, text: str) -> None:
+def replace_text(file: Path, text: str) -> None:
     """Write a file, whole or not at all, also where several launches do."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
@@ -121,7 +121,7 @@ def code_notes(folders: list[Path], mix_code: bool) -> list[str]:
     return [f"The runs were made by different code: {'; '.join(said)}."]
 
 
-def other_runs(folder: Path, planned: list[dict[str, Any]]) -> list[str]:
+def unreported_runs_note(folder: Path, planned: list[dict[str, Any]]) -> list[str]:
     """A note of the runs in an ablation's folder that its report is not about."""
     names = {run["folder"] for run in planned}
     number = sum(file.parent.name not in names for file in folder.glob("*/run.json"))
@@ -139,14 +139,14 @@ def status_of(folder: Path) -> str:
         before it had a record, or whose record cannot be read.
     """
     if not (folder / "run.json").exists():
-        return "failed" if failure(folder) or has_printed(folder) else "missing"
+        return "failed" if failure_reason(folder) or has_printed(folder) else "missing"
     try:
         status = read_record(folder)["status"]
     except ConfigError:
         return "failed"
     if status == "interrupted" or (status == "running" and not is_locked(folder / LOCK)):
         return "stopped"
-    return status if status in STATES else "failed"
+    return status if status in STATUSES else "failed"
 
 
 def has_printed(folder: Path) -> bool:
@@ -158,25 +158,27 @@ def has_printed(folder: Path) -> bool:
     return any(line.strip() and not line.startswith(("srun: ", "slurmstepd")) for line in lines)
 
 
-def reason(folder: Path) -> str:
+def failure_summary(folder: Path) -> str:
     """Why a run has no result, in one line."""
     if not (folder / "run.json").exists():
-        return failure(folder) or ("its process ended without a message" if has_printed(folder) else "not begun")
+        return failure_reason(folder) or ("its process ended without a message" if has_printed(folder) else "not begun")
     try:
         status = read_record(folder)["status"]
     except ConfigError as error:
         return str(error).removeprefix(f"{folder}: ")
-    if status not in (*STATES, "interrupted"):
-        return f"its run.json has status={status!r}; a run writes one of {', '.join(STATES)}"
+    if status not in (*STATUSES, "interrupted"):
+        return f"its run.json has status={status!r}; a run writes one of {', '.join(STATUSES)}"
     if status == "running" and is_locked(folder / LOCK):
         return "running"
-    found = failure(folder)
+    found = failure_reason(folder)
     if found.startswith(("Stopped: ", "KeyboardInterrupt")):
         return "stopped"
     return found or ("its process ended without a message" if status in ("running", "failed") else status)
 
 
-def table(folder: Path, runs: list[dict[str, Any]], ablation: Ablation) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+def runs_table(
+    folder: Path, runs: list[dict[str, Any]], ablation: Ablation
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     """All runs as a table, and their curves by folder.
 
     Raises:
@@ -192,13 +194,13 @@ def table(folder: Path, runs: list[dict[str, Any]], ablation: Ablation) -> tuple
                 record, curve = read_record(place), read_curve(place)
                 if not isinstance(record.get("metrics"), dict):
                     raise ConfigError("its run.json has no metrics by their names")
-                row |= {metric: value(metric, record, curve) for metric in ablation.metrics}
+                row |= {metric: metric_value(metric, record, curve) for metric in ablation.metrics}
                 curves[str(place)] = curve
                 records.append((record, curve))
         except Exception as error:
-            row |= {"status": "failed", "error": f"left out, its files are damaged: {damage(error, place)}"}
+            row |= {"status": "failed", "error": f"left out, its files are damaged: {describe_damage(error, place)}"}
         if status not in ("finished", "missing"):
-            row["error"] = redact(reason(place))
+            row["error"] = redact(failure_summary(place))
             with suppress(Exception):  # as far as there is one
                 curves[str(place)] = read_curve(place)
         rows.append(row)
@@ -211,7 +213,7 @@ def table(folder: Path, runs: list[dict[str, Any]], ablation: Ablation) -> tuple
     return frame, curves
 
 
-def damage(error: Exception, folder: Path) -> str:
+def describe_damage(error: Exception, folder: Path) -> str:
     """What is wrong with a run's files, in one line."""
     text = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
     return text.splitlines()[0].removeprefix(f"{folder}: ")
@@ -221,17 +223,17 @@ def tuning_row(folder: Path, run: dict[str, Any], metric: str) -> dict[str, Any]
     place = folder / run["folder"]
     row = {**run["cell"], "value": float(run["value"]), "seed": run["seed"], "status": status_of(place)}
     try:
-        return {**row, "score": score(place, metric)}
+        return {**row, "score": monitored_score(place, metric)}
     except ConfigError:
         return {**row, "status": "failed", "score": math.nan}
 
 
-def score(folder: Path, metric: str) -> float:
+def monitored_score(folder: Path, metric: str) -> float:
     """What a finished run had of the validation metric that chose its weights; NaN of any other."""
     if status_of(folder) != "finished":
         return math.nan
     try:
-        return final(metric, read_record(folder))
+        return final_metric(metric, read_record(folder))
     except ConfigError as error:
         raise ConfigError(f"{folder}: {str(error).removeprefix(f'{folder}: ')}") from error
 

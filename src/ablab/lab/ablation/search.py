@@ -25,24 +25,24 @@ from optuna.trial import TrialState
 from ablab.data.reading import read_once
 from ablab.disk import Lock
 from ablab.errors import ConfigError, RunError, Stopped
-from ablab.lab.ablation.ablation import Ablation, Planned, Words
+from ablab.lab.ablation.ablation import Ablation, Overrides, PlannedRun
 from ablab.lab.ablation.grid import STUDY, Grid
-from ablab.lab.ablation.results import score, status_of
-from ablab.lab.ablation.sweep import told_of_a_stop
-from ablab.lab.ablation.words import check_of_many, effective
-from ablab.lab.config.schema import quoted, show
-from ablab.lab.launch.local import do
+from ablab.lab.ablation.overrides import check_allowed_in_sweep, effective_overrides
+from ablab.lab.ablation.results import monitored_score, status_of
+from ablab.lab.ablation.sweep import print_resume_hint
+from ablab.lab.config.schema import quote_value, show
+from ablab.lab.launch.local import run_cell
 from ablab.lab.run import signals
-from ablab.lab.run.code import code_of, hashed_once
-from ablab.lab.run.folder import ABLATION, LOCK, check_name, config_of, read_record, short
+from ablab.lab.run.code import cache_hashes, code_of
+from ablab.lab.run.folder import ABLATION, LOCK, check_name, read_config, read_record, relpath
 from ablab.lab.run.identity import plain
 from ablab.screen import hush
 from ablab.waiting import awaited
 
 
 @read_once()
-@hashed_once()
-def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, num_trials: int, seed: int) -> None:
+@cache_hashes()
+def search(words: Overrides, cfg: DictConfig, loader: ConfigLoader, *, study: str, num_trials: int, seed: int) -> None:
     """Look for the best values of the words that have several, by the metric that the run monitors.
 
     Each trial is a run. The study is a file of SQLite in the search's folder: the same command goes on with it, a trial
@@ -70,7 +70,7 @@ def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, n
     parsed = OverridesParser.create().parse_overrides(words)
     for one in parsed:
         key = one.get_key_element().lstrip("+")
-        check_of_many(key, one)
+        check_allowed_in_sweep(key, one)
         if key == "name":
             raise ConfigError(f"{one.input_line}: a search has its study's name; give hydra.sweeper.study=NAME instead")
     space = {one.get_key_element().lstrip("+"): distribution(one) for one in parsed if one.is_sweep_override()}
@@ -80,7 +80,7 @@ def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, n
     ablation = Ablation(name=study, factors={}, seeds=[cfg.seed])
     grid = Grid(ablation, common, lambda words: loader.load_sweep_config(cfg, words), Path(str(cfg.output_dir)))
     if (grid.folder / ABLATION).exists():
-        raise ConfigError(f"{short(grid.folder)}: an ablation is there; give another study, hydra.sweeper.study=NAME")
+        raise ConfigError(f"{relpath(grid.folder)}: an ablation is there; give another study, hydra.sweeper.study=NAME")
     grid.folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     found = optuna.create_study(
@@ -90,30 +90,30 @@ def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, n
         load_if_exists=True,
     )
     check_same_space(found, space)
-    check_same_settings(found, {**effective(common), "seed": str(cfg.seed)})
+    check_same_settings(found, {**effective_overrides(common), "seed": str(cfg.seed)})
     lock = Lock(grid.folder / LOCK)
     if not lock.acquire():
-        raise ConfigError(f"{short(grid.folder)}: this search is in use by another process; wait, or end that one")
+        raise ConfigError(f"{relpath(grid.folder)}: this search is in use by another process; wait, or end that one")
     try:
-        with hush(cfg.quiet) as stdout, told_of_a_stop(stdout):
-            print(f"{study}: {num_trials} trials over {', '.join(space)}, in {short(grid.folder)}")
-            while len(ended(found)) < num_trials:
-                one_more(found, space, seed, grid, cfg)
-                print(f"  {len(ended(found))} of {num_trials} trials", flush=True)
+        with hush(cfg.quiet) as stdout, print_resume_hint(stdout):
+            print(f"{study}: {num_trials} trials over {', '.join(space)}, in {relpath(grid.folder)}")
+            while len(ended_trials(found)) < num_trials:
+                run_trial(found, space, seed, grid, cfg)
+                print(f"  {len(ended_trials(found))} of {num_trials} trials", flush=True)
     finally:
         lock.release()
-    report(found, grid.folder, cfg)
+    report_best(found, grid.folder, cfg)
 
 
-def one_more(
+def run_trial(
     study: optuna.Study, space: Mapping[str, BaseDistribution], seed: int, grid: Grid, cfg: DictConfig
 ) -> None:
     """One trial: what an earlier launch left, or a new one."""
-    number, params = unfinished(study, space) or asked(study, space, seed)
+    number, params = interrupted_trial(study, space) or ask_trial(study, space, seed)
     text = " ".join(f"{key}={show(param)}" for key, param in params.items())
     try:
         with awaited(text):
-            value = tried(grid, params, cfg)
+            value = run_objective(grid, params, cfg)
     except ConfigError as error:
         print(f"{text}: it cannot be: {error}", flush=True)
         study.tell(number, state=TrialState.FAIL)
@@ -137,7 +137,7 @@ def distribution(override: Override) -> BaseDistribution:
             "seed=3; hydra.sweeper.seed is that of the search"
         )
     try:
-        return choice_of(override)
+        return parse_distribution(override)
     except ValueError as error:
         raise ConfigError(
             f"{override.input_line}: Optuna cannot choose from it ({error}); an interval begins at its smaller end, "
@@ -145,7 +145,7 @@ def distribution(override: Override) -> BaseDistribution:
         ) from error
 
 
-def choice_of(override: Override) -> BaseDistribution:
+def parse_distribution(override: Override) -> BaseDistribution:
     value, log = override.value(), "log" in getattr(override.value(), "tags", ())
     if isinstance(value, IntervalSweep):
         whole = isinstance(value.start, int) and isinstance(value.end, int)
@@ -196,7 +196,7 @@ def check_same_settings(study: optuna.Study, settings: Mapping[str, str]) -> Non
 def warn_of_other_code(folder: Path) -> None:
     """Say how many trials were run by other code than today's: their values stay in the study."""
     folders = [file.parent for file in folder.glob("*/run.json") if status_of(file.parent) == "finished"]
-    old = [f for f in folders if read_record(f)["identity"]["code"] != code_of(plain(config_of(f))).digest[:16]]
+    old = [f for f in folders if read_record(f)["identity"]["code"] != code_of(plain(read_config(f))).digest[:16]]
     if old:
         print(
             f"warning: {len(old)} of {len(folders)} runs of this search were made by other code than today's; "
@@ -205,44 +205,46 @@ def warn_of_other_code(folder: Path) -> None:
         )
 
 
-def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+def ended_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
 
 
-def unfinished(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> tuple[int, dict[str, Any]] | None:
+def interrupted_trial(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> tuple[int, dict[str, Any]] | None:
     """A trial that an earlier launch left, unless it was of other keys, or killed before it had all of them."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     return next(((trial.number, trial.params) for trial in trials if trial.params.keys() == space.keys()), None)
 
 
-def asked(study: optuna.Study, space: Mapping[str, BaseDistribution], seed: int) -> tuple[int, dict[str, Any]]:
+def ask_trial(study: optuna.Study, space: Mapping[str, BaseDistribution], seed: int) -> tuple[int, dict[str, Any]]:
     """The next trial; the sampler draws by the seed and the number of trials, whoever asked for the others."""
     study.sampler = optuna.samplers.TPESampler(seed=seed * 1_000_003 + len(study.get_trials(deepcopy=False)))
     trial = study.ask(dict(space))
     return trial.number, trial.params
 
 
-def tried(grid: Grid, params: Mapping[str, Any], cfg: DictConfig) -> float:
+def run_objective(grid: Grid, params: Mapping[str, Any], cfg: DictConfig) -> float:
     """The monitored metric of a trial's run, which is begun, gone on with or found; NaN if it diverged or failed."""
     cell = {key: show(value) for key, value in params.items()}
-    [run] = grid.prepared_all([Planned(cell, cfg.seed, tuple(f"{key}={quoted(v)}" for key, v in params.items()))])
-    if not run.done and do(run) == "stopped":
+    [run] = grid.prepare_all(
+        [PlannedRun(cell, cfg.seed, tuple(f"{key}={quote_value(v)}" for key, v in params.items()))]
+    )
+    if not run.is_done and run_cell(run) == "stopped":
         raise Stopped(signals.requested.name if signals.requested else "a signal")
-    return score(run.folder, cfg.monitor.metric)
+    return monitored_score(run.folder, cfg.monitor.metric)
 
 
-def report(study: optuna.Study, folder: Path, cfg: DictConfig) -> None:
+def report_best(study: optuna.Study, folder: Path, cfg: DictConfig) -> None:
     """Write every trial, and say which was best."""
     warn_of_other_code(folder)
-    rows = [{**t.params, "value": t.value, "state": t.state.name.lower()} for t in ended(study)]
+    rows = [{**t.params, "value": t.value, "state": t.state.name.lower()} for t in ended_trials(study)]
     pd.DataFrame(rows).to_csv(folder / "trials.csv", index=False)
-    if all(trial.value is None for trial in ended(study)):
-        raise no_result(study, folder, cfg)
+    if all(trial.value is None for trial in ended_trials(study)):
+        raise no_result_error(study, folder, cfg)
     words = " ".join(f"{key}={show(value)}" for key, value in study.best_params.items())
-    print(f"best: {words}: {cfg.monitor.metric} {study.best_value:.4g}; all of them: {short(folder / 'trials.csv')}")
+    print(f"best: {words}: {cfg.monitor.metric} {study.best_value:.4g}; all of them: {relpath(folder / 'trials.csv')}")
 
 
-def no_result(study: optuna.Study, folder: Path, cfg: DictConfig) -> Exception:
+def no_result_error(study: optuna.Study, folder: Path, cfg: DictConfig) -> Exception:
     """Why no trial has a value."""
     states = {status_of(file.parent) for file in folder.glob("*/run.json")}
     if "finished" in states:
@@ -251,7 +253,7 @@ def no_result(study: optuna.Study, folder: Path, cfg: DictConfig) -> Exception:
             "trainer.limit_val_batches, val_check_interval and check_val_every_n_epoch say when there is"
         )
     if states:
-        return RunError(f"{study.study_name}: no trial ended well; see the log.txt of its runs in {short(folder)}")
+        return RunError(f"{study.study_name}: no trial ended well; see the log.txt of its runs in {relpath(folder)}")
     return ConfigError(
         f"{study.study_name}: none of its trials could be run, for the reasons above; fix the command, and begin "
         "another study with it, hydra.sweeper.study=NAME"

@@ -13,11 +13,11 @@ from scipy import special, stats
 LEVEL = 0.95
 POWER = 0.8
 SMALLEST_SPREAD = 0.1  # of a resample, over that of the values
-FEWEST_FOR_BOOTSTRAP = 5  # resamples of fewer have no spread too often
+MIN_BOOTSTRAP_VALUES = 5  # resamples of fewer have no spread too often
 RESAMPLES = 2000
-MOST_SEEDS = 10_000  # that are worth naming
+MAX_SEEDS = 10_000  # that are worth naming
 ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of a difference of two metrics, over the larger one: they are float32
-NORMAL = np.linspace(-8, 8, 2001)  # points of the power's integral
+NORMAL_GRID = np.linspace(-8, 8, 2001)  # points of the power's integral
 
 Values = NDArray[np.float64]
 
@@ -44,7 +44,7 @@ def cells(runs: pd.DataFrame, factors: Sequence[str], metrics: Sequence[str]) ->
         }
         finished = group[states == "finished"]
         for metric in metrics:
-            values = sound(finished[metric])
+            values = finite_values(finished[metric])
             low, high = t_interval(values)
             row = {**cell, "metric": metric, "n": len(values), "mean": mean(values), "sd": sd(values)}
             rows.append({**row, "low": low, "high": high, **counts, "none": len(finished) - len(values)})
@@ -83,10 +83,10 @@ def comparisons(runs: pd.DataFrame, factors: Sequence[str], baseline: dict[str, 
         if reference == cell or tuple(reference.values()) not in groups:
             continue
         other = groups[tuple(reference.values())][1]
-        differences = paired(group, other, metric)
+        differences = paired_differences(group, other, metric)
         lost = len(set(group["seed"]) | set(other["seed"])) - len(differences)
-        without = {"none": num_without(group, metric), "baseline_none": num_without(other, metric)}
-        rows.append({**cell, "metric": metric, **compared(differences), "lost": lost, **without})
+        without = {"none": num_without_value(group, metric), "baseline_none": num_without_value(other, metric)}
+        rows.append({**cell, "metric": metric, **summarize(differences), "lost": lost, **without})
     frame = pd.DataFrame(rows)
     if rows:
         frame["holm"] = holm(frame["p"].to_numpy())
@@ -96,11 +96,14 @@ def comparisons(runs: pd.DataFrame, factors: Sequence[str], baseline: dict[str, 
         frame["seeds_needed"] = [
             seeds_needed(d, s, alpha) for d, s, alpha in zip(frame["difference"], frame["sd"], alphas, strict=True)
         ]
-        frame["tells"] = [tells(n, s, alpha) for n, s, alpha in zip(frame["n"], frame["sd"], alphas, strict=True)]
+        frame["tells"] = [
+            minimum_detectable_difference(n, s, alpha)
+            for n, s, alpha in zip(frame["n"], frame["sd"], alphas, strict=True)
+        ]
     return frame
 
 
-def without_baseline(runs: pd.DataFrame, factors: Sequence[str], baseline: dict[str, str]) -> int:
+def num_without_baseline(runs: pd.DataFrame, factors: Sequence[str], baseline: dict[str, str]) -> int:
     """The cells whose baseline is no cell."""
     there = [cell for cell, _ in by_cell(runs, factors)]
     return sum({**cell, **baseline} not in there for cell in there)
@@ -114,16 +117,16 @@ def by_cell(runs: pd.DataFrame, factors: Sequence[str]) -> list[tuple[dict[str, 
     return [(dict(zip(factors, key, strict=True)), group) for key, group in grouped]
 
 
-def paired(group: pd.DataFrame, other: pd.DataFrame, metric: str) -> Values:
+def paired_differences(group: pd.DataFrame, other: pd.DataFrame, metric: str) -> Values:
     """The differences of a metric, by seed, where both have one."""
     ours, theirs = (
         frame[frame["status"] == "finished"].set_index("seed")[metric].astype(float) for frame in (group, other)
     )
-    size = max(np.abs(sound(ours)).max(initial=0), np.abs(sound(theirs)).max(initial=0))
-    return without_rounding(sound(ours.sub(theirs).dropna()), float(size))
+    size = max(np.abs(finite_values(ours)).max(initial=0), np.abs(finite_values(theirs)).max(initial=0))
+    return snap_rounding(finite_values(ours.sub(theirs).dropna()), float(size))
 
 
-def without_rounding(differences: Values, size: float) -> Values:
+def snap_rounding(differences: Values, size: float) -> Values:
     """Differences of metrics of some size; all of them equal where only float32's rounding tells them apart."""
     rounding = ROUNDING * size
     if len(differences) == 0 or np.ptp(differences) > rounding:
@@ -131,13 +134,13 @@ def without_rounding(differences: Values, size: float) -> Values:
     return np.full_like(differences, 0.0 if abs(mean(differences)) <= rounding else differences[0])
 
 
-def num_without(group: pd.DataFrame, metric: str) -> int:
+def num_without_value(group: pd.DataFrame, metric: str) -> int:
     """The finished runs that have no value of a metric."""
     values = group[group["status"] == "finished"][metric]
-    return len(values) - len(sound(values))
+    return len(values) - len(finite_values(values))
 
 
-def compared(differences: Values) -> dict[str, float]:
+def summarize(differences: Values) -> dict[str, float]:
     """What is to be said of one comparison alone."""
     n, spread, p = len(differences), sd(differences), p_value(differences)
     low, high = t_interval(differences) if not math.isnan(p) else (math.nan, math.nan)
@@ -157,12 +160,12 @@ def p_value(differences: Values) -> float:
     """
     if len(differences) < 2:
         return math.nan
-    if no_spread(differences):
+    if has_no_spread(differences):
         return 1.0 if mean(differences) == 0 else math.nan
     return float(stats.ttest_1samp(differences, 0).pvalue)
 
 
-def no_spread(values: Values) -> bool:
+def has_no_spread(values: Values) -> bool:
     return sd(values) <= 1e-12 * abs(mean(values))
 
 
@@ -199,7 +202,7 @@ def bootstrap_interval(values: Values) -> tuple[float, float]:
     intervals of 5 values up to 30 times as wide as they need to be.
     """
     n = len(values)
-    if n < FEWEST_FOR_BOOTSTRAP or no_spread(values):
+    if n < MIN_BOOTSTRAP_VALUES or has_no_spread(values):
         return math.nan, math.nan
     samples = values[np.random.default_rng(0).integers(0, n, (RESAMPLES, n))]
     spreads = samples.std(axis=1, ddof=1)
@@ -219,8 +222,8 @@ def power(n: int, difference: float, spread: float, alpha: float) -> float:
         return 0.0
     critical = stats.t.ppf(1 - alpha / 2, n - 1)
     shift = abs(difference) / spread * math.sqrt(n)
-    chances = special.chdtr(n - 1, (n - 1) * ((NORMAL + shift) / critical) ** 2)
-    return float(np.average(chances, weights=stats.norm.pdf(NORMAL)))
+    chances = special.chdtr(n - 1, (n - 1) * ((NORMAL_GRID + shift) / critical) ** 2)
+    return float(np.average(chances, weights=stats.norm.pdf(NORMAL_GRID)))
 
 
 def seeds_needed(difference: float, spread: float, alpha: float = 1 - LEVEL) -> float:
@@ -233,7 +236,7 @@ def seeds_needed(difference: float, spread: float, alpha: float = 1 - LEVEL) -> 
     low, high = 1, 2
     while power(high, difference, spread, alpha) < POWER:
         low, high = high, 2 * high
-        if high > MOST_SEEDS:
+        if high > MAX_SEEDS:
             return math.inf
     while high - low > 1:
         middle = (low + high) // 2
@@ -241,7 +244,7 @@ def seeds_needed(difference: float, spread: float, alpha: float = 1 - LEVEL) -> 
     return high
 
 
-def tells(n: int, spread: float, alpha: float = 1 - LEVEL) -> float:
+def minimum_detectable_difference(n: int, spread: float, alpha: float = 1 - LEVEL) -> float:
     """The smallest difference that n pairs tell with 80 % power, if their spread is the observed one."""
     if n < 2 or math.isnan(alpha) or not spread > 0:
         return math.nan
@@ -254,7 +257,7 @@ def tells(n: int, spread: float, alpha: float = 1 - LEVEL) -> float:
     return high
 
 
-def sound(values: pd.Series) -> Values:
+def finite_values(values: pd.Series) -> Values:
     """The finite values."""
     array = values.to_numpy(dtype=float)
     return array[np.isfinite(array)]

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ablab.lab.ablation.ablation import Ablation
-from ablab.lab.ablation.grid import Prepared
-from ablab.lab.ablation.results import score
+from ablab.lab.ablation.grid import PreparedRun
+from ablab.lab.ablation.results import monitored_score
 
 
-def outcome(ablation: Ablation, runs: Sequence[Prepared], values: Sequence[float]) -> dict[str, Any]:
+def tuning_outcome(ablation: Ablation, runs: Sequence[PreparedRun], values: Sequence[float]) -> dict[str, Any]:
     """What the tuning runs found, as it is recorded.
 
     Args:
@@ -26,13 +26,13 @@ def outcome(ablation: Ablation, runs: Sequence[Prepared], values: Sequence[float
         scores: dict[float, list[float]] = {}
         for run, value in zip(runs, values, strict=True):
             if run.plan.cell == cell:
-                scores.setdefault(value, []).append(score(run.folder, monitor.metric))
-        chosen.append({"cell": cell, "value": best(scores, monitor.mode)})
+                scores.setdefault(value, []).append(monitored_score(run.folder, monitor.metric))
+        chosen.append({"cell": cell, "value": best_value(scores, monitor.mode)})
     tried = [{**run.entry, "value": value} for run, value in zip(runs, values, strict=True)]
     return {"metric": monitor.metric, "mode": monitor.mode, "runs": tried, "chosen": chosen}
 
 
-def best(scores: dict[float, list[float]], mode: str) -> float:
+def best_value(scores: dict[float, list[float]], mode: str) -> float:
     """The value with the best mean score; one that did not end well with every seed only if none did."""
     sign = 1 if mode == "max" else -1
     means = {value: sign * statistics.fmean(found) for value, found in scores.items()}

@@ -20,31 +20,31 @@ from urllib.parse import quote
 import yaml
 
 from ablab.errors import ConfigError
-from ablab.lab.browse.curves import FILE, curves, fit
+from ablab.lab.browse.curves import FILE, fit_to_page, read_curves
 from ablab.lab.run.folder import (
     ABLATION,
     CONFIG,
     LOG,
-    STAMP,
+    TIME_FORMAT,
     check_keys,
-    failure,
-    go_on_command,
-    now,
+    failure_reason,
     read_record,
-    short,
+    relpath,
+    resume_command,
+    timestamp,
 )
 from ablab.lab.run.identity import flat, without_effect
 from ablab.lab.run.redaction import redact
 
-MARKS = ("run.json", "config.yaml", FILE, LOG, ".lock")  # a folder with one of them is a run's, whole or damaged
+RUN_FILES = ("run.json", "config.yaml", FILE, LOG, ".lock")  # a folder with one of them is a run's, whole or damaged
 FILES = ("run.json", "config.yaml", "environment.json", FILE, LOG, "samples.txt", "changes.patch", "profile")
 STATES = ("running", "finished", "stopped", "diverged", "failed")
 DAMAGED = "damaged"
-NOT_SHOWN = ("ablation", "ablation.*", "cell", "cell.*")  # of a config: the ablation is told of elsewhere
+HIDDEN_KEYS = ("ablation", "ablation.*", "cell", "cell.*")  # of a config: the ablation is told of elsewhere
 UNESCAPED = re.compile(r"\\([^\w\s]|_)")  # a sign that the report keeps from being markup
-MOST_VALUES = 100_000  # of a config
-LARGEST = 10**300  # an integer that is a float, too
-CLOCKS = 60  # seconds by which a clock that was set since may make a process look younger
+MAX_VALUES = 100_000  # of a config
+MAX_INTEGER = 10**300  # an integer that is a float, too
+CLOCK_TOLERANCE = 60  # seconds by which a clock that was set since may make a process look younger
 Reader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
 
 
@@ -60,13 +60,13 @@ def collect(root: Path) -> dict[str, Any]:
     if not root.is_dir():
         raise ConfigError(f"{root}: there is no such folder; name the one that runs go to (output_dir), or make a run")
     if (root / "run.json").exists():
-        raise ConfigError(f"{root}: it is one run; name the folder that it is in, {short(root.absolute().parent)}")
+        raise ConfigError(f"{root}: it is one run; name the folder that it is in, {relpath(root.absolute().parent)}")
     runs, ablations = [], []
-    for place, within in places(root):
-        runs.append(run(place, root, within))
+    for place, within in find_run_folders(root):
+        runs.append(run_entry(place, root, within))
     for place in [root, *subfolders(root)]:
         if (place / ABLATION).exists():
-            ablations.append(ablation(place, root, runs))
+            ablations.append(ablation_entry(place, root, runs))
     if not runs and not ablations:
         raise ConfigError(f"{root}: there is no run in it, nor in the folders in it; make one: python train.py")
     ids = Counter(entry["key"] for entry in runs)
@@ -74,16 +74,16 @@ def collect(root: Path) -> dict[str, Any]:
         if ids[entry["key"]] > 1 or not entry["key"]:  # a folder that was copied
             entry["key"] = entry["path"]
     return {
-        "folder": short(root.absolute()),
-        "written": now(),
-        "points": fit(runs),
+        "folder": relpath(root.absolute()),
+        "written": timestamp(),
+        "points": fit_to_page(runs),
         "runs": runs,
         "ablations": ablations,
         **common_config(runs),
     }
 
 
-def places(root: Path) -> Iterator[tuple[Path, str | None]]:
+def find_run_folders(root: Path) -> Iterator[tuple[Path, str | None]]:
     """Every folder that is a run's or was to be one, and the name of the ablation or folder that it is in."""
     inside = root.absolute().name if (root / ABLATION).exists() else None
     above = {root.resolve(), *root.resolve().parents}
@@ -104,28 +104,28 @@ def subfolders(folder: Path) -> list[Path]:
 
 def is_run(folder: Path) -> bool:
     """Return whether a folder is a run's; a folder that cannot be read counts as one, and is shown as damaged."""
-    return any(os.path.lexists(folder / name) for name in MARKS) or not os.access(folder, os.R_OK | os.X_OK)
+    return any(os.path.lexists(folder / name) for name in RUN_FILES) or not os.access(folder, os.R_OK | os.X_OK)
 
 
 # A run --------------------------------------------------------------------------------------------------------------
 
 
-def run(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
+def run_entry(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
     """All that the page shows of a run; one whose files cannot be read is damaged, with the reasons in `problems`.
 
     Whatever is wrong with it, it takes no other run from the page.
     """
-    entry = empty(folder, root, within)
+    entry = blank_entry(folder, root, within)
     try:
-        fill(entry, folder)
+        fill_entry(entry, folder)
         json.dumps(entry, allow_nan=False)  # what the page cannot hold is found here, where it is one run's
     except Exception as error:
         problems = [*entry["problems"], f"it cannot be shown ({type(error).__name__}: {' '.join(str(error).split())})"]
-        entry = {**empty(folder, root, within), "problems": problems}
+        entry = {**blank_entry(folder, root, within), "problems": problems}
     return entry
 
 
-def empty(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
+def blank_entry(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
     """What the page shows of a run of which nothing could be read."""
     return {
         "key": "",
@@ -152,21 +152,23 @@ def empty(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
     }
 
 
-def fill(entry: dict[str, Any], folder: Path) -> None:
+def fill_entry(entry: dict[str, Any], folder: Path) -> None:
     """Add what a run's files say."""
     problems = entry["problems"]
-    attempt(problems, folder / "run.json", lambda: entry.update(of_record(folder)))
-    attempt(problems, folder / "config.yaml", lambda: entry.update(of_config(folder, entry)))
+    read_part(problems, folder / "run.json", lambda: entry.update(read_record_facts(folder)))
+    read_part(problems, folder / "config.yaml", lambda: entry.update(read_config_facts(folder, entry)))
     if os.path.lexists(folder / FILE):
-        attempt(problems, folder / FILE, lambda: entry.update(zip(("curves", "epoch"), curves(folder), strict=True)))
+        read_part(
+            problems, folder / FILE, lambda: entry.update(zip(("curves", "epoch"), read_curves(folder), strict=True))
+        )
     if problems:
         entry["state"] = DAMAGED
     problems[:] = [text.removeprefix(f"{folder}: ") for text in problems]  # it is said where the problem is shown
     if entry["epoch"] is None:
-        entry["epoch"] = steps_of_an_epoch(entry["record"])
+        entry["epoch"] = steps_per_epoch(entry["record"])
 
 
-def attempt(problems: list[str], file: Path, step: Callable[[], None]) -> None:
+def read_part(problems: list[str], file: Path, step: Callable[[], None]) -> None:
     """Read one thing; a file that is not what a run writes is one line on the page, and the rest is read."""
     try:
         if os.path.lexists(file) and not os.path.isfile(file):  # reading a pipe would wait for a writer
@@ -180,10 +182,10 @@ def attempt(problems: list[str], file: Path, step: Callable[[], None]) -> None:
         problems.append(reason if f"its {file.name}" in reason else f"its {file.name} cannot be read ({reason})")
 
 
-def of_record(folder: Path) -> dict[str, Any]:
+def read_record_facts(folder: Path) -> dict[str, Any]:
     """What run.json says, or, of a run that ended before it had one, its log."""
     if not (folder / "run.json").exists() and (folder / LOG).exists() and (folder / LOG).stat().st_size:
-        return {"state": "failed", "error": redact(failure(folder)) or "its process ended without a message"}
+        return {"state": "failed", "error": redact(failure_reason(folder)) or "its process ended without a message"}
     record = read_record(folder)
     error, metrics = str(record.get("error", "")), record.get("metrics") or {}
     if not isinstance(metrics, dict):
@@ -191,16 +193,16 @@ def of_record(folder: Path) -> dict[str, Any]:
     state = record["status"]
     if state == "interrupted" or (state == "running" and not is_alive(record)):
         gone = f"its process {record.get('pid')} is gone, and has not said how it ended"
-        state, error = "stopped", error or failure(folder) or gone
+        state, error = "stopped", error or failure_reason(folder) or gone
     if state not in STATES:
         raise ConfigError(f"{folder}: its run.json has status={state!r}; a run writes one of {', '.join(STATES)}")
-    place = short(folder)
+    place = relpath(folder)
     seconds = record.get("seconds")
     commands = [("reproduce", f"python scripts/reproduce.py {shlex.quote(place)}")]
     if state == "finished":
         commands.append(("evaluate", f"python scripts/evaluate.py {shlex.quote(place)}"))
     elif state in ("stopped", "failed"):
-        commands.insert(0, ("resume", go_on_command(folder)))
+        commands.insert(0, ("resume", resume_command(folder)))
     overrides = record["overrides"]
     return {
         "key": str(record["id"]),
@@ -208,11 +210,11 @@ def of_record(folder: Path) -> dict[str, Any]:
         "error": redact(error),
         "started": text_or_none(record.get("started")),
         "ended": text_or_none(record.get("ended")),
-        "seconds": None if seconds is None else finite("seconds", seconds),
-        "words": redact(words(overrides)) if isinstance(overrides, list) else {},
-        "choices": recorded(record.get("choices")),
-        "metrics": {str(k): None if v is None else finite(f"metrics.{k}", v) for k, v in metrics.items()},
-        "record": redact(plain(record)),
+        "seconds": None if seconds is None else finite_or_none("seconds", seconds),
+        "words": redact(effective_overrides(overrides)) if isinstance(overrides, list) else {},
+        "choices": recorded_choices(record.get("choices")),
+        "metrics": {str(k): None if v is None else finite_or_none(f"metrics.{k}", v) for k, v in metrics.items()},
+        "record": redact(to_json_data(record)),
         "commands": commands,
     }
 
@@ -221,7 +223,7 @@ def text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def finite(key: str, value: Any) -> float | None:
+def finite_or_none(key: str, value: Any) -> float | None:
     """A number of a record; None where it is not finite.
 
     Raises:
@@ -252,11 +254,11 @@ def is_alive(record: Mapping[str, Any]) -> bool:
     # A number is given again, after a restart or a long time; the run's process had it before the run began.
     with suppress(KeyError, IndexError, TypeError, ValueError, OSError):  # of another system, or a strange record
         started = str([record, *record.get("resumed", [])][-1]["started"])
-        return birth(pid) <= datetime.strptime(started, STAMP).timestamp() + CLOCKS
+        return process_start_time(pid) <= datetime.strptime(started, TIME_FORMAT).timestamp() + CLOCK_TOLERANCE
     return True
 
 
-def birth(pid: int) -> float:
+def process_start_time(pid: int) -> float:
     """When a process began, in seconds since 1970, from what Linux tells in /proc."""
     [boot] = (line for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines() if line.startswith("btime "))
     stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
@@ -264,7 +266,7 @@ def birth(pid: int) -> float:
     return int(boot.split()[1]) + int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
-def words(overrides: list[Any]) -> dict[str, str]:
+def effective_overrides(overrides: list[Any]) -> dict[str, str]:
     """The words of a command that can change a result, by their keys."""
     found = {}
     for word in map(str, overrides):
@@ -274,7 +276,7 @@ def words(overrides: list[Any]) -> dict[str, str]:
     return found
 
 
-def recorded(choices: Any) -> dict[str, str]:
+def recorded_choices(choices: Any) -> dict[str, str]:
     """The choices of the groups that can change a result, as they are typed."""
     if not isinstance(choices, Mapping):
         return {}
@@ -282,14 +284,16 @@ def recorded(choices: Any) -> dict[str, str]:
     return {k: str(v) for k, v in typed.items() if v is not None and not without_effect(k)}
 
 
-def of_config(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+def read_config_facts(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves of config.yaml, and the choice of each group where the record has none."""
     if not (folder / "run.json").exists() and not (folder / "config.yaml").exists():
         return {}  # said already, or a run that ended before it had any
     content = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), Reader)
     check_size(content)
     check_keys(folder, "config.yaml", content, CONFIG)
-    leaves = {k: plain(v) for k, v in flat(content).items() if not any(fnmatch(k, pattern) for pattern in NOT_SHOWN)}
+    leaves = {
+        k: to_json_data(v) for k, v in flat(content).items() if not any(fnmatch(k, pattern) for pattern in HIDDEN_KEYS)
+    }
     classes = {
         str(group): class_name(node["_target_"])
         for group, node in content.items()
@@ -313,8 +317,8 @@ def check_size(content: Any) -> None:
     while todo:
         node = todo.pop()
         number += 1
-        if number > MOST_VALUES:
-            raise ValueError(f"it has more than {MOST_VALUES:,} values")
+        if number > MAX_VALUES:
+            raise ValueError(f"it has more than {MAX_VALUES:,} values")
         todo += node.values() if isinstance(node, Mapping) else node if isinstance(node, list | tuple | set) else []
 
 
@@ -323,20 +327,20 @@ def class_name(target: Any) -> str:
     return str(target).rpartition(".")[2].lower()
 
 
-def plain(value: Any) -> Any:
+def to_json_data(value: Any) -> Any:
     """Plain data that JSON can hold."""
     if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
+        return {str(name): to_json_data(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_json_data(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    if isinstance(value, int) and abs(value) > LARGEST:
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
         return f"a number of {len(str(abs(value)))} digits"
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
-def steps_of_an_epoch(record: Mapping[str, Any]) -> float | None:
+def steps_per_epoch(record: Mapping[str, Any]) -> float | None:
     """Of a run that has not validated yet, from what it recorded of data and batches."""
     data, sizes = record.get("data"), record.get("batch_sizes")
     train = data.get("train") if isinstance(data, Mapping) else None
@@ -365,35 +369,35 @@ def common_config(runs: list[dict[str, Any]]) -> dict[str, Any]:
 # An ablation --------------------------------------------------------------------------------------------------------
 
 
-def ablation(folder: Path, root: Path, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def ablation_entry(folder: Path, root: Path, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """What the page shows of an ablation: its question, its verdicts, how far its runs are."""
     name = folder.absolute().name
     report = folder / "report" / "report.html"
     problems: list[str] = []
     entry: dict[str, Any] = {
         "name": name,
-        "path": short(folder),
+        "path": relpath(folder),
         "question": "",
         "command": "",
         "verdicts": [],
         "planned": 0,
         "missing": 0,
         "report": quote(os.fsencode(report.relative_to(root).as_posix())) if report.exists() else None,
-        "report_command": f"python scripts/report.py {shlex.quote(short(folder))}",
+        "report_command": f"python scripts/report.py {shlex.quote(relpath(folder))}",
         "problems": problems,
     }
     there = {run["name"] for run in runs if run["ablation"] == name}
-    attempt(problems, folder / ABLATION, lambda: entry.update(of_ablation(folder, there)))
+    read_part(problems, folder / ABLATION, lambda: entry.update(read_ablation_facts(folder, there)))
     if (folder / "report" / "report.md").exists():
-        attempt(
+        read_part(
             problems,
             folder / "report" / "report.md",
-            lambda: entry.update(verdicts=verdicts(folder / "report" / "report.md")),
+            lambda: entry.update(verdicts=read_verdicts(folder / "report" / "report.md")),
         )
     return entry
 
 
-def of_ablation(folder: Path, there: set[str]) -> dict[str, Any]:
+def read_ablation_facts(folder: Path, there: set[str]) -> dict[str, Any]:
     """What ablation.json says."""
     content = json.loads((folder / ABLATION).read_text(encoding="utf-8"))
     try:
@@ -409,7 +413,7 @@ def of_ablation(folder: Path, there: set[str]) -> dict[str, Any]:
         raise ValueError(f"it is not what an ablation writes: {error!r}") from error
 
 
-def verdicts(report: Path) -> list[str]:
+def read_verdicts(report: Path) -> list[str]:
     """The sentences under Verdict of a report."""
     _, _, after = report.read_text(encoding="utf-8").partition("\n## Verdict\n")
     lines = after.partition("\n## ")[0].splitlines()

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 FILE = "metrics.csv"
-POINTS = 200  # of a curve at most: more than a chart has pixels for a line of many
-VALUES = 1_500_000  # of all curves of a page, about 15 MB; with more of them each gets fewer points
-FIGURES = 5  # of a value; a chart shows three
+MAX_POINTS = 200  # of a curve at most: more than a chart has pixels for a line of many
+MAX_VALUES = 1_500_000  # of all curves of a page, about 15 MB; with more of them each gets fewer points
+SIGNIFICANT_DIGITS = 5  # of a value; a chart shows three
 
 # Metrics that were logged at the same steps, with these: [steps, {metric: values}, how many there were].
 Curves = list[tuple[list[int], dict[str, list[float | None]], int]]
 
 
-def curves(folder: Path) -> tuple[Curves, float | None]:
+def read_curves(folder: Path) -> tuple[Curves, float | None]:
     """What a run has logged, thinned, and the steps of an epoch as far as its validations tell.
 
     A last row that was cut off is left out, as `loggers.csv_file.read_rows` does; that module loads Lightning.
@@ -47,7 +47,7 @@ def curves(folder: Path) -> tuple[Curves, float | None]:
             together.setdefault(logged, []).append(name)
     found: Curves = []
     for logged, metrics in together.items():
-        kept = [logged[i] for i in thinned(len(logged), POINTS)]
+        kept = [logged[i] for i in thinned_indices(len(logged), MAX_POINTS)]
         values = {name: [rounded(rows[i][names.index(name)]) for i in kept] for name in metrics}
         found.append(([int(rows[i][0]) for i in kept], values, len(logged)))
     validated = [i for i, name in enumerate(names) if name.startswith("val/")]
@@ -63,7 +63,7 @@ def complete_lines(file: Path) -> Iterator[str]:
                 yield line
 
 
-def thinned(length: int, points: int) -> list[int]:
+def thinned_indices(length: int, points: int) -> list[int]:
     """Which of so many points are kept: the first, the last and every so-manieth between; a spike may get lost."""
     if length <= points:
         return list(range(length))
@@ -73,22 +73,22 @@ def thinned(length: int, points: int) -> list[int]:
 def rounded(text: str) -> float | None:
     """A value with as many figures as a chart can show; None where it is not finite."""
     value = float(text)
-    return float(f"{value:.{FIGURES}g}") if math.isfinite(value) else None
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if math.isfinite(value) else None
 
 
-def fit(runs: Iterable[dict[str, Any]]) -> int:
+def fit_to_page(runs: Iterable[dict[str, Any]]) -> int:
     """Thin the curves of all runs until a page can hold them.
 
     Returns:
         The points that a curve has at most.
     """
     parts = [part for run in runs for part in run["curves"]]
-    points = POINTS
-    while points > 10 and sum(min(len(steps), points) * (1 + len(values)) for steps, values, _ in parts) > VALUES:
+    points = MAX_POINTS
+    while points > 10 and sum(min(len(steps), points) * (1 + len(values)) for steps, values, _ in parts) > MAX_VALUES:
         points //= 2
     for part in parts:
         steps, values, _ = part
-        kept = thinned(len(steps), points)
+        kept = thinned_indices(len(steps), points)
         steps[:] = [steps[i] for i in kept]
         for name in values:
             values[name] = [values[name][i] for i in kept]

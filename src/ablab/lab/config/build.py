@@ -26,14 +26,14 @@ def build(node: DictConfig, **given: Any) -> Any:
     place = node._get_full_key("")
     for name in given.keys() & node.keys():
         raise ConfigError(f"{place}.{name}: the program itself gives it, from the rest of the config; leave it out")
-    with blame(place):
+    with add_config_path(place):
         # partial: live objects in `given` must not pass through OmegaConf, which would copy them
         call = instantiate(node, _partial_=True, _convert_="all")
         return call if node.get("_partial_") else call(**given)
 
 
 @contextmanager
-def blame(place: str) -> Iterator[None]:
+def add_config_path(place: str) -> Iterator[None]:
     """Turn a refused value into a `ConfigError` that names the place in the config.
 
     A message that begins with `name=value` gets the place before the name, `data.batch_size=0: …`.

@@ -10,17 +10,17 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-NARROWEST, WIDEST = 80, 120  # columns
+MIN_WIDTH, MAX_WIDTH = 80, 120  # columns
 
 
 def register(conf: Path) -> None:
     """Make `${menu:…}` the menu of a config folder, with the groups that it names first."""
     OmegaConf.register_new_resolver(
-        "menu", lambda *first, _root_: menu(conf, first, _root_.hydra.runtime.choices), replace=True
+        "menu", lambda *first, _root_: format_menu(conf, first, _root_.hydra.runtime.choices), replace=True
     )
 
 
-def menu(conf: Path, first: tuple[str, ...], chosen: Mapping[str, Any]) -> str:
+def format_menu(conf: Path, first: tuple[str, ...], chosen: Mapping[str, Any]) -> str:
     """A paragraph for each group; a star marks the choice that a run without further words has.
 
     Args:
@@ -35,7 +35,7 @@ def menu(conf: Path, first: tuple[str, ...], chosen: Mapping[str, Any]) -> str:
     groups.pop(".")
     stars = {(group.partition("@")[0], choice) for group, choice in chosen.items()}
     width = sorted(map(len, groups))[-2]  # the longest alone sticks out
-    columns = min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
+    columns = min(max(shutil.get_terminal_size().columns, MIN_WIDTH), MAX_WIDTH)
     outer = [*first, *sorted(groups)]
     return "\n".join(
         textwrap.fill(

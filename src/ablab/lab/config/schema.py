@@ -21,14 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 
 import ablab.lab.config.monitor  # noqa: F401 (a resolver that conf/task/lightning.yaml uses)
 from ablab.errors import ConfigError
-from ablab.lab.config.errors import group_named, menu
+from ablab.lab.config.errors import find_group, menu
 
 PLAIN_WORD = re.compile(r"[\w./%*@?|+-]+")  # what Hydra takes without quotes
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 # packages that an extra of pyproject.toml brings
 OPTIONAL = {"lion_pytorch": "optim", "schedulefree": "optim", "tensorboard": "trackers", "mlflow": "trackers"}
-BROUGHT = ("model", "norm", "data", "optimizer", "scheduler")  # null where the task brings its own
-SEVERAL = ("callbacks", "logger")  # the groups whose choices are several things, each with a name
+OPTIONAL_GROUPS = ("model", "norm", "data", "optimizer", "scheduler")  # null where the task brings its own
+MULTIPLE_CHOICE_GROUPS = ("callbacks", "logger")  # the groups whose choices are several things, each with a name
 
 
 @dataclass
@@ -46,7 +46,7 @@ def is_guest(config: Any) -> bool:
     return config["model"] is None
 
 
-def check(cfg: DictConfig, root: Path) -> None:
+def check_config(cfg: DictConfig, root: Path) -> None:
     """Refuse keys that nothing takes and values of the wrong type, all of them in one message.
 
     Args:
@@ -93,11 +93,11 @@ def choice_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
     """The problems of places that should hold a choice of a group, and hold something else."""
     for group in top_level(root)[1]:
         node = content[group]
-        if node is None and is_guest(content) and group in BROUGHT:
+        if node is None and is_guest(content) and group in OPTIONAL_GROUPS:
             continue
-        if not isinstance(node, dict) or (group not in SEVERAL and "_target_" not in node):
-            yield f"{group}: it names no class to build; choose another, {choices_of(root.parent / group)}"
-        elif group in SEVERAL:
+        if not isinstance(node, dict) or (group not in MULTIPLE_CHOICE_GROUPS and "_target_" not in node):
+            yield f"{group}: it names no class to build; choose another, {choices_menu(root.parent / group)}"
+        elif group in MULTIPLE_CHOICE_GROUPS:
             for name, entry in node.items():
                 if entry is not None and not isinstance(entry, dict) and not (root.parent / group / name).is_dir():
                     yield f"{group}.{name}={show(entry)}: an entry with a _target_ is needed, or null to leave it out"
@@ -105,11 +105,11 @@ def choice_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
         group, name = folder.parent.name, folder.name
         value = content[group].get(name) if isinstance(content.get(group), dict) else None
         if value is not None and not isinstance(value, dict):
-            meant = choices_of(folder, str(value))
-            yield f"{group}.{name}={show(value)}: a choice is made with a slash, {group_named(name, group)}=…; {meant}"
+            meant = choices_menu(folder, str(value))
+            yield f"{group}.{name}={show(value)}: a choice is made with a slash, {find_group(name, group)}=…; {meant}"
 
 
-def choices_of(folder: Path, word: str = "") -> str:
+def choices_menu(folder: Path, word: str = "") -> str:
     """The menu of a group, from its folder."""
     return menu(word, [file.stem for file in folder.glob("*.yaml")], folder.name)
 
@@ -119,7 +119,7 @@ def top_level_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
     keys = [*declared, *groups]
     for key, value in content.items():
         if key not in keys:
-            meant = f"did you mean {word}? " if (word := group_named(str(key))) else ""
+            meant = f"did you mean {word}? " if (word := find_group(str(key))) else ""
             yield f"{key}: there is no such key; {meant}{menu(str(key), keys, 'the top level')}"
             continue
         default = declared.get(key)
@@ -127,7 +127,7 @@ def top_level_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
             for name in value.keys() - default.keys():
                 yield f"{key}.{name}: there is no such key; {menu(name, [*default], key)}"
         if isinstance(default, bool | int | float | str) and not accepts(ast.Name(type(default).__name__), value):
-            yield f"{key}={show(value)}: {readable(ast.Name(type(default).__name__))} is needed"
+            yield f"{key}={show(value)}: {describe_type(ast.Name(type(default).__name__))} is needed"
 
 
 def node_problems(node: Any, place: str) -> Iterator[str]:
@@ -141,7 +141,7 @@ def node_problems(node: Any, place: str) -> Iterator[str]:
         yield from call_problems(node, place)
     for key, child in node.items():
         where = f"{place}.{key}" if place else str(key)
-        if place in SEVERAL and isinstance(child, dict) and "_target_" not in child:
+        if place in MULTIPLE_CHOICE_GROUPS and isinstance(child, dict) and "_target_" not in child:
             yield f"{where}: there is no such entry to change; {menu(str(key), [k for k in node if k != key], place)}"
         yield from node_problems(child, where)
 
@@ -171,7 +171,7 @@ def call_problems(node: dict[Any, Any], place: str) -> Iterator[str]:
             choices = [name for name in signature.parameters if name not in HYDRA_KEYS]
             yield f"{place}.{key}: {signature.name} takes no such argument; {menu(key, choices, signature.name)}"
         elif not accepts(annotation := signature.parameters.get(key), value):
-            yield f"{place}.{key}={show(value)}: {readable(annotation)} is needed"
+            yield f"{place}.{key}={show(value)}: {describe_type(annotation)} is needed"
 
 
 # Reading signatures ------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def read_signature(target: str) -> Signature:
         LookupError: there is no such module or name.
     """
     module, _, name = target.rpartition(".")
-    found = find(module, name)
+    found = find_definition(module, name)
     if found is None or isinstance(found[0], ast.Assign):
         raise LookupError(f"there is no class or function {name} in {module or 'no module'}")
     node, where = found
@@ -223,7 +223,7 @@ def read_class(node: ast.ClassDef, module: str, signature: Signature) -> None:
     for base in node.bases:
         if isinstance(base, ast.Name) and base.id in ("ABC", "object"):
             continue  # takes nothing
-        found = find(module, base.id) if isinstance(base, ast.Name) else None
+        found = find_definition(module, base.id) if isinstance(base, ast.Name) else None
         if found is not None and isinstance(found[0], ast.ClassDef):
             read_class(found[0], found[1], signature)
         else:
@@ -234,11 +234,11 @@ def read_arguments(node: ast.FunctionDef, module: str, signature: Signature) -> 
     arguments = node.args
     signature.docstrings.append(ast.get_docstring(node, clean=False) or "")
     for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]:
-        signature.parameters.setdefault(argument.arg, spelled_out(argument.annotation, module))
+        signature.parameters.setdefault(argument.arg, resolve_aliases(argument.annotation, module))
     signature.open = arguments.kwarg is not None
 
 
-def spelled_out(annotation: ast.expr | None, module: str) -> ast.expr | None:
+def resolve_aliases(annotation: ast.expr | None, module: str) -> ast.expr | None:
     """The annotation, with the choices instead of a name that a module gives to them (`Scope = Literal[…]`)."""
     return None if annotation is None else Aliases(module).visit(deepcopy(annotation))
 
@@ -250,16 +250,16 @@ class Aliases(ast.NodeTransformer):
         self.module = module
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        found = None if node.id in WORDS else find(self.module, node.id, in_standard_library=False)
+        found = None if node.id in TYPE_NAMES else find_definition(self.module, node.id, in_standard_library=False)
         if found is not None and isinstance(found[0], ast.Assign):
             value = found[0].value
             if isinstance(value, ast.Subscript | ast.BinOp):
-                return spelled_out(value, found[1]) or value
+                return resolve_aliases(value, found[1]) or value
         return node
 
 
 @cache
-def find(
+def find_definition(
     module: str, name: str, *, in_standard_library: bool = True
 ) -> tuple[ast.ClassDef | ast.FunctionDef | ast.Assign, str] | None:
     """The definition of a name and the module where it stands, through any number of re-exports.
@@ -275,7 +275,7 @@ def find(
     source = source_file(module)
     if source is None:
         return None
-    for node in statements(parse(source)):
+    for node in iter_statements(parse(source)):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return node, module
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
@@ -289,7 +289,7 @@ def find(
                     origin = ".".join(filter(None, [package if node.level else "", node.module]))
                     if (origin, alias.name) == (module, name):
                         continue
-                    if found := find(origin, alias.name, in_standard_library=in_standard_library):
+                    if found := find_definition(origin, alias.name, in_standard_library=in_standard_library):
                         return found
     return None
 
@@ -299,7 +299,7 @@ def parse(source: Path) -> ast.Module:
     return ast.parse(source.read_text(encoding="utf-8"))
 
 
-def statements(module: ast.Module) -> Iterator[ast.stmt]:
+def iter_statements(module: ast.Module) -> Iterator[ast.stmt]:
     """The module's statements, those inside `if` and `try` included."""
     todo = list(module.body)
     while todo:
@@ -334,13 +334,13 @@ def accepts(annotation: ast.expr | None, value: Any) -> bool:
         case ast.Constant(value=str(text)):
             return accepts(ast.parse(text, mode="eval").body, value)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return any(accepts(side, value) for side in typed([left, right]))
+            return any(accepts(side, value) for side in typeable([left, right]))
         case ast.Subscript(value=ast.Name(id=name), slice=inner):
             parts = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
             if name == "Literal":
                 return value in [part.value for part in parts if isinstance(part, ast.Constant)]
             if name in ("Optional", "Union"):
-                return (name == "Optional" and value is None) or any(accepts(part, value) for part in typed(parts))
+                return (name == "Optional" and value is None) or any(accepts(part, value) for part in typeable(parts))
             if name in ("list", "List", "Sequence"):
                 return isinstance(value, list) and all(accepts(parts[0], item) for item in value)
             if name in ("tuple", "Tuple") and not any(isinstance(part, ast.Constant) for part in parts):
@@ -363,14 +363,14 @@ def accepts(annotation: ast.expr | None, value: Any) -> bool:
             return True
 
 
-def typed(sides: list[ast.expr]) -> list[ast.expr]:
+def typeable(sides: list[ast.expr]) -> list[ast.expr]:
     """What of several types can be typed; where a number can, no object is: float | Tensor is a float here."""
     if not any(ast.unparse(side) in ("int", "float") for side in sides):
         return sides
-    return [side for side in sides if not isinstance(side, ast.Name | ast.Attribute) or ast.unparse(side) in WORDS]
+    return [side for side in sides if not isinstance(side, ast.Name | ast.Attribute) or ast.unparse(side) in TYPE_NAMES]
 
 
-WORDS = {
+TYPE_NAMES = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
@@ -379,29 +379,29 @@ WORDS = {
 }
 
 
-def readable(annotation: ast.expr | None) -> str:
+def describe_type(annotation: ast.expr | None) -> str:
     """An annotation in words."""
     match annotation:
         case ast.Constant(value=str(text)):
-            return readable(ast.parse(text, mode="eval").body)
+            return describe_type(ast.parse(text, mode="eval").body)
         case ast.BinOp(left=left, right=right):
-            return " or ".join(map(readable, typed([left, right])))
+            return " or ".join(map(describe_type, typeable([left, right])))
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
             parts = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
             return " or ".join(str(part.value) for part in parts if isinstance(part, ast.Constant))
         case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
-            return f"{readable(inner)} or null"
+            return f"{describe_type(inner)} or null"
         case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=parts)):
-            return " or ".join(map(readable, typed(parts)))
+            return " or ".join(map(describe_type, typeable(parts)))
         case ast.Subscript(value=ast.Name(id="list" | "List" | "Sequence"), slice=inner):
-            return f"a list, each item {readable(inner)}"
+            return f"a list, each item {describe_type(inner)}"
         case ast.Subscript(value=ast.Name(id="tuple" | "Tuple"), slice=ast.Tuple(elts=parts)):
-            return f"a list of {len(parts)} ({', '.join(map(readable, parts))})"
+            return f"a list of {len(parts)} ({', '.join(map(describe_type, parts))})"
         case None:
             return "another value"
         case _:
             text = ast.unparse(annotation)
-            return WORDS.get(text, text)
+            return TYPE_NAMES.get(text, text)
 
 
 def show(value: Any) -> str:
@@ -410,9 +410,9 @@ def show(value: Any) -> str:
     return next((word for known, word in words if value is known), str(value))
 
 
-def quoted(value: Any) -> str:
+def quote_value(value: Any) -> str:
     """A value as Hydra's command line takes it."""
     if isinstance(value, list):
-        return f"[{','.join(map(quoted, value))}]"
+        return f"[{','.join(map(quote_value, value))}]"
     text = show(value)
     return text if PLAIN_WORD.fullmatch(text) else "'" + text.replace("'", "\\'") + "'"

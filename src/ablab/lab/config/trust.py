@@ -21,7 +21,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from ablab.errors import ConfigError
-from ablab.lab.config.schema import HYDRA_KEYS, SEVERAL, is_guest, show, source_file
+from ablab.lab.config.schema import HYDRA_KEYS, MULTIPLE_CHOICE_GROUPS, is_guest, show, source_file
 
 # The base classes of what each group builds, imported when they are asked for.
 KINDS = {
@@ -65,9 +65,13 @@ def check_targets(cfg: DictConfig) -> None:
         nodes = content[group] or {}
         if group == "data" and nodes.get("_target_") is None:  # data=lightning, without a data module
             continue
-        places = {f"{group}.{name}": node for name, node in nodes.items()} if group in SEVERAL else {group: nodes}
+        places = (
+            {f"{group}.{name}": node for name, node in nodes.items()}
+            if group in MULTIPLE_CHOICE_GROUPS
+            else {group: nodes}
+        )
         for place, node in places.items():
-            lines += problems(node, tuple(map(get_object, paths)), place, strict=strict)
+            lines += find_problems(node, tuple(map(get_object, paths)), place, strict=strict)
     if lines and strict:
         lines.append(
             "  a config from a run's folder builds only these kinds; if you trust that folder as you trust code, add "
@@ -77,26 +81,32 @@ def check_targets(cfg: DictConfig) -> None:
         raise ConfigError("\n".join(lines))
 
 
-def problems(node: Any, kinds: Kinds, place: str, *, strict: bool) -> Iterator[str]:
+def find_problems(node: Any, kinds: Kinds, place: str, *, strict: bool) -> Iterator[str]:
     """The problems of a node and of all nodes below it, which Hydra builds first."""
     if isinstance(node, list):
         for i, child in enumerate(node):
-            yield from problems(child, kinds, f"{place}[{i}]", strict=strict)
+            yield from find_problems(child, kinds, f"{place}[{i}]", strict=strict)
     if not isinstance(node, dict):
         return
     target = node.get("_target_")
-    if target is not None and (problem := problem_of(target, kinds, strict=strict)) is not None:
+    if target is not None and (problem := target_problem(target, kinds, strict=strict)) is not None:
         yield f"{place}._target_={show(target)}: {problem}"
         return  # what a refused target would take says nothing about the nodes below it
     for key, child in node.items():
         if key in HYDRA_KEYS - {"_args_"} or not isinstance(child, dict | list):
             continue
         where = f"{place}.{key}"
-        below = kinds if target is None else kinds_in(annotation_of(imported(target), str(key)), items=True)
-        yield from problems(child, (get_object(NESTED[where]),) if where in NESTED else below, where, strict=strict)
+        below = (
+            kinds
+            if target is None
+            else kinds_of_annotation(find_annotation(import_target(target), str(key)), items=True)
+        )
+        yield from find_problems(
+            child, (get_object(NESTED[where]),) if where in NESTED else below, where, strict=strict
+        )
 
 
-def problem_of(target: Any, kinds: Kinds, *, strict: bool) -> str | None:
+def target_problem(target: Any, kinds: Kinds, *, strict: bool) -> str | None:
     """Why a place that takes some kinds does not take a target; None if it does."""
     if not isinstance(target, str):
         return "a class or function is needed, package.module.Name"
@@ -107,19 +117,19 @@ def problem_of(target: Any, kinds: Kinds, *, strict: bool) -> str | None:
             "its module is neither installed nor in a package (folders with an __init__.py) outside of the folders of "
             "runs, and is not imported"
         )
-    found = imported(target)
+    found = import_target(target)
     if found is None:
         return "it cannot be imported" if strict else None  # building it says why
     wanted = " or ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
     if isinstance(found, type):
         return None if not kinds or issubclass(found, kinds) else f"a subclass of {wanted} is needed"
-    returned = kinds_in(annotation_of(found, "return"))
+    returned = kinds_of_annotation(find_annotation(found, "return"))
     if (not returned and not strict) or (returned and all(issubclass(kind, kinds or object) for kind in returned)):
         return None
     return f"a subclass of {wanted} is needed, or a function annotated to return one"
 
 
-def imported(target: str) -> Any:
+def import_target(target: str) -> Any:
     """The class or function that a target names; None if it cannot be imported."""
     try:
         return get_object(target)
@@ -151,7 +161,7 @@ def code_folders() -> list[Path]:
     return [Path(name) for name in (*names, site.getusersitepackages())] + [Path(__file__).parents[2]]
 
 
-def annotation_of(target: Any, parameter: str) -> Any:
+def find_annotation(target: Any, parameter: str) -> Any:
     """The type of a parameter, or of what a function returns; None where it is not known.
 
     A class that hands `**settings` on takes what its base classes take.
@@ -171,7 +181,7 @@ def annotation_of(target: Any, parameter: str) -> Any:
     return None
 
 
-def kinds_in(annotation: Any, *, items: bool = False) -> Kinds:
+def kinds_of_annotation(annotation: Any, *, items: bool = False) -> Kinds:
     """The classes that an annotation allows, None and plain values aside.
 
     Args:
@@ -180,8 +190,8 @@ def kinds_in(annotation: Any, *, items: bool = False) -> Kinds:
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, typing.TypeVar):
-        return kinds_in(annotation.__bound__, items=items)
+        return kinds_of_annotation(annotation.__bound__, items=items)
     if origin in (typing.Union, types.UnionType, typing.Annotated) or (items and isinstance(origin, type)):
-        return tuple(kind for argument in arguments for kind in kinds_in(argument, items=items))
+        return tuple(kind for argument in arguments for kind in kinds_of_annotation(argument, items=items))
     is_kind = isinstance(annotation, type) and annotation.__module__ not in ("builtins", "typing")
     return (annotation,) if is_kind and not getattr(annotation, "_is_protocol", False) else ()

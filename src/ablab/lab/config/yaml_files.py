@@ -16,8 +16,8 @@ from ablab.errors import ConfigError, first_line
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 CONF = Path(__file__).parents[4] / "conf"
-MOST_VALUES = 10_000  # that aliases may add to a document; OmegaConf copies each of them, several times
-DEEPEST = 100  # levels of nesting; Python's recursion ends at about 300
+MAX_ALIASED_VALUES = 10_000  # that aliases may add to a document; OmegaConf copies each of them, several times
+MAX_DEPTH = 100  # levels of nesting; Python's recursion ends at about 300
 # Tags that OmegaConf reads: those of plain data, and the paths that it writes itself.
 TAGS = re.compile(r"tag:yaml\.org,2002:((str|int|float|bool|null|map|seq)|python/object/apply:pathlib\.\w+)")
 ANCHOR, ALIAS = (
@@ -48,7 +48,7 @@ def read_yaml(path: Path) -> Any:
     try:
         return OmegaConf.load(path)
     except Exception as error:  # a number of 5,000 digits, for example
-        raise ConfigError(f"{name_of(path)}: it cannot be read ({first_line(error)})") from error
+        raise ConfigError(f"{display_path(path)}: it cannot be read ({first_line(error)})") from error
 
 
 def check_yaml(path: Path) -> None:
@@ -57,8 +57,8 @@ def check_yaml(path: Path) -> None:
     Raises:
         ConfigError: what is wrong, and in which line.
     """
-    for line, problem in problems(path):
-        place = name_of(path) if line is None else f"{name_of(path)}, line {line}"
+    for line, problem in find_problems(path):
+        place = display_path(path) if line is None else f"{display_path(path)}, line {line}"
         raise ConfigError(f"{place}: {problem}")
 
 
@@ -82,7 +82,7 @@ def check_conf(folder: Path = CONF) -> None:
             check_yaml(path)
 
 
-def problems(path: Path) -> Iterator[tuple[int | None, str]]:
+def find_problems(path: Path) -> Iterator[tuple[int | None, str]]:
     """The problems of a file, each with its line; the first one is what a person needs."""
     try:
         content = path.read_bytes()
@@ -98,7 +98,7 @@ def problems(path: Path) -> Iterator[tuple[int | None, str]]:
         yield content.count(b"\n", 0, error.start) + 1, f"{byte}; save the file as UTF-8"
         return
     try:
-        yield from problems_of_events(text)
+        yield from event_problems(text)
     except yaml.MarkedYAMLError as error:
         yield syntax_problem(error, text)
     except yaml.reader.ReaderError as error:
@@ -106,7 +106,7 @@ def problems(path: Path) -> Iterator[tuple[int | None, str]]:
         yield line, f"it has a character that YAML does not allow ({error.reason}); remove it"
 
 
-def problems_of_events(text: str) -> Iterator[tuple[int | None, str]]:
+def event_problems(text: str) -> Iterator[tuple[int | None, str]]:
     """The problems of a document, found while it is parsed: nothing of it is kept, and no alias is expanded."""
     stack: list[Node] = []
     sizes: dict[str, int] = {}  # of the nodes that have an anchor, aliases in them expanded
@@ -123,7 +123,7 @@ def problems_of_events(text: str) -> Iterator[tuple[int | None, str]]:
             size, anchor = done.size, done.anchor
         elif isinstance(event, yaml.NodeEvent):
             num_written += 1
-            yield from problems_of_node(event, stack, sizes, line)
+            yield from node_problems(event, stack, sizes, line)
             anchor = event.anchor
             if isinstance(event, yaml.CollectionStartEvent):
                 stack.append(Node(isinstance(event, yaml.MappingStartEvent), anchor, line))
@@ -136,11 +136,14 @@ def problems_of_events(text: str) -> Iterator[tuple[int | None, str]]:
         if stack:
             stack[-1].size += size
             stack[-1].num_children += 1
-            if stack[-1].size > num_written + MOST_VALUES:
-                yield line, f"its aliases (*name) stand for more than {MOST_VALUES:,} values; write out what you need"
+            if stack[-1].size > num_written + MAX_ALIASED_VALUES:
+                yield (
+                    line,
+                    f"its aliases (*name) stand for more than {MAX_ALIASED_VALUES:,} values; write out what you need",
+                )
 
 
-def problems_of_node(
+def node_problems(
     event: yaml.NodeEvent, stack: list[Node], sizes: dict[str, int], line: int
 ) -> Iterator[tuple[int | None, str]]:
     """The problems of a node where it begins."""
@@ -158,8 +161,8 @@ def problems_of_node(
     if isinstance(event, yaml.CollectionStartEvent):
         if is_key:
             yield line, "a key is a list or a mapping; a text is needed"
-        if len(stack) >= DEEPEST:
-            yield line, f"it is nested more than {DEEPEST} levels deep"
+        if len(stack) >= MAX_DEPTH:
+            yield line, f"it is nested more than {MAX_DEPTH} levels deep"
     if is_key and isinstance(event, yaml.ScalarEvent):
         assert parent is not None
         if event.value in parent.keys:
@@ -181,7 +184,7 @@ def syntax_problem(error: yaml.MarkedYAMLError, text: str) -> tuple[int | None, 
     return line, f"{reason}; close brackets and quotes, put a space after each colon, indent with spaces"
 
 
-def name_of(path: Path) -> str:
+def display_path(path: Path) -> str:
     """A path as it is shortest to read: from the project or the current folder."""
     for folder in (CONF.parent, Path.cwd()):
         if path.absolute().is_relative_to(folder):

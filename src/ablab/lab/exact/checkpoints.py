@@ -77,10 +77,10 @@ class Checkpoints(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.exchange = pl_module.exchange if isinstance(pl_module, Task) else Exchange()
-        self.exchange.wishes = {"stop": is_asked, "save": self.is_time}
+        self.exchange.wishes = {"stop": is_stop_requested, "save": self.is_save_due}
         signals.restore()  # after Lightning's own
         if trainer.is_global_zero:
-            self.clear()
+            self.remove_leftovers()
         if self.best_score is not None and not (self.folder / BEST).exists():
             raise RunError(
                 f"{self.folder / BEST}: it is not there, and has the weights that validation has chosen so far "
@@ -98,7 +98,7 @@ class Checkpoints(L.Callback):
         if trainer.fit_loop.epoch_loop.batch_progress.current.completed % trainer.accumulate_grad_batches:
             return  # gradients of earlier batches are in no checkpoint
         step = trainer.global_step
-        granted = granted_in(self.exchange, pl_module)
+        granted = granted_flags(self.exchange, pl_module)
         due = granted["save"]
         due |= self.every_n_steps is not None and step % self.every_n_steps == 0
         # Lightning does not validate after the last of max_steps when it resumes there
@@ -106,10 +106,10 @@ class Checkpoints(L.Callback):
         if granted["stop"] or (due and step > 0):
             self.save(trainer, "training")
         if granted["stop"]:
-            stop(trainer)
+            raise_stopped(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.common_batches = self.fewest(trainer, trainer.num_val_batches)
+        self.common_batches = self.min_num_batches(trainer, trainer.num_val_batches)
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
             progress.ready = progress.started = progress.processed = progress.completed  # type: ignore[attr-defined]
@@ -117,7 +117,7 @@ class Checkpoints(L.Callback):
                 self.save(trainer, "validation")
 
     def on_validation_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
-        self.stop_if_asked(trainer, batch_idx=arguments[3])
+        self.stop_if_requested(trainer, batch_idx=arguments[3])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or self.monitor is None:
@@ -137,31 +137,31 @@ class Checkpoints(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.save(trainer, "end")
-        self.stop_if_asked(trainer)
+        self.stop_if_requested(trainer)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.common_batches = self.fewest(trainer, trainer.num_test_batches)
+        self.common_batches = self.min_num_batches(trainer, trainer.num_test_batches)
         signals.restore()
 
     def on_test_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
-        self.stop_if_asked(trainer, batch_idx=arguments[3])
+        self.stop_if_requested(trainer, batch_idx=arguments[3])
 
     # How ----------------------------------------------------------------------------------------------------------
 
-    def fewest(self, trainer: L.Trainer, num_batches: Sequence[float]) -> float:
+    def min_num_batches(self, trainer: L.Trainer, num_batches: Sequence[float]) -> float:
         """The batches that every process has; in evaluation, some may have one more."""
         here = torch.tensor(sum(num_batches), device=trainer.strategy.root_device)
         return float(trainer.strategy.reduce(here, reduce_op="min")) if trainer.world_size > 1 else float(here)
 
-    def is_time(self) -> bool:
+    def is_save_due(self) -> bool:
         return time.monotonic() - self.saved_at > 60 * self.every_n_minutes
 
-    def stop_if_asked(self, trainer: L.Trainer, batch_idx: int = 0) -> None:
+    def stop_if_requested(self, trainer: L.Trainer, batch_idx: int = 0) -> None:
         """Leave an evaluation, which is done anew after a resume."""
         if batch_idx >= self.common_batches:
             return
-        if in_any(is_asked(), trainer.strategy.root_device):
-            stop(trainer)
+        if in_any(is_stop_requested(), trainer.strategy.root_device):
+            raise_stopped(trainer)
 
     def save(self, trainer: L.Trainer, phase: str) -> None:
         """Save the state of the training, unless it has just been saved or was read from there."""
@@ -169,23 +169,27 @@ class Checkpoints(L.Callback):
         if self.saved == here:
             return
         self.phase = phase
-        trainer.save_checkpoint(self.folder / checkpoint_files.name_of(*here))
+        trainer.save_checkpoint(self.folder / checkpoint_files.checkpoint_name(*here))
         self.saved, self.saved_at = here, time.monotonic()
         if trainer.is_global_zero:
-            for old in checkpoint_files.in_order(self.folder)[: -self.keep]:
+            for old in checkpoint_files.list_checkpoints(self.folder)[: -self.keep]:
                 if not old.is_dir():
                     old.unlink()
 
-    def clear(self) -> None:
+    def remove_leftovers(self) -> None:
         """Remove what a kill left half written, and rename what was broken and is not resumed from.
 
         The run writes those steps again.
         """
         for path in self.folder.glob("*.tmp"):
             path.unlink()
-        here = None if self.saved is None else checkpoint_files.place(Path(checkpoint_files.name_of(*self.saved)))
-        for path in checkpoint_files.in_order(self.folder):
-            if here is None or checkpoint_files.place(path) > here:
+        here = (
+            None
+            if self.saved is None
+            else checkpoint_files.step_and_phase(Path(checkpoint_files.checkpoint_name(*self.saved)))
+        )
+        for path in checkpoint_files.list_checkpoints(self.folder):
+            if here is None or checkpoint_files.step_and_phase(path) > here:
                 broken = path.with_suffix(".broken")
                 if broken.is_dir():  # nothing takes the place of a folder
                     broken = path.with_name(f"{path.name}.broken")
@@ -224,7 +228,7 @@ class Checkpoints(L.Callback):
             trainer.should_stop = True
 
 
-class Unsaved(L.Callback):
+class WithoutCheckpoints(L.Callback):
     """What a run without checkpoints has instead: asked to stop, it stops between two steps, and nothing is kept."""
 
     def __init__(self) -> None:
@@ -232,12 +236,12 @@ class Unsaved(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.exchange = pl_module.exchange if isinstance(pl_module, Task) else Exchange()
-        self.exchange.wishes = {"stop": is_asked}
+        self.exchange.wishes = {"stop": is_stop_requested}
         signals.restore()  # after Lightning's own
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
-        if granted_in(self.exchange, pl_module)["stop"]:
-            stop(trainer)
+        if granted_flags(self.exchange, pl_module)["stop"]:
+            raise_stopped(trainer)
 
 
 def network(module: L.LightningModule) -> nn.Module:
@@ -246,7 +250,7 @@ def network(module: L.LightningModule) -> nn.Module:
     return model
 
 
-def granted_in(exchange: Exchange, module: L.LightningModule) -> dict[str, bool]:
+def granted_flags(exchange: Exchange, module: L.LightningModule) -> dict[str, bool]:
     """Return what any process wished in the last step; of a module that does not send its loss, of the last batch."""
     if isinstance(module, Task):
         return exchange.granted()
@@ -264,12 +268,12 @@ def is_accumulating(trainer: L.Trainer) -> bool:
     return is_between and not progress.is_last_batch  # whose step is taken however few came before
 
 
-def is_asked() -> bool:
+def is_stop_requested() -> bool:
     """Whether this process has been asked to stop."""
     return signals.requested is not None
 
 
-def stop(trainer: L.Trainer) -> None:
+def raise_stopped(trainer: L.Trainer) -> None:
     """Leave, as was asked for."""
     name = signals.requested.name if signals.requested else "a signal to another process"
     raise Stopped(f"{name} after step {trainer.global_step}")

@@ -14,13 +14,20 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from ablab.data.loader import Resumable
 from ablab.lab.exact import state
-from ablab.lab.exact.loaders import Place, ResumableLoader, is_seekable, rebuilt, samplers_of, warn
+from ablab.lab.exact.loaders import (
+    LoaderContext,
+    ResumableLoader,
+    is_seekable,
+    print_warning,
+    rebuild_loader,
+    samplers_of,
+)
 from ablab.lab.exact.randomness import seed_all
 from ablab.lab.internals import (
     align_reloads,
     logged_means,
     modules_in_eval_mode,
-    restart_fetching,
+    refetch_first_batch,
     restore_logged_means,
 )
 from ablab.optim.schedules import continue_schedules
@@ -46,10 +53,10 @@ class Exact(L.Callback):
 
     def __init__(self, *, seed: int) -> None:
         self.seed = seed
-        self.made: list[ResumableLoader] = []  # of all stages
+        self.all_loaders: list[ResumableLoader] = []  # of all stages
         self.loaders: list[ResumableLoader] = []  # of training
         self.trainer: L.Trainer | None = None
-        self.marks: dict[tuple[str, str], Any] = {}
+        self.versions: dict[tuple[str, str], Any] = {}
         self.saved: dict[str, Any] | None = None
         self.unwrapped: list[tuple[Any, str, Any]] = []  # owners, hooks, and what the owner itself had there
 
@@ -60,8 +67,8 @@ class Exact(L.Callback):
         for owner in filter(None, (trainer.datamodule, pl_module)):  # type: ignore[attr-defined]
             for hook in HOOKS:
                 self.unwrapped.append((owner, hook, vars(owner).get(hook)))
-                setattr(owner, hook, self.wrapped(getattr(owner, hook), hook.removesuffix("_dataloader")))
-        self.marks = state.marks_of(pl_module)
+                setattr(owner, hook, self.wrap_hook(getattr(owner, hook), hook.removesuffix("_dataloader")))
+        self.versions = state.version_marks(pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for owner, hook, before in reversed(self.unwrapped):
@@ -69,14 +76,14 @@ class Exact(L.Callback):
                 delattr(owner, hook)
             else:
                 setattr(owner, hook, before)
-        for loader in self.made:
+        for loader in self.all_loaders:
             loader.close()
-        self.unwrapped, self.made = [], []
+        self.unwrapped, self.all_loaders = [], []
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "")  # Lightning does not call it then
 
-    def wrapped(self, original: Callable[[], Any], stage: str) -> Callable[[], Any]:
+    def wrap_hook(self, original: Callable[[], Any], stage: str) -> Callable[[], Any]:
         """Return a loader hook that gives resumable loaders."""
 
         @wraps(original)
@@ -85,11 +92,11 @@ class Exact(L.Callback):
             # the hook may draw, to split or to shuffle; it is called again where loaders are reloaded
             every = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
             seed_all(self.seed, stage, self.trainer.current_epoch // every if every else 0)
-            return self.resumable(original(), stage)
+            return self.wrap_loaders(original(), stage)
 
         return hook
 
-    def resumable(self, given: Any, stage: str) -> Any:
+    def wrap_loaders(self, given: Any, stage: str) -> Any:
         """Return what a hook has given, with every loader in it wrapped."""
         if given is None or isinstance(given, Resumable):
             return given
@@ -100,11 +107,11 @@ class Exact(L.Callback):
             if isinstance(loader, Resumable | ResumableLoader):
                 return loader
             if self.is_overfitting and is_seekable(loader) and loader.batch_size is not None:
-                loader = rebuilt(loader)  # in order, as Lightning has it
+                loader = rebuild_loader(loader)  # in order, as Lightning has it
             name = stage if number == 0 else f"{stage} {number}"
             number += 1
-            made = ResumableLoader(loader, seed=self.seed, name=name, place=self.place(stage, loader, mode))
-            self.made.append(made)
+            made = ResumableLoader(loader, seed=self.seed, name=name, context=self.loader_context(stage, loader, mode))
+            self.all_loaders.append(made)
             if stage == "train":
                 self.loaders.append(made)
             return made
@@ -122,7 +129,7 @@ class Exact(L.Callback):
     def is_overfitting(self) -> bool:
         return bool(self.trainer and self.trainer.overfit_batches and self.trainer.state.fn == "fit")  # type: ignore[attr-defined]
 
-    def place(self, stage: str, loader: Any, mode: Any) -> Place:
+    def loader_context(self, stage: str, loader: Any, mode: Any) -> LoaderContext:
         """Return where a loader is used."""
         trainer = self.trainer
         assert trainer is not None
@@ -130,11 +137,11 @@ class Exact(L.Callback):
         shards = trainer._accelerator_connector.use_distributed_sampler and trainer.world_size > 1 and not has_own
         is_whole = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
         if shards and is_whole and not is_seekable(loader):
-            warn(
+            print_warning(
                 f"{stage}: every process reads all samples of {type(loader).__name__}, which iterates in its own way; "
                 "give it a DistributedSampler"
             )
-        return Place(
+        return LoaderContext(
             position=self.position if stage == "train" else lambda: (0, 0),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
@@ -163,7 +170,7 @@ class Exact(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for loader in self.loaders:
             if (problem := loader.check_unchanged()) is not None:
-                warn(f"a resumed run will differ: {loader.name}: {problem}")
+                print_warning(f"a resumed run will differ: {loader.name}: {problem}")
         seed_all(self.seed, "epoch end", trainer.current_epoch, trainer.global_rank)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -188,7 +195,7 @@ class Exact(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for loader in self.loaders:
             if (problem := loader.check_reproducible()) is not None:
-                warn(f"a resumed run will differ: {loader.name}: {problem}")
+                print_warning(f"a resumed run will differ: {loader.name}: {problem}")
         if self.saved is not None:
             self.restore(trainer, pl_module, self.saved)
         self.saved = None
@@ -198,7 +205,9 @@ class Exact(L.Callback):
         """Go on from what a checkpoint has beside Lightning's own states."""
         if len(saved["processes"]) != trainer.world_size:
             number = len(saved["processes"])
-            warn(f"the run had {number} processes and has {trainer.world_size}; the result will not be bit-identical")
+            print_warning(
+                f"the run had {number} processes and has {trainer.world_size}; the result will not be bit-identical"
+            )
         own = saved["processes"][trainer.global_rank % len(saved["processes"])]
         known = {name: metric for name, metric in state.metrics_of(pl_module).items() if name in own["metrics"]}
         restore(known, [own["metrics"]], rank=0, world_size=1)
@@ -218,7 +227,7 @@ class Exact(L.Callback):
             loader.entered, loader.cycle = None, 0
         align_reloads(trainer)
         if any(loader.length() is None for loader in self.loaders):
-            restart_fetching(trainer)
+            refetch_first_batch(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         position = trainer.fit_loop.epoch_loop.batch_progress.current.completed
@@ -226,8 +235,8 @@ class Exact(L.Callback):
         gradients = {n: p.grad for n, p in pl_module.named_parameters() if manual and p.grad is not None}
         own = {
             "metrics": counts(state.metrics_of(pl_module)),
-            "attributes": state.changed_attributes(pl_module, self.marks),
-            "gradients": state.detached(gradients),
+            "attributes": state.changed_attributes(pl_module, self.versions),
+            "gradients": state.detach_to_cpu(gradients),
             "evaluated": modules_in_eval_mode(trainer, pl_module),
             "frozen": [name for name, parameter in pl_module.named_parameters() if not parameter.requires_grad],
             "logged": logged_means(trainer),

@@ -11,13 +11,13 @@ from ablab.disk import Lock
 from ablab.errors import ConfigError
 from ablab.lab.exact.checkpoints import Checkpoints
 from ablab.lab.exact.exact import Exact, seed_before_fit
-from ablab.lab.exact.loaders import warn
-from ablab.lab.guests import attach
+from ablab.lab.exact.loaders import print_warning
+from ablab.lab.guests import attach_exact
 from ablab.lab.loggers.csv_file import MetricsCSV, read_rows
 from ablab.lab.run import signals
-from ablab.lab.run.checkpoint_files import VerifiedFiles, newest_sound
+from ablab.lab.run.checkpoint_files import VerifiedFiles, newest_valid
 from ablab.lab.run.folder import LOCK
-from ablab.lab.run.restorable import check_guest_state
+from ablab.lab.run.restorable import check_guest_checkpoint
 from ablab.tasks.task import is_own
 
 
@@ -58,16 +58,16 @@ def fit(
     )
     others = [c for c in trainer.callbacks if not isinstance(c, Checkpoints | Exact)]  # type: ignore[attr-defined]
     trainer.callbacks = [saving, *others]  # type: ignore[attr-defined]
-    attach(trainer, seed)
+    attach_exact(trainer, seed)
     trainer.strategy.checkpoint_io = VerifiedFiles(prefix="", keeps_objects=True, trusted=trust)
     lock = Lock(folder / LOCK)
     if trainer.is_global_zero and not lock.acquire(seconds=0.2):
         raise ConfigError(f"folder={folder}: another process trains there; wait for it, or choose another folder")
     try:
-        found = newest_sound(
+        found = newest_valid(
             folder / "checkpoints",
-            warn,
-            check=lambda path, state: check_guest_state(path, state, module=module, trainer=trainer),
+            print_warning,
+            check=lambda path, state: check_guest_checkpoint(path, state, module=module, trainer=trainer),
         )
         path, rows = None, []
         if found is not None:
@@ -78,7 +78,7 @@ def fit(
             data = TrainingLoaders(data, module)
         trainer.precision_plugin.convert_module(module)  # Lightning does after it has read a checkpoint, into float32
         seed_before_fit(seed)
-        with signals.noted():
+        with signals.handling():
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
         trainer.loggers[0].save()
     finally:

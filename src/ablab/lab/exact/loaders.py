@@ -26,7 +26,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from ablab.lab.exact.randomness import restore_generators, seed_all, seed_of, states_of_generators
+from ablab.lab.exact.randomness import derive_seed, generator_states, restore_generators, seed_all
 
 # torch's own samplers: a pass over one of them depends on nothing but its generator.
 PLAIN_SAMPLERS = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -35,7 +35,7 @@ Mode = Literal["max_size_cycle", "min_size", "max_size", "sequential"]
 
 
 @dataclass
-class Place:
+class LoaderContext:
     """The place of a loader in a training.
 
     Args:
@@ -65,14 +65,14 @@ class ResumableLoader:
         loader: a `DataLoader`, or any iterable of batches.
         seed: of the order, and of random numbers that fetching draws.
         name: tells apart the loaders of a run.
-        place: where the loader is used.
+        context: where the loader is used.
     """
 
-    def __init__(self, loader: Any, *, seed: int, name: str, place: Place) -> None:
+    def __init__(self, loader: Any, *, seed: int, name: str, context: LoaderContext) -> None:
         self.loader = loader
         self.seed = seed
         self.name = name
-        self.place = place
+        self.context = context
         self.entered: int | None = None  # the epoch of the last pass
         self.cycle = 0  # passes over a short loader that is repeated within an epoch
         self.drawn: int | None = None  # the epoch whose order was drawn last
@@ -80,9 +80,9 @@ class ResumableLoader:
         self.recent: deque[tuple[int, Any, list[int]]] = deque(maxlen=2)  # number, batch and its tensors' versions
         self.expected: str | None = None  # digest of the last batch before a resume
         self.seeks = is_seekable(loader)
-        self.feed = Feed()
+        self.item_sampler = IteratorSampler()
         self.stream: Iterator[Any] | None = None  # of the pass that goes on
-        self.engine = self.make_engine() if self.seeks else loader
+        self.seeded_loader = self.make_seeded_loader() if self.seeks else loader
 
     def __getattr__(self, name: str) -> Any:
         if name == "loader":  # while it is unpickled
@@ -90,11 +90,11 @@ class ResumableLoader:
         return getattr(self.loader, name)
 
     def __len__(self) -> int:
-        if not (self.seeks and self.place.shards):
+        if not (self.seeks and self.context.shards):
             return len(self.loader)
         if self.shares_batches:
-            return -(-len(self.loader.batch_sampler) // self.place.world_size)
-        samples = -(-len(self.sampler) // self.place.world_size)
+            return -(-len(self.loader.batch_sampler) // self.context.world_size)
+        samples = -(-len(self.sampler) // self.context.world_size)
         if self.loader.batch_sampler is None:
             return samples
         return samples // self.loader.batch_size if self.loader.drop_last else -(-samples // self.loader.batch_size)
@@ -117,13 +117,13 @@ class ResumableLoader:
     def __iter__(self) -> Iterator[Any]:
         # A generator: its first line runs when the first batch is asked for, and by then Lightning has restored the
         # position of a resumed run.
-        epoch, start = self.place.position()
+        epoch, start = self.context.position()
         if self.entered == epoch and self.is_training:
             self.cycle, start = self.cycle + 1, 0
         else:
             self.cycle = 0
         self.entered = epoch
-        if start and self.place.mode == "max_size_cycle" and (length := self.length()):
+        if start and self.context.mode == "max_size_cycle" and (length := self.length()):
             self.cycle, start = divmod(start, length)
         batches = self.seek(epoch, start) if self.seeks else self.skip(epoch, start)
         for number, batch in batches:
@@ -143,24 +143,24 @@ class ResumableLoader:
             return None
 
     def key(self, epoch: int, number: int) -> tuple[Any, ...]:
-        return (self.seed, self.name, epoch, self.cycle, number, self.place.rank)
+        return (self.seed, self.name, epoch, self.cycle, number, self.context.rank)
 
     def seek(self, epoch: int, start: int) -> Iterator[tuple[int, Any]]:
         """Yield the batches from `start` on, with their numbers."""
         order = self.order(epoch)
-        keyed = ((seed_of(*self.key(epoch, i)), epoch, indices) for i, indices in enumerate(order))
+        keyed = ((derive_seed(*self.key(epoch, i)), epoch, indices) for i, indices in enumerate(order))
         if start and self.expected is not None:
             before = next(islice(keyed, start - 1, None), None)
             self.verify(None if before is None else self.fetch(before)[0])
         else:
             next(islice(keyed, start, start), None)
-        self.feed.items = keyed
-        self.stream = iter(self.engine)
+        self.item_sampler.items = keyed
+        self.stream = iter(self.seeded_loader)
         yield from enumerate(self.stream, start)
 
     def skip(self, epoch: int, start: int) -> Iterator[tuple[int, Any]]:
         """Read from the beginning, and yield the batches from `start` on."""
-        repeats, left, done = self.place.mode == "max_size_cycle" and self.is_training, start, 0
+        repeats, left, done = self.context.mode == "max_size_cycle" and self.is_training, start, 0
         while True:
             loader = self.restarted(epoch)
             seed_all(self.seed, self.name, epoch, self.cycle)  # samplers may draw as soon as iteration begins
@@ -191,7 +191,7 @@ class ResumableLoader:
         loader = self.loader
         if loader.persistent_workers:  # workers that stay would go on from the random numbers of the epoch before
             if type(loader) is DataLoader and isinstance(loader.dataset, IterableDataset):
-                loader = rebuilt(loader, persistent_workers=False)
+                loader = rebuild_loader(loader, persistent_workers=False)
             else:
                 self.close()
                 loader._iterator = None
@@ -199,7 +199,7 @@ class ResumableLoader:
             if hasattr(holder, "set_epoch"):
                 holder.set_epoch(epoch)
         loader.generator = torch.Generator().manual_seed(
-            seed_of(self.seed, self.name, epoch, self.cycle, "workers", self.place.rank)
+            derive_seed(self.seed, self.name, epoch, self.cycle, "workers", self.context.rank)
         )
         return loader
 
@@ -210,11 +210,11 @@ class ResumableLoader:
                 self.draw(earlier)
         self.drawn = epoch
         order = self.draw(epoch)
-        if not self.place.shards:
+        if not self.context.shards:
             return iter(order)
-        size = -(-len(order) // self.place.world_size) * self.place.world_size
+        size = -(-len(order) // self.context.world_size) * self.context.world_size
         repeated = order * (size // max(len(order), 1) + 1)  # Lightning, too, repeats samples until all have as many
-        share = repeated[:size][self.place.rank :: self.place.world_size]
+        share = repeated[:size][self.context.rank :: self.context.world_size]
         if self.loader.batch_sampler is None or self.shares_batches:
             return iter(share)
         return iter(BatchSampler(share, self.loader.batch_size, self.loader.drop_last))
@@ -236,17 +236,17 @@ class ResumableLoader:
             if hasattr(holder, "set_epoch"):
                 holder.set_epoch(epoch)
             if isinstance(getattr(holder, "generator", None), torch.Generator):
-                holder.generator.manual_seed(seed_of(self.seed, self.name, epoch, self.cycle, "sampler"))
-        whole = batch_sampler is not None and (self.shares_batches or not self.place.shards)
+                holder.generator.manual_seed(derive_seed(self.seed, self.name, epoch, self.cycle, "sampler"))
+        whole = batch_sampler is not None and (self.shares_batches or not self.context.shards)
         source = batch_sampler if whole else sampler
-        states = states_of_generators()
+        states = generator_states()
         seed_all(self.seed, self.name, epoch, self.cycle)
         try:
             return list(islice(source, len(source)))
         finally:
             restore_generators(states)
 
-    def make_engine(self) -> DataLoader[Any]:
+    def make_seeded_loader(self) -> DataLoader[Any]:
         """A loader of the same samples, workers and memory, whose batches are given with their seeds."""
         loader = self.loader
         dataset = SeededBatches(loader.dataset, loader.collate_fn, is_batch=loader.batch_sampler is not None)
@@ -260,19 +260,19 @@ class ResumableLoader:
         return DataLoader(
             dataset,
             batch_size=None,
-            sampler=self.feed,
+            sampler=self.item_sampler,
             num_workers=loader.num_workers,
-            collate_fn=as_it_is,
+            collate_fn=identity,
             pin_memory=loader.pin_memory,
             timeout=loader.timeout,
             worker_init_fn=loader.worker_init_fn,
-            generator=torch.Generator().manual_seed(seed_of(self.seed, self.name, "workers")),
+            generator=torch.Generator().manual_seed(derive_seed(self.seed, self.name, "workers")),
             **settings,
         )
 
     def close(self) -> None:
         """End the workers: left to Python's garbage collection, each would be waited for five seconds."""
-        for stream in (self.stream, getattr(self.engine, "_iterator", None)):
+        for stream in (self.stream, getattr(self.seeded_loader, "_iterator", None)):
             getattr(stream, "_shutdown_workers", lambda: None)()
         self.stream = None
 
@@ -281,7 +281,7 @@ class ResumableLoader:
     def digest_before(self, position: int) -> str | None:
         """Return a hash of the batch before a position; None if it is not at hand, or training has changed it."""
         number = position - 1
-        if self.place.mode == "max_size_cycle" and self.seeks and (length := self.length()):
+        if self.context.mode == "max_size_cycle" and self.seeks and (length := self.length()):
             number %= length
         for i, batch, versions in self.recent:
             if i == number and versions == [t._version for t in tensors_of(batch)]:
@@ -292,7 +292,7 @@ class ResumableLoader:
         """Warn if the batch before the resume differs from the one that was trained on."""
         expected, self.expected = self.expected, None
         if expected is not None and digest_of(batch) != expected:
-            warn(
+            print_warning(
                 f"{self.name}: after the resume the data give other batches than before, so the run does not end with "
                 "the same bits; " + REMEDY
             )
@@ -300,13 +300,13 @@ class ResumableLoader:
     def fetch(self, *items: Any) -> list[Any]:
         """Fetch batches beside the training, in a worker if it has workers: a data set may open its files there."""
         if self.loader.num_workers == 0:
-            return [self.engine.dataset[item] for item in items]
+            return [self.seeded_loader.dataset[item] for item in items]
         loader = DataLoader(
-            self.engine.dataset,
+            self.seeded_loader.dataset,
             batch_size=None,
             sampler=items,
             num_workers=1,
-            collate_fn=as_it_is,
+            collate_fn=identity,
             worker_init_fn=self.loader.worker_init_fn,
             multiprocessing_context=self.loader.multiprocessing_context,
             generator=torch.Generator(),
@@ -317,7 +317,7 @@ class ResumableLoader:
         """Fetch the first batch twice; return why a resumed run would get other batches, None if they are equal."""
         if not self.seeks or not self.length():
             return None
-        item = (seed_of(*self.key(0, 0)), 0, next(self.order(0)))
+        item = (derive_seed(*self.key(0, 0)), 0, next(self.order(0)))
         self.drawn = None
         digest, again = map(digest_of, self.fetch(item, item))
         if again != digest:
@@ -341,7 +341,7 @@ class ResumableLoader:
 REMEDY = "draw from the global generators of torch, numpy or random, which are seeded for each batch"
 
 
-def warn(text: str) -> None:
+def print_warning(text: str) -> None:
     """Print a warning on the standard error of the first process."""
     rank_zero_only(print)(f"warning: {text}", file=sys.stderr)
 
@@ -364,7 +364,7 @@ def samplers_of(loader: Any) -> list[Any]:
     return [getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
 
 
-def rebuilt(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
+def rebuild_loader(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
     """Return a loader of an iterable data set with some settings changed."""
     settings = {
         "batch_size": loader.batch_size,
@@ -380,7 +380,7 @@ def rebuilt(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
     return DataLoader(loader.dataset, **{**settings, **changes})
 
 
-class Feed(Sampler[Any]):
+class IteratorSampler(Sampler[Any]):
     """A sampler over an iterator that is replaced for each pass."""
 
     def __init__(self) -> None:
@@ -418,14 +418,14 @@ class SeededBatches(Dataset[Any]):
         return self.collate([self.dataset[i] for i in indices])
 
 
-def as_it_is(batch: Any) -> Any:
+def identity(batch: Any) -> Any:
     return batch
 
 
 # Batches --------------------------------------------------------------------------------------------------------------
 
 
-def leaves_of(batch: Any, visited: dict[int, tuple[int, Any]] | None = None) -> Iterator[Any]:
+def iter_leaves(batch: Any, visited: dict[int, tuple[int, Any]] | None = None) -> Iterator[Any]:
     """Yield the parts of a nested batch; an unknown object is taken apart by its attributes.
 
     Args:
@@ -444,32 +444,32 @@ def leaves_of(batch: Any, visited: dict[int, tuple[int, Any]] | None = None) -> 
         yield batch.__qualname__
     elif isinstance(batch, np.ndarray) and batch.dtype.hasobject:
         yield batch.shape
-        yield from leaves_of(batch.tolist(), visited)
+        yield from iter_leaves(batch.tolist(), visited)
     elif isinstance(batch, np.ndarray):
         yield batch
     elif isinstance(batch, Mapping):
         for key in batch:
             yield key
-            yield from leaves_of(batch[key], visited)
+            yield from iter_leaves(batch[key], visited)
     elif isinstance(batch, set | frozenset):
         yield from sorted(map(digest_of, batch))  # their order differs between processes
     elif isinstance(batch, Sequence):
         yield len(batch)
         for part in batch:
-            yield from leaves_of(part, visited)
+            yield from iter_leaves(part, visited)
     elif hasattr(batch, "__array__") or hasattr(batch, "__array_interface__"):  # images, data frames
         yield type(batch).__qualname__
-        yield from leaves_of(np.asarray(batch), visited)
+        yield from iter_leaves(np.asarray(batch), visited)
     elif hasattr(batch, "__dict__") or type(batch).__repr__ is object.__repr__:  # such a repr is an address in memory
         yield type(batch).__qualname__
-        for key, value in attributes_of(batch).items():
+        for key, value in instance_attributes(batch).items():
             yield key
-            yield from leaves_of(value, visited)
+            yield from iter_leaves(value, visited)
     else:
         yield batch
 
 
-def attributes_of(thing: Any) -> dict[str, Any]:
+def instance_attributes(thing: Any) -> dict[str, Any]:
     """Return an object's attributes, those in slots included."""
     slots = [name for kind in type(thing).__mro__ for name in np.atleast_1d(vars(kind).get("__slots__", ()))]
     names = [name for name in map(str, slots) if name not in ("__dict__", "__weakref__") and hasattr(thing, name)]
@@ -477,13 +477,13 @@ def attributes_of(thing: Any) -> dict[str, Any]:
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
-    return [leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in iter_leaves(batch) if isinstance(leaf, Tensor)]
 
 
 def digest_of(batch: Any) -> str:
     """Return a hash of everything in a batch."""
     found = blake2b(digest_size=16)
-    for leaf in leaves_of(batch):
+    for leaf in iter_leaves(batch):
         if isinstance(leaf, Tensor):
             found.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
             found.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -27,7 +27,7 @@ def metrics_of(module: nn.Module) -> dict[str, Metric]:
 OWN_ATTRIBUTES = {*vars(nn.Module()), *vars(L.LightningModule())}
 
 
-def attributes_of(module: nn.Module) -> Iterator[tuple[str, str, Any]]:
+def iter_attributes(module: nn.Module) -> Iterator[tuple[str, str, Any]]:
     """Yield the attributes of a module and its children that are tensors or plain data: module, name, value.
 
     Parameters, buffers and metrics are saved otherwise. An attribute may hold what a training carries from step to
@@ -40,17 +40,17 @@ def attributes_of(module: nn.Module) -> Iterator[tuple[str, str, Any]]:
                     yield name, key, value
 
 
-def marks_of(module: nn.Module) -> dict[tuple[str, str], Any]:
+def version_marks(module: nn.Module) -> dict[tuple[str, str], Any]:
     """Return marks by which a change of a plain attribute is noticed; nothing is copied."""
-    return {(name, key): mark(value) for name, key, value in attributes_of(module)}
+    return {(name, key): version_mark(value) for name, key, value in iter_attributes(module)}
 
 
 def changed_attributes(module: nn.Module, before: Mapping[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:
     """Return the plain attributes that are not what they were, by the modules' names, on the CPU."""
     found: dict[str, dict[str, Any]] = {}
-    for name, key, value in attributes_of(module):
-        if (name, key) not in before or not same(mark(value), before[name, key]):
-            found.setdefault(name, {})[key] = detached(value)
+    for name, key, value in iter_attributes(module):
+        if (name, key) not in before or not is_same_version(version_mark(value), before[name, key]):
+            found.setdefault(name, {})[key] = detach_to_cpu(value)
     return found
 
 
@@ -60,7 +60,7 @@ def restore_attributes(module: nn.Module, saved: Mapping[str, Mapping[str, Any]]
     for name, own in saved.items():
         for key, value in own.items():
             if name in modules:
-                setattr(modules[name], key, on(value, device))
+                setattr(modules[name], key, to_device(value, device))
 
 
 def is_plain(value: Any) -> bool:
@@ -78,47 +78,47 @@ def is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str, bytes)
 
 
-def mark(value: Any) -> Any:
+def version_mark(value: Any) -> Any:
     """Return a value with the versions of its tensors, which change when they are written to."""
     if isinstance(value, Tensor):
         return (value, value._version)
     if isinstance(value, Mapping):
-        return {key: mark(part) for key, part in value.items()}
+        return {key: version_mark(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [type(value), *map(mark, value)]
+        return [type(value), *map(version_mark, value)]
     return value
 
 
-def same(a: Any, b: Any) -> bool:
+def is_same_version(a: Any, b: Any) -> bool:
     """Return whether two marks are of the same value."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a is b
     if type(a) is not type(b):
         return False
     if isinstance(a, Mapping):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(is_same_version(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
+        return len(a) == len(b) and all(map(is_same_version, a, b))
     return bool(a == b)
 
 
-def detached(value: Any) -> Any:
+def detach_to_cpu(value: Any) -> Any:
     """Return a copy of plain data with its tensors on the CPU."""
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
     if isinstance(value, Mapping):
-        return {key: detached(part) for key, part in value.items()}
+        return {key: detach_to_cpu(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(detached, value))
+        return type(value)(map(detach_to_cpu, value))
     return value
 
 
-def on(value: Any, device: torch.device) -> Any:
+def to_device(value: Any, device: torch.device) -> Any:
     """Return plain data with its tensors on a device."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, Mapping):
-        return {key: on(part, device) for key, part in value.items()}
+        return {key: to_device(part, device) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(on(part, device) for part in value)
+        return type(value)(to_device(part, device) for part in value)
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from ablab.lab.ablation.grid import Prepared
+    from ablab.lab.ablation.grid import PreparedRun
     from ablab.lab.ablation.progress import Progress
 
 
@@ -15,7 +15,7 @@ class RunLauncher(Protocol):
 
     is_local: bool  # the runs take place on this machine
 
-    def carry_out(self, runs: list[Prepared], progress: Progress) -> None:
+    def launch_runs(self, runs: list[PreparedRun], progress: Progress) -> None:
         """Carry out the runs that are not done, and return when all have ended.
 
         Args:

@@ -184,7 +184,7 @@ def together(trainer: L.Trainer, cfg: DictConfig) -> Iterator[Members | None]:
     environment, threads = dict(os.environ), torch.get_num_threads()
     well = False
     try:
-        with first_failure(members), signals.at_once():
+        with first_failure(members), signals.default_handlers():
             if trainer.num_nodes == 1:
                 stay_on_loopback()
             members.launch(lambda: joined(trainer, members.listener))

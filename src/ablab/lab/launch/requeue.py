@@ -17,7 +17,7 @@ def requeue() -> bool:
     Returns:
         whether it has been done.
     """
-    job = own_job()
+    job = current_job_id()
     if job is None or rank() > 0:
         return False
     shown = subprocess.run(
@@ -28,7 +28,7 @@ def requeue() -> bool:
     return subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0
 
 
-def own_job() -> str | None:
+def current_job_id() -> str | None:
     """This process's job, of an array its element: one of them has a number that also stands for the whole array."""
     if (array := os.environ.get("SLURM_ARRAY_JOB_ID")) is not None:
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"

@@ -148,7 +148,7 @@ class Sharded(DDPStrategy):
             mesh = init_device_mesh(self.root_device.type, (self.world_size,))
             for part in (*getattr(model, "blocks", nn.ModuleList()), model):
                 fully_shard(part, mesh=mesh, reshard_after_forward=self.reshard_after_forward)
-            model.register_forward_pre_hook(before_forward)
+            model.register_forward_pre_hook(sync_buffers_before_forward)
         super().model_to_device()
 
     def configure_ddp(self) -> None:
@@ -166,7 +166,7 @@ class Sharded(DDPStrategy):
     def on_validation_start(self) -> None:
         """Score one model: each process has averages of norms from its own part of the last batch."""
         assert self.lightning_module is not None
-        same_buffers(self.lightning_module)
+        broadcast_buffers(self.lightning_module)
 
     def on_test_start(self) -> None:
         self.on_validation_start()
@@ -183,45 +183,45 @@ class Sharded(DDPStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None
-        return get_model_state_dict(self.lightning_module, options=WHOLE)
+        return get_model_state_dict(self.lightning_module, options=FULL_STATE)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
-        set_model_state_dict(self.lightning_module, checkpoint["state_dict"], options=WHOLE)
+        set_model_state_dict(self.lightning_module, checkpoint["state_dict"], options=FULL_STATE)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         assert self.lightning_module is not None
-        return get_optimizer_state_dict(self.lightning_module, optimizer, options=WHOLE)
+        return get_optimizer_state_dict(self.lightning_module, optimizer, options=FULL_STATE)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         assert self.lightning_module is not None
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            set_optimizer_state_dict(self.lightning_module, optimizer, state, options=WHOLE)
+            set_optimizer_state_dict(self.lightning_module, optimizer, state, options=FULL_STATE)
 
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def before_forward(model: nn.Module, arguments: Any) -> None:
+def sync_buffers_before_forward(model: nn.Module, arguments: Any) -> None:
     """Begin a forward pass of training with the same buffers, as DDP does."""
     if model.training:
-        same_buffers(model)
+        broadcast_buffers(model)
 
 
-def same_buffers(model: nn.Module) -> None:
+def broadcast_buffers(model: nn.Module) -> None:
     """Give all processes the first one's buffers: averages of norms."""
     for buffer in model.buffers():
         dist.broadcast(buffer, 0)
 
 
-def whole_weights(model: nn.Module) -> dict[str, Any]:
+def full_weights(model: nn.Module) -> dict[str, Any]:
     """The weights of a model, also where each process has a part; those of a sharded one in the first process alone."""
-    return get_model_state_dict(model, options=WHOLE) if isinstance(model, FSDPModule) else model.state_dict()
+    return get_model_state_dict(model, options=FULL_STATE) if isinstance(model, FSDPModule) else model.state_dict()
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
     """Give a model its weights, also where each process has a part."""
     if isinstance(model, FSDPModule):
-        set_model_state_dict(model, weights, options=WHOLE)
+        set_model_state_dict(model, weights, options=FULL_STATE)
     else:
         model.load_state_dict(weights)

@@ -12,7 +12,7 @@ from ablab.lab.run import signals
 
 if __name__ == "__main__":
     signals.install()
-    signals.begin()  # it belongs to a run from its first moment
+    signals.defer()  # it belongs to a run from its first moment
     gc.disable()  # until the libraries are loaded, see ablab.lab.loading
 
 import json

@@ -22,7 +22,7 @@ from ablab.disk import Lock
 from ablab.errors import FINISHED, STOPPED
 from ablab.lab.config.schema import show
 from ablab.lab.loggers.csv_file import as_logged
-from ablab.lab.run.folder import short
+from ablab.lab.run.folder import relpath
 from ablab.lab.run.identity import flat
 from ablab.lab.run.redaction import first_line, redact, redact_addresses
 from ablab.waiting import awaited
@@ -150,7 +150,7 @@ class MLflow(Logger):
         assert self.run is not None
         if self.uri.startswith("http"):
             return f"{redact(self.uri)}/#/experiments/{self.run.info.experiment_id}/runs/{self.run.info.run_id}"
-        uri = redact(self.uri) if self.file is None else f"sqlite:///{short(self.file)}"
+        uri = redact(self.uri) if self.file is None else f"sqlite:///{relpath(self.file)}"
         lacking = "" if importlib.util.find_spec("flask") else "   (with pip install mlflow: mlflow-skinny has no page)"
         return f"mlflow ui --backend-store-uri {shlex.quote(uri)}{lacking}"
 
@@ -331,7 +331,7 @@ def opening(file: Path | None) -> Iterator[None]:
     with contextlib.ExitStack() as stack, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")  # MLflow's own
         if file is not None:
-            with awaited(f"MLflow: waiting for another process that opens {short(file)}"):
+            with awaited(f"MLflow: waiting for another process that opens {relpath(file)}"):
                 lock = Lock(file.with_name(f".{file.name}.lock"))
                 if not lock.acquire(seconds=60):
                     raise TimeoutError(f"{lock.path}: another process has had it for a minute")

@@ -20,7 +20,7 @@ from torch.utils.tensorboard.summary import hparams
 from ablab.errors import FINISHED, STOPPED
 from ablab.lab.config.schema import show
 from ablab.lab.loggers.csv_file import as_logged
-from ablab.lab.run.folder import short
+from ablab.lab.run.folder import relpath
 from ablab.lab.run.identity import flat
 from ablab.lab.run.redaction import first_line, redact
 
@@ -66,7 +66,7 @@ class TensorBoard(TensorBoardLogger):
         earlier = sorted(Path(self.log_dir).glob("events.out.tfevents.*"))
         self.attempt(lambda: self.write_again(earlier, rows))
         if not self.given_up:
-            print(f"TensorBoard: tensorboard --logdir {shlex.quote(short(Path(self.save_dir)))}")
+            print(f"TensorBoard: tensorboard --logdir {shlex.quote(relpath(Path(self.save_dir)))}")
 
     def write_again(self, earlier: list[Path], rows: Sequence[Mapping[str, float]]) -> None:
         """Put one file in the place of earlier ones, which may have more than the rows, or less."""
