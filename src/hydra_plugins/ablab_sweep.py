@@ -1,4 +1,4 @@
-"""What Hydra needs to find the project's sweeper and launcher: it looks for plugins in packages of this name."""
+"""The project's sweepers and launchers, in a package of the name in which Hydra looks for plugins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ablab.lab.loading import loading
 
 
 class AblationSweeper(Sweeper):
-    """Runs an ablation, or the grid that the words of a command make; see `ablab.lab.ablation.sweep`."""
+    """Runs an ablation, or a grid of overrides; see `ablab.lab.ablation.sweep`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context = hydra_context
@@ -26,7 +26,7 @@ class AblationSweeper(Sweeper):
             self.launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=hydra_context, task_function=run_one, config=config
             )
-        except RuntimeError as error:  # Hydra knows no class of that name
+        except RuntimeError as error:  # Hydra finds no class of that name
             package = config.hydra.launcher._target_.split(".")[1].replace("_", "-")
             raise HydraException(f"hydra/launcher: {error}; pip install {package}") from error
 
@@ -35,13 +35,13 @@ class AblationSweeper(Sweeper):
         assert self.config is not None
         assert self.launcher is not None
         with loading(announce=not self.config.quiet):
-            from ablab.lab.ablation.sweep import sweep  # only now: it loads torch and pandas
+            from ablab.lab.ablation.sweep import sweep  # imported late: it loads torch and pandas
 
         return sweep(arguments, self.config, self.hydra_context.config_loader, self.launcher)
 
 
 class AblabLauncher(Launcher):
-    """Where the runs of `AblationSweeper` take place; it does them itself."""
+    """Base of the launchers of `AblationSweeper`, which launches all runs itself."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.task_function = task_function
@@ -51,11 +51,11 @@ class AblabLauncher(Launcher):
 
 
 class LocalLauncher(AblabLauncher):
-    """Runs on this machine, one after another in this process, or several at once; see `ablab.lab.launch.local`.
+    """Runs on this machine, serially in this process or several in parallel; see `ablab.lab.launch.local`.
 
     Args:
-        num_processes: how many runs go on at once, each in a process of its own, on one GPU of those that there are, in
-            turn; "gpus" is one for each GPU.
+        num_processes: runs in parallel, each in its own process, on one of the GPUs in turn; "gpus" is one for each
+            GPU.
     """
 
     is_local = True
@@ -64,16 +64,16 @@ class LocalLauncher(AblabLauncher):
         self.num_processes = num_processes
 
     def launch_runs(self, runs: list[Any], progress: Any) -> None:
-        from ablab.lab.launch import local  # only now: it loads torch
+        from ablab.lab.launch import local  # imported late: it loads torch
 
         local.launch(runs, self.num_processes, progress)
 
 
 class SlurmLauncher(AblabLauncher):
-    """Runs as one array of jobs of Slurm; see `ablab.lab.launch.slurm`.
+    """Runs as one Slurm job array; see `ablab.lab.launch.slurm`.
 
     Args:
-        site: how this cluster wants its jobs, the keys of conf/hydra/launcher/slurm.yaml.
+        site: the job settings of this cluster, the keys of conf/hydra/launcher/slurm.yaml.
     """
 
     is_local = False
@@ -88,19 +88,19 @@ class SlurmLauncher(AblabLauncher):
 
 
 def run_one(cfg: DictConfig) -> str:
-    """What Hydra's other launchers do for each run; one that fails says so in its log.txt and disturbs no other."""
+    """Execute one run for Hydra's other launchers; a failed run reports in its log.txt and does not affect others."""
     from ablab.lab.launch.local import run_logged
 
     return run_logged(cfg)
 
 
 class OptunaSweeper(Sweeper):
-    """Searches instead of running a grid; see `ablab.lab.ablation.search`.
+    """Runs a search instead of a grid; see `ablab.lab.ablation.search`.
 
     Args:
         study: the name of the search, and of its folder in output_dir.
-        num_trials: how many there are to be, those of earlier launches included.
-        seed: of what is tried.
+        num_trials: the total number of trials, including those of earlier launches.
+        seed: of the sampler.
     """
 
     def __init__(self, study: str = "search", num_trials: int = 20, seed: int = 0) -> None:

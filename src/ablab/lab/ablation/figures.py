@@ -69,9 +69,8 @@ def figures(results: Results) -> Iterator[tuple[str, str, Figure]]:
         logged = [curve[column].astype(float) for curve in results.curves.values() if column in curve]
         if any(np.isfinite(values).any() for values in logged):
             yield f"curves_{file_name(column)}", f"{readable_name(column)} over the steps", drawn.curves(column)
-    if len(drawn.shown) == 2 and len(
-        statistics.finite_values(results.runs[primary])
-    ):  # a third factor would be averaged away
+    # with a third factor, each cell of the map would be a mean over that factor
+    if len(drawn.shown) == 2 and len(statistics.finite_values(results.runs[primary])):
         yield "heat_map", f"{readable_name(primary)}: means of the cells", drawn.heat_map(primary)
     if results.tuning is not None:
         title = f"{readable_name(results.tuning_metric)} over {last_part(results.tuned_key)}, by which it was chosen"

@@ -1,4 +1,4 @@
-"""What a folder of runs holds, as plain data for the page: nothing heavy is loaded, nothing is written or locked."""
+"""Collect the content of a folder of runs as plain data for the page, without heavy imports, writes or locks."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ from ablab.lab.run.folder import (
 from ablab.lab.run.identity import flat, without_effect
 from ablab.lab.run.redaction import redact
 
-RUN_FILES = ("run.json", "config.yaml", FILE, LOG, ".lock")  # a folder with one of them is a run's, whole or damaged
+RUN_FILES = ("run.json", "config.yaml", FILE, LOG, ".lock")  # a folder with one of these is a run, intact or damaged
 FILES = ("run.json", "config.yaml", "environment.json", FILE, LOG, "samples.txt", "changes.patch", "profile")
 STATES = ("running", "finished", "stopped", "diverged", "failed")
 DAMAGED = "damaged"
-HIDDEN_KEYS = ("ablation", "ablation.*", "cell", "cell.*")  # of a config: the ablation is told of elsewhere
-UNESCAPED = re.compile(r"\\([^\w\s]|_)")  # a sign that the report keeps from being markup
+HIDDEN_KEYS = ("ablation", "ablation.*", "cell", "cell.*")  # config keys shown elsewhere on the page
+UNESCAPED = re.compile(r"\\([^\w\s]|_)")  # an escaped Markdown character
 MAX_VALUES = 100_000  # of a config
-MAX_INTEGER = 10**300  # an integer that is a float, too
-CLOCK_TOLERANCE = 60  # seconds by which a clock that was set since may make a process look younger
+MAX_INTEGER = 10**300  # the largest integer that JavaScript can read as a number
+CLOCK_TOLERANCE = 60  # seconds, since adjusting the clock changes the apparent start time of a process
 Reader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
 
 
 def collect(root: Path) -> dict[str, Any]:
-    """Everything that the page shows.
+    """Return everything that the page shows.
 
     Args:
-        root: a folder of runs, of ablations, of folders of runs; or an ablation's.
+        root: a folder of runs, of ablations, or of folders of runs; or the folder of one ablation.
 
     Raises:
-        ConfigError: there is no such folder, or no run in it.
+        ConfigError: the folder does not exist, or holds no run.
     """
     if not root.is_dir():
         raise ConfigError(f"{root}: there is no such folder; name the one that runs go to (output_dir), or make a run")
@@ -71,7 +71,7 @@ def collect(root: Path) -> dict[str, Any]:
         raise ConfigError(f"{root}: there is no run in it, nor in the folders in it; make one: python train.py")
     ids = Counter(entry["key"] for entry in runs)
     for entry in runs:
-        if ids[entry["key"]] > 1 or not entry["key"]:  # a folder that was copied
+        if ids[entry["key"]] > 1 or not entry["key"]:  # copied folders share an id
             entry["key"] = entry["path"]
     return {
         "folder": relpath(root.absolute()),
@@ -84,18 +84,18 @@ def collect(root: Path) -> dict[str, Any]:
 
 
 def find_run_folders(root: Path) -> Iterator[tuple[Path, str | None]]:
-    """Every folder that is a run's or was to be one, and the name of the ablation or folder that it is in."""
+    """Yield every folder of a run, begun or not, and the name of the ablation or folder that holds it."""
     inside = root.absolute().name if (root / ABLATION).exists() else None
     above = {root.resolve(), *root.resolve().parents}
     for child in subfolders(root):
         if is_run(child):
             yield child, inside
-        elif child.resolve() not in above:  # a link back: its runs are listed already
+        elif child.resolve() not in above:  # skip a link back to a parent, whose runs are listed already
             yield from ((inner, child.name) for inner in subfolders(child) if is_run(inner))
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Those that can be looked into."""
+    """Return the readable subfolders."""
     try:
         return sorted(path for path in folder.iterdir() if os.path.isdir(path) and not path.name.startswith("."))
     except OSError:
@@ -103,7 +103,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder is a run's; a folder that cannot be read counts as one, and is shown as damaged."""
+    """Return whether a folder is a run; an unreadable folder counts as one, and is shown as damaged."""
     return any(os.path.lexists(folder / name) for name in RUN_FILES) or not os.access(folder, os.R_OK | os.X_OK)
 
 
@@ -111,14 +111,14 @@ def is_run(folder: Path) -> bool:
 
 
 def run_entry(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
-    """All that the page shows of a run; one whose files cannot be read is damaged, with the reasons in `problems`.
+    """Return the page's data for a run; a run with unreadable files is damaged, with the reasons in `problems`.
 
-    Whatever is wrong with it, it takes no other run from the page.
+    Whatever is wrong with a run, the others stay on the page.
     """
     entry = blank_entry(folder, root, within)
     try:
         fill_entry(entry, folder)
-        json.dumps(entry, allow_nan=False)  # what the page cannot hold is found here, where it is one run's
+        json.dumps(entry, allow_nan=False)  # fail here, for one run, rather than for the whole page
     except Exception as error:
         problems = [*entry["problems"], f"it cannot be shown ({type(error).__name__}: {' '.join(str(error).split())})"]
         entry = {**blank_entry(folder, root, within), "problems": problems}
@@ -126,7 +126,7 @@ def run_entry(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
 
 
 def blank_entry(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
-    """What the page shows of a run of which nothing could be read."""
+    """Return the page's data for a run without any readable file."""
     return {
         "key": "",
         "path": folder.relative_to(root).as_posix(),
@@ -153,7 +153,7 @@ def blank_entry(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
 
 
 def fill_entry(entry: dict[str, Any], folder: Path) -> None:
-    """Add what a run's files say."""
+    """Add the data from the files of a run."""
     problems = entry["problems"]
     read_part(problems, folder / "run.json", lambda: entry.update(read_record_facts(folder)))
     read_part(problems, folder / "config.yaml", lambda: entry.update(read_config_facts(folder, entry)))
@@ -163,15 +163,17 @@ def fill_entry(entry: dict[str, Any], folder: Path) -> None:
         )
     if problems:
         entry["state"] = DAMAGED
-    problems[:] = [text.removeprefix(f"{folder}: ") for text in problems]  # it is said where the problem is shown
+    problems[:] = [
+        text.removeprefix(f"{folder}: ") for text in problems
+    ]  # the page shows the folder beside the problem
     if entry["epoch"] is None:
         entry["epoch"] = steps_per_epoch(entry["record"])
 
 
 def read_part(problems: list[str], file: Path, step: Callable[[], None]) -> None:
-    """Read one thing; a file that is not what a run writes is one line on the page, and the rest is read."""
+    """Run one reading step; an invalid file becomes one line on the page, and the rest is read."""
     try:
-        if os.path.lexists(file) and not os.path.isfile(file):  # reading a pipe would wait for a writer
+        if os.path.lexists(file) and not os.path.isfile(file):  # reading a named pipe would block
             raise ValueError("it is no regular file")
         step()
     except Exception as error:  # a file may hold anything
@@ -183,7 +185,7 @@ def read_part(problems: list[str], file: Path, step: Callable[[], None]) -> None
 
 
 def read_record_facts(folder: Path) -> dict[str, Any]:
-    """What run.json says, or, of a run that ended before it had one, its log."""
+    """Return the facts of run.json or, for a run that ended before it had one, of its log."""
     if not (folder / "run.json").exists() and (folder / LOG).exists() and (folder / LOG).stat().st_size:
         return {"state": "failed", "error": redact(failure_reason(folder)) or "its process ended without a message"}
     record = read_record(folder)
@@ -224,10 +226,10 @@ def text_or_none(value: Any) -> str | None:
 
 
 def finite_or_none(key: str, value: Any) -> float | None:
-    """A number of a record; None where it is not finite.
+    """Return a number of a record; None if it is not finite.
 
     Raises:
-        ValueError: it is no number, or one that no float can be.
+        ValueError: it is not a number, or too large for a float.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{key}={str(value)[:40]} is no number")
@@ -238,36 +240,36 @@ def finite_or_none(key: str, value: Any) -> float | None:
 
 
 def is_alive(record: Mapping[str, Any]) -> bool:
-    """Whether the run's process is there; of another machine nothing can be known, so the record is believed.
+    """Return whether the run's process is alive; on another machine that is unknown, so the record is believed.
 
-    The run's lock would be surer, and trying it would refuse the folder to a process that takes it just then.
+    Trying the run's lock would be more reliable, but would deny it to a process that takes it at that moment.
     """
     pid = record.get("pid")
     if record.get("host") != socket.gethostname() or not isinstance(pid, int) or os.name == "nt":
         return True
     try:
-        os.kill(pid, 0)  # sends nothing
+        os.kill(pid, 0)  # only checks that the process exists
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # another person's
+    except PermissionError:  # it exists, and belongs to another user
         pass
-    # A number is given again, after a restart or a long time; the run's process had it before the run began.
-    with suppress(KeyError, IndexError, TypeError, ValueError, OSError):  # of another system, or a strange record
+    # Process ids are reused after a reboot or a long time; the run's process started before the run did.
+    with suppress(KeyError, IndexError, TypeError, ValueError, OSError):  # no /proc, or a damaged record
         started = str([record, *record.get("resumed", [])][-1]["started"])
         return process_start_time(pid) <= datetime.strptime(started, TIME_FORMAT).timestamp() + CLOCK_TOLERANCE
     return True
 
 
 def process_start_time(pid: int) -> float:
-    """When a process began, in seconds since 1970, from what Linux tells in /proc."""
+    """Return the start time of a process in seconds since 1970, from /proc on Linux."""
     [boot] = (line for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines() if line.startswith("btime "))
     stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    ticks = stat.rpartition(")")[2].split()[19]  # its name may have spaces
+    ticks = stat.rpartition(")")[2].split()[19]  # the process name before it may have spaces
     return int(boot.split()[1]) + int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def effective_overrides(overrides: list[Any]) -> dict[str, str]:
-    """The words of a command that can change a result, by their keys."""
+    """Return the overrides of a command that can change a result, by key."""
     found = {}
     for word in map(str, overrides):
         key, _, value = word.lstrip("+~").partition("=")
@@ -277,7 +279,7 @@ def effective_overrides(overrides: list[Any]) -> dict[str, str]:
 
 
 def recorded_choices(choices: Any) -> dict[str, str]:
-    """The choices of the groups that can change a result, as they are typed."""
+    """Return the choices of groups that can change a result, as typed on the command line."""
     if not isinstance(choices, Mapping):
         return {}
     typed = {str(k): f"[{','.join(map(str, v))}]" if isinstance(v, list) else v for k, v in choices.items()}
@@ -285,9 +287,9 @@ def recorded_choices(choices: Any) -> dict[str, str]:
 
 
 def read_config_facts(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of config.yaml, and the choice of each group where the record has none."""
+    """Return the leaves of config.yaml, and the choice of each group if the record has none."""
     if not (folder / "run.json").exists() and not (folder / "config.yaml").exists():
-        return {}  # said already, or a run that ended before it had any
+        return {}  # reported already, or the run ended before it wrote any
     content = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), Reader)
     check_size(content)
     check_keys(folder, "config.yaml", content, CONFIG)
@@ -308,10 +310,10 @@ def read_config_facts(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_size(content: Any) -> None:
-    """Refuse a config whose aliases expand to more values than any config has.
+    """Refuse a config whose aliases expand to more values than any real config has.
 
     Raises:
-        ValueError: it does.
+        ValueError: the limit is exceeded.
     """
     todo, number = [content], 0
     while todo:
@@ -323,12 +325,12 @@ def check_size(content: Any) -> None:
 
 
 def class_name(target: Any) -> str:
-    """What a choice is mostly called, of a run from before it was recorded: ablab.norms.GroupNorm is groupnorm."""
+    """Return the likely name of a choice for runs that did not record it: ablab.norms.GroupNorm is groupnorm."""
     return str(target).rpartition(".")[2].lower()
 
 
 def to_json_data(value: Any) -> Any:
-    """Plain data that JSON can hold."""
+    """Return a value as plain data that JSON can represent."""
     if isinstance(value, Mapping):
         return {str(name): to_json_data(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -341,7 +343,7 @@ def to_json_data(value: Any) -> Any:
 
 
 def steps_per_epoch(record: Mapping[str, Any]) -> float | None:
-    """Of a run that has not validated yet, from what it recorded of data and batches."""
+    """Return the steps per epoch of a run without validations, from its recorded data and batch sizes."""
     data, sizes = record.get("data"), record.get("batch_sizes")
     train = data.get("train") if isinstance(data, Mapping) else None
     size = sizes.get("optimizer") if isinstance(sizes, Mapping) else None
@@ -349,10 +351,10 @@ def steps_per_epoch(record: Mapping[str, Any]) -> float | None:
 
 
 def common_config(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Take out of the runs' configs what most of them have: written once, 500 configs are short.
+    """Move values that most runs share out of their configs, which keeps a page of 500 configs small.
 
     Returns:
-        The common values, and which keys cannot change a result.
+        The common values, and the keys that cannot change a result.
     """
     counts: dict[str, Counter[str]] = {}
     for entry in runs:
@@ -370,7 +372,7 @@ def common_config(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def ablation_entry(folder: Path, root: Path, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the page shows of an ablation: its question, its verdicts, how far its runs are."""
+    """Return the page's data for an ablation: its question, verdicts and progress."""
     name = folder.absolute().name
     report = folder / "report" / "report.html"
     problems: list[str] = []
@@ -398,7 +400,7 @@ def ablation_entry(folder: Path, root: Path, runs: list[dict[str, Any]]) -> dict
 
 
 def read_ablation_facts(folder: Path, there: set[str]) -> dict[str, Any]:
-    """What ablation.json says."""
+    """Return the facts of ablation.json."""
     content = json.loads((folder / ABLATION).read_text(encoding="utf-8"))
     try:
         tuning = content.get("tuning") or {"runs": []}
@@ -414,7 +416,7 @@ def read_ablation_facts(folder: Path, there: set[str]) -> dict[str, Any]:
 
 
 def read_verdicts(report: Path) -> list[str]:
-    """The sentences under Verdict of a report."""
+    """Return the sentences of the section Verdict of a report."""
     _, _, after = report.read_text(encoding="utf-8").partition("\n## Verdict\n")
     lines = after.partition("\n## ")[0].splitlines()
     return [UNESCAPED.sub(r"\1", line.removeprefix("- ")) for line in lines if line.startswith("- ")]

@@ -1,4 +1,4 @@
-"""The curves of a run, from its metrics.csv, short enough for a page of hundreds of runs."""
+"""Read the curves of a run from its metrics.csv, thinned for a page of hundreds of runs."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 FILE = "metrics.csv"
-MAX_POINTS = 200  # of a curve at most: more than a chart has pixels for a line of many
-MAX_VALUES = 1_500_000  # of all curves of a page, about 15 MB; with more of them each gets fewer points
-SIGNIFICANT_DIGITS = 5  # of a value; a chart shows three
+MAX_POINTS = 200  # per curve: more than the pixels of a small chart
+MAX_VALUES = 1_500_000  # of all curves of a page, about 15 MB; beyond it, curves get fewer points
+SIGNIFICANT_DIGITS = 5  # a chart shows three
 
-# Metrics that were logged at the same steps, with these: [steps, {metric: values}, how many there were].
+# Metrics logged at the same steps: [steps, {metric: values}, number of points before thinning].
 Curves = list[tuple[list[int], dict[str, list[float | None]], int]]
 
 
 def read_curves(folder: Path) -> tuple[Curves, float | None]:
-    """What a run has logged, thinned, and the steps of an epoch as far as its validations tell.
+    """Return the thinned curves of a run, and the steps per epoch as inferred from its validations.
 
-    A last row that was cut off is left out, as `loggers.csv_file.read_rows` does; that module loads Lightning.
+    An incomplete last row is skipped, as in `loggers.csv_file.read_rows`; that module imports Lightning.
 
     Raises:
-        ValueError: the file is not what a run writes.
+        ValueError: the file does not have the form that a run writes.
     """
     try:
         names, *rows = list(csv.reader(complete_lines(folder / FILE))) or [[]]
@@ -43,7 +43,7 @@ def read_curves(folder: Path) -> tuple[Curves, float | None]:
     together: dict[tuple[int, ...], list[str]] = {}
     for column, name in enumerate(names[2:], 2):
         logged = tuple(i for i, row in enumerate(rows) if row[column])
-        if logged and not name.startswith("test/"):  # one value each, which the record has
+        if logged and not name.startswith("test/"):  # single values, which the record has
             together.setdefault(logged, []).append(name)
     found: Curves = []
     for logged, metrics in together.items():
@@ -56,7 +56,7 @@ def read_curves(folder: Path) -> tuple[Curves, float | None]:
 
 
 def complete_lines(file: Path) -> Iterator[str]:
-    """The header, and each row that ends."""
+    """Yield the header and each complete row."""
     with file.open(newline="", encoding="utf-8") as lines:
         for line in lines:
             if line.endswith("\n"):
@@ -64,23 +64,23 @@ def complete_lines(file: Path) -> Iterator[str]:
 
 
 def thinned_indices(length: int, points: int) -> list[int]:
-    """Which of so many points are kept: the first, the last and every so-manieth between; a spike may get lost."""
+    """Return the indices to keep: the first, the last, and evenly spaced ones between; spikes may be lost."""
     if length <= points:
         return list(range(length))
     return [round(i * (length - 1) / (points - 1)) for i in range(points)]
 
 
 def rounded(text: str) -> float | None:
-    """A value with as many figures as a chart can show; None where it is not finite."""
+    """Return a value with the significant digits that a chart can show; None if it is not finite."""
     value = float(text)
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if math.isfinite(value) else None
 
 
 def fit_to_page(runs: Iterable[dict[str, Any]]) -> int:
-    """Thin the curves of all runs until a page can hold them.
+    """Thin the curves of all runs to the size limit of a page.
 
     Returns:
-        The points that a curve has at most.
+        The maximum number of points per curve.
     """
     parts = [part for run in runs for part in run["curves"]]
     points = MAX_POINTS

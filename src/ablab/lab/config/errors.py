@@ -1,4 +1,4 @@
-"""One message instead of a traceback, for everything that a user or a config can get wrong."""
+"""Readable one-line errors instead of tracebacks, for every mistake in a command line or config."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from ablab.lab.config.yaml_files import CONF, check_yaml, display_path
 from ablab.rank import first_here, ignore_left_over
 from ablab.screen import fitted, keep_going_without_streams, print_utf8
 
-GRACE_SECONDS = 5.0  # seconds in which the first process of a run can say what is wrong
+GRACE_SECONDS = 5.0  # for the first process of a run to report the error
 
-# What Hydra says of a word, and what a person can do about it.
+# Patterns of Hydra's error messages, and the message to show instead.
 HYDRA_MESSAGES = {
     r"Ambiguous value for argument '(.+)'": r"\1: several values are a sweep; add -m to run each, or give one",
     r"Could not override 'callbacks/(.+)'\.(?:\n|.)*use \+(.+)": r"\2: it adds to the callbacks; put a plus before it, "
@@ -53,12 +53,12 @@ HYDRA_MESSAGES = {
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Print bad input as one message and leave with exit code 2; HYDRA_FULL_ERROR=1 asks for the traceback.
+    """Print invalid input as one message and exit with code 2; HYDRA_FULL_ERROR=1 shows the traceback.
 
-    A `RunError` is printed too, and leaves with its own exit code. One inside another is as good as one.
+    A `RunError` is printed too, and exits with its own code. Nested contexts act like one.
 
-    The entry of every program: its standard streams and the environment are made safe here, before anything heavy is
-    loaded.
+    Every program enters this context first: it makes the standard streams and the environment safe before heavy
+    imports.
     """
     keep_going_without_streams()
     print_utf8()
@@ -70,7 +70,7 @@ def readable_errors() -> Iterator[None]:
         sys.exit(BAD_INPUT)
     wanted = first_here() and is_traceback_wanted()
     before = os.environ.get("HYDRA_FULL_ERROR", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors on instead of printing them itself
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     try:
         yield
     except (ValueError, HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError, OSError) as error:
@@ -95,21 +95,21 @@ def readable_errors() -> Iterator[None]:
 
 
 def print_error(message: str) -> None:
-    """Print an error once for the processes of a run on this machine: the first one does."""
+    """Print an error once for all processes of a run on this machine, in the first one."""
     if first_here():
         print(fitted(f"error: {message}", sys.stderr), file=sys.stderr)
     else:
-        time.sleep(GRACE_SECONDS)  # torchrun ends the first process as soon as another has left
+        time.sleep(GRACE_SECONDS)  # torchrun ends the first process as soon as another one exits
 
 
 @cache
 def is_traceback_wanted() -> bool:
-    """What the user set; it is asked before the variable is set for Hydra, and remembered."""
+    """Return whether the user set HYDRA_FULL_ERROR=1; cached, since the variable is then set for Hydra."""
     return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def raising_frame(error: BaseException) -> FrameType:
-    """Where an error was raised."""
+    """Return the frame in which an error was raised."""
     *_, (frame, _) = walk_tb(error.__traceback__)
     return frame
 
@@ -119,12 +119,12 @@ def module_name(frame: FrameType) -> str:
 
 
 def is_raised_by_hydra(error: Exception) -> bool:
-    """Whether Hydra itself refuses something; of some words it does with a bare ValueError."""
+    """Return whether Hydra itself raised an error; for some overrides it raises a bare ValueError."""
     return module_name(raising_frame(error)).startswith("hydra.")
 
 
 def yaml_file_message(error: Exception) -> str | None:
-    """The message for a YAML file that Hydra could not read, with its line; None for any other error."""
+    """Return the message for a YAML file that Hydra could not read, with its line; None for other errors."""
     if isinstance(error, ConfigError) or (file := find_yaml_being_read(error)) is None:
         return None
     try:
@@ -140,16 +140,16 @@ def yaml_file_message(error: Exception) -> str | None:
 
 
 def find_yaml_being_read(error: BaseException) -> Path | None:
-    """The YAML file that the libraries were reading when they raised an error; None if they read none.
+    """Return the YAML file that was being read when an error was raised; None if there is none.
 
-    Only the frames of these libraries count, from the innermost one outwards.
+    Only stack frames of Hydra, OmegaConf and PyYAML count, from the innermost one outwards.
     """
     if found := re.match(r"In '([^']+)': \w+ raised while composing config", str(error)):
         file = CONF / f"{found[1]}.yaml"
         return file if file.is_file() else None
     reads = module_name(raising_frame(error)).partition(".")[0] in ("yaml", "omegaconf", "codecs")
     if not (reads or isinstance(error, RecursionError) or "defaults" in str(error)):
-        return None  # of Hydra's own errors, those of a word are described elsewhere
+        return None  # errors about an override are described in `readable_message`
     for frame, _ in reversed(list(walk_tb(error.__traceback__))):
         top = module_name(frame).partition(".")[0]
         if top not in ("yaml", "omegaconf", "hydra", "codecs", "posixpath", "os", "re", "typing", "abc", "importlib"):
@@ -163,7 +163,7 @@ def find_yaml_being_read(error: BaseException) -> Path | None:
 
 
 def find_defaults_cycle(file: Path, before: tuple[Path, ...] = ()) -> list[Path]:
-    """The files whose defaults lead from one to the next and back to the first; none if these do not."""
+    """Return the files of a cycle in the defaults lists; empty if there is none."""
     if file in before:
         return [*before[before.index(file) :], file]
     try:
@@ -182,9 +182,9 @@ def find_defaults_cycle(file: Path, before: tuple[Path, ...] = ()) -> list[Path]
 
 
 def hydra_exit_message(stop: SystemExit) -> str | None:
-    """What to tell the user of an exit that Hydra or its parser has taken; None of another, or of one that is clear.
+    """Return the message for an exit of Hydra or its parser; None for other exits, and for clear ones.
 
-    What they have said is enough where their own variables have other names than today.
+    This reads local variables of Hydra. If their names change, the messages of Hydra itself remain.
     """
     frame = raising_frame(stop)
     known = frame.f_locals
@@ -197,7 +197,7 @@ def hydra_exit_message(stop: SystemExit) -> str | None:
 
 
 def readable_message(error: Exception) -> str:
-    """What to tell the user."""
+    """Return the message to show for an error."""
     if isinstance(error, ConfigError):
         return str(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
@@ -216,7 +216,8 @@ def readable_message(error: Exception) -> str:
         reason = str(error.msg).splitlines()[0].rpartition("resolving interpolation: ")[2]
         return f"{error.full_key}: what its ${{…}} stands for is not there ({reason}); give the value itself"
     word = getattr(raising_frame(error).f_locals.get("override"), "input_line", None)
-    if word and str(error).startswith("Config group override"):  # Hydra's answer to model=null does not say which group
+    # Hydra's message for model=null does not name the group
+    if word and str(error).startswith("Config group override"):
         return f"{word}: a group takes the name of a choice; python train.py --help shows them"
     cause = error.__cause__
     node = getattr(cause, "parent_node", None)
@@ -234,31 +235,31 @@ def readable_message(error: Exception) -> str:
         return unknown_choice_message(found[1], found[2], options)  # one of several, [drift,other]
     for theirs, ours in HYDRA_MESSAGES.items():
         if found := re.match(theirs, str(error)):
-            return found.expand(ours).replace("['", "[").replace("']", "]").replace("', '", ",")  # as it is typed
+            return found.expand(ours).replace("['", "[").replace("']", "]").replace("', '", ",")  # as typed
     return str(error).strip()
 
 
 def unknown_choice_message(group: str, choice: str, options: Sequence[str]) -> str:
-    """The message for a choice that a group does not have, with the one that was meant."""
+    """Return the message for a choice that a group does not have, with the likely one."""
     below = f"did you mean {word}? " if (word := find_nested_choice(group, choice)) else ""
     return f"{group}={choice}: there is no such choice; {below}{menu(choice, options, group)}"
 
 
 def find_nested_choice(group: str, choice: str) -> str | None:
-    """The word that makes a choice of a group below another, +callbacks/measure=drift; None if there is none."""
+    """Return the override that selects a choice in a nested group, +callbacks/measure=drift; None if there is none."""
     files = sorted(CONF.glob(f"{glob.escape(group)}/[!_]*/{glob.escape(choice)}.yaml"))
     return f"{'+' * (group == 'callbacks')}{files[0].parent.relative_to(CONF).as_posix()}={choice}" if files else None
 
 
 def find_group(name: str, parent: str = "*") -> str | None:
-    """The word that chooses from the group of a name below another, +callbacks/measure; None if there is none."""
+    """Return the override prefix of a nested group, +callbacks/measure; None if there is none."""
     folders = sorted(CONF.glob(f"{parent if parent == '*' else glob.escape(parent)}/{glob.escape(name)}/"))
     word = folders[0].relative_to(CONF).as_posix() if folders and not name.startswith("_") else None
     return f"+{word}" if word and word.startswith("callbacks/") else word
 
 
 def unknown_key_message(error: OmegaConfBaseException, node: Any) -> str | None:
-    """What to tell the user of a key that its node does not have; None if it has it."""
+    """Return the message for a key that its node does not have; None if the node has it."""
     key, place = str(error.key), error.full_key or str(error.key)
     parent = place.rpartition(".")[0]
     keys = [str(name) for name in node if not str(name).startswith("_")]
@@ -276,7 +277,7 @@ def unknown_key_message(error: OmegaConfBaseException, node: Any) -> str | None:
 
 
 def config_groups() -> list[str]:
-    """The folders of conf that hold choices, norm/weight among them."""
+    """Return the folders of conf that hold choices, including nested ones such as norm/weight."""
     folders = {file.parent.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml")}
     return sorted(folder for folder in folders if folder != "." and not folder.rpartition("/")[2].startswith("_"))
 

@@ -1,7 +1,7 @@
-"""JSON Schemas of the YAMLs in conf/, with which editors complete and check what a person types.
+"""JSON Schemas of the YAMLs in conf/, which editors use for completion and checks.
 
-They are read from the signatures that `ablab.lab.config.schema` checks: one schema for each folder of conf/, and one
-for train.yaml. A class that is newer than its schema may be given anything.
+They are derived from the signatures that `ablab.lab.config.schema` checks: one schema for each folder of conf/, and one
+for train.yaml. A class that is newer than the schemas accepts any argument.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Schema = dict[str, Any]
 JSON_TYPES = {"bool": "boolean", "int": "integer", "float": "number", "str": "string"}
 REFERENCE: Schema = {"$ref": "#/definitions/reference"}
 COMMON_DEFINITIONS: Schema = {
-    # ${…} stands for a value of any type, ??? for one that is still to be given
+    # an interpolation ${…} may have any type, and ??? is a missing value
     "reference": {"type": "string", "pattern": r"^\?\?\?$|\$\{"},
-    # what Hydra takes beside the arguments of a class
+    # keys of Hydra beside the arguments of a class
     "_partial_": {"type": "boolean", "description": "true: stays a function, to be called with the rest later"},
     "_convert_": {"enum": ["none", "partial", "object", "all"]},
     "_recursive_": {"type": "boolean"},
@@ -45,11 +45,11 @@ BESIDE = ("defaults", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
 def write_schemas(conf: Path, folder: Path) -> list[Path]:
-    """Write every schema of a config folder: `norm.json` for conf/norm, `norm.weight.json` for conf/norm/weight.
+    """Write the schemas of a config folder: `norm.json` for conf/norm, `norm.weight.json` for conf/norm/weight.
 
     Args:
         conf: the config folder.
-        folder: where the schemas go.
+        folder: the folder to write to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -61,7 +61,7 @@ def write_schemas(conf: Path, folder: Path) -> list[Path]:
 
 
 def build_schemas(conf: Path) -> dict[str, Schema]:
-    """The schema of each folder of a config folder, by its name with dots; `train` is the root config's."""
+    """Return the schema of each folder of a config folder, by its dotted name; `train` is the root config."""
     definitions = Definitions(conf)
     found = {}
     for folder in sorted({file.parent for file in conf.rglob("*.yaml")}):
@@ -73,7 +73,7 @@ def build_schemas(conf: Path) -> dict[str, Schema]:
 
 
 class Definitions:
-    """What schemas refer to, made as they are asked for: groups, and the classes that their choices name.
+    """Definitions that schemas refer to, created on demand: for groups, and for the classes of their choices.
 
     Args:
         conf: the config folder.
@@ -84,7 +84,7 @@ class Definitions:
         self.definitions: dict[str, Schema] = {**COMMON_DEFINITIONS, "defaults": self.defaults_schema()}
 
     def definitions_used_by(self, schema: Schema, known: frozenset[str] = frozenset()) -> Iterator[tuple[str, Schema]]:
-        """The definitions that a schema needs, and those that they need."""
+        """Yield the definitions that a schema refers to, directly and indirectly."""
         names = set(re.findall(r'"#/definitions/(.*?)"', json.dumps(schema)))
         if new := names - known:
             inner = [self.definitions[name] for name in sorted(new)]
@@ -92,16 +92,16 @@ class Definitions:
             yield from sorted({**nested, **dict(zip(sorted(new), inner, strict=True))}.items())
 
     def folder_schema(self, folder: Path) -> Schema:
-        """What may stand in the files of a folder, which set what `# @package` says, or else the folder's own node."""
+        """Return the schema of the files of a folder, whose `# @package` line names the node that they set."""
         if folder.name.startswith("_"):
-            return self.folder_schema(folder.parent)  # what its choices have in common
+            return self.folder_schema(folder.parent)  # shared parts of its choices
         package = declared_package(folder)
         if package == "_global_":
             return self.root_schema()
         return self.group_reference(self.conf / package if package else folder)
 
     def root_schema(self) -> Schema:
-        """What may stand in the root config, and in files that may set all of it, as an experiment's."""
+        """Return the schema of the root config, and of files that may set all of it, such as experiments."""
         declared, groups = top_level(self.conf / "train.yaml")
         described = key_comments(self.conf / "train.yaml")
         properties = {
@@ -117,7 +117,7 @@ class Definitions:
         return {"type": "object", "properties": properties, "additionalProperties": False}
 
     def group_reference(self, folder: Path) -> Schema:
-        """A reference to the node of a group, made if it is new."""
+        """Return a reference to the definition of a group, created if it is new."""
         name = dotted_name(self.conf, folder)
         if name not in self.definitions:
             targets = group_targets(folder)
@@ -133,7 +133,7 @@ class Definitions:
         return reference(name)
 
     def node_schema(self, folder: Path, targets: list[str]) -> Schema:
-        """A node that names one of some classes, or any other; or none, where another file has named it."""
+        """Return the schema of a node that names one of several classes, any other class, or none."""
         choices = [self.arguments_name(folder, target) for target in targets]
         named = {
             "anyOf": [{"enum": targets}, {"type": ["string", "null"]}],
@@ -156,7 +156,7 @@ class Definitions:
         }
 
     def arguments_name(self, folder: Path, target: str) -> str:
-        """The name of the definition of a class's arguments in a group, made if it is new."""
+        """Return the name of the definition of a class's arguments in a group, created if it is new."""
         name = f"{dotted_name(self.conf, folder)}:{target}"
         if name not in self.definitions:
             try:
@@ -172,13 +172,13 @@ class Definitions:
                 inner = folder / parameter
                 schema = self.group_reference(inner) if inner.is_dir() else or_interpolation(schema_of_type(annotation))
                 properties[parameter] = with_description(schema, described.get(parameter))
-            # Hydra's own groups are Hydra's to check
+            # Hydra checks its own groups
             is_open = signature.open or folder.is_relative_to(self.conf / "hydra")
             self.definitions[name] = {"properties": properties, "additionalProperties": is_open}
         return name
 
     def defaults_schema(self) -> Schema:
-        """Hydra's list of what a file builds upon: choices are offered, and others are not refused."""
+        """Return the schema of Hydra's defaults list: it offers known choices and accepts others."""
         choices = {}
         for folder in sorted({file.parent for file in self.conf.rglob("[!_]*/*.yaml")}):
             group, names = folder.relative_to(self.conf).as_posix(), sorted(file.stem for file in folder.glob("*.yaml"))
@@ -201,14 +201,14 @@ def nullable(schema: Schema) -> Schema:
 
 
 def with_description(schema: Schema, text: str | None) -> Schema:
-    """A schema with what editors show of it; draft 7 reads nothing beside a $ref."""
+    """Return a schema with a description for editors; draft 7 ignores keys beside a $ref."""
     if text is None:
         return schema
     return {"allOf": [schema], "description": text} if "$ref" in schema else {**schema, "description": text}
 
 
 def merge_arguments(choices: list[Schema]) -> Schema:
-    """The arguments of several classes, each as one of them takes it."""
+    """Return a schema of the arguments of several classes, each with the types of any of them."""
     properties: dict[str, Schema] = {}
     for choice in choices:
         for key, schema in choice["properties"].items():
@@ -226,7 +226,7 @@ def without_description(schema: Schema) -> Schema:
 
 
 def schema_of_default(default: Any) -> Schema:
-    """What may stand where the root config has a value."""
+    """Return the schema of a value of the root config, from its default."""
     if isinstance(default, dict):
         properties = {key: schema_of_default(value) for key, value in default.items()}
         return {"type": "object", "properties": properties, "additionalProperties": False}
@@ -234,7 +234,7 @@ def schema_of_default(default: Any) -> Schema:
 
 
 def schema_of_type(annotation: ast.expr | None) -> Schema:
-    """An annotation as a schema that accepts what `ablab.lab.config.schema.accepts` does."""
+    """Return an annotation as a schema that accepts the same values as `ablab.lab.config.schema.accepts`."""
     match annotation:
         case ast.Constant(value=None):
             return {"type": "null"}
@@ -266,7 +266,7 @@ def schema_of_type(annotation: ast.expr | None) -> Schema:
 
 
 def any_of(sides: list[Schema]) -> Schema:
-    """What one of several schemas accepts; anything if one of them does."""
+    """Return a schema that accepts what one of several accepts; without constraints if one of them has none."""
     parts: list[Schema] = []
     for side in map(without_description, sides):
         parts += [part for part in side.get("anyOf", [side]) if part not in parts]
@@ -274,7 +274,7 @@ def any_of(sides: list[Schema]) -> Schema:
 
 
 def or_interpolation(schema: Schema) -> Schema:
-    """What a value may be, or what stands for one."""
+    """Return a schema that also accepts interpolations."""
     return any_of([schema, REFERENCE])
 
 
@@ -282,12 +282,12 @@ def or_interpolation(schema: Schema) -> Schema:
 
 
 def load_yamls(folder: Path) -> dict[Path, Any]:
-    """The YAMLs of a folder, read."""
+    """Return the content of the YAMLs of a folder."""
     return {file: yaml.safe_load(file.read_text(encoding="utf-8")) or {} for file in sorted(folder.glob("*.yaml"))}
 
 
 def declared_package(folder: Path) -> str | None:
-    """Where the files of a folder put what they say, if not at the folder's own place."""
+    """Return the package that the files of a folder declare; None for the default, the place of the folder."""
     for file in sorted(folder.glob("*.yaml")):
         if found := re.match(r"# @package (\S+)", file.read_text(encoding="utf-8")):
             return found[1]
@@ -295,7 +295,7 @@ def declared_package(folder: Path) -> str | None:
 
 
 def group_targets(folder: Path) -> list[tuple[str, str]]:
-    """The classes that the choices of a group name, each with its entry's name where they are several things."""
+    """Return the classes of the choices of a group, with the names of their entries in multiple-choice groups."""
     inner = [
         path for path in sorted(folder.glob("[!_]*/")) if declared_package(path) == folder.name
     ]  # callbacks/measure
@@ -310,7 +310,7 @@ def group_targets(folder: Path) -> list[tuple[str, str]]:
 
 @cache
 def group_comments(folder: Path) -> dict[str, str]:
-    """What the files of a group say of their keys; of several, the first."""
+    """Return the comments on keys in the files of a group; the first file with a comment wins."""
     found: dict[str, str] = {}
     for file in [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("_*/*.yaml"))]:
         found = {**key_comments(file), **found}
@@ -318,13 +318,13 @@ def group_comments(folder: Path) -> dict[str, str]:
 
 
 def key_comments(file: Path) -> dict[str, str]:
-    """What a file says of its keys, behind them."""
+    """Return the comment behind each key of a file."""
     lines = file.read_text(encoding="utf-8").splitlines()
     return {found[1]: found[2] for line in lines if (found := re.match(r" *(\w+):.*\s# (.+)", line))}
 
 
 def docstring_descriptions(signature: Signature) -> dict[str, str]:
-    """What docstrings say of arguments, in their section `Args`; of several, the nearest to the class."""
+    """Return the descriptions of arguments in `Args` sections; the docstring closest to the class wins."""
     found: dict[str, str] = {}
     for text in signature.docstrings:
         _, _, rest = cleandoc(text).partition("Args:\n")

@@ -1,7 +1,7 @@
-"""Every key and every type of a config, checked against the signatures of what it names.
+"""Check the keys and types of a config against the signatures of its targets.
 
-The schema of a YAML with a `_target_` is the constructor that it names. It is read from the source without importing,
-so that a typo is answered in a moment, before torch is loaded, and a new class needs no schema written beside it.
+The schema of a YAML with a `_target_` is the signature of the constructor, read from its source without importing it:
+a typo is reported at once, before torch is loaded, and a new class needs no separate schema.
 """
 
 from __future__ import annotations
@@ -23,40 +23,41 @@ import ablab.lab.config.monitor  # noqa: F401 (a resolver that conf/task/lightni
 from ablab.errors import ConfigError
 from ablab.lab.config.errors import find_group, menu
 
-PLAIN_WORD = re.compile(r"[\w./%*@?|+-]+")  # what Hydra takes without quotes
+PLAIN_WORD = re.compile(r"[\w./%*@?|+-]+")  # words that Hydra accepts without quotes
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
-# packages that an extra of pyproject.toml brings
+# optional packages, and their extra in pyproject.toml
 OPTIONAL = {"lion_pytorch": "optim", "schedulefree": "optim", "tensorboard": "trackers", "mlflow": "trackers"}
-OPTIONAL_GROUPS = ("model", "norm", "data", "optimizer", "scheduler")  # null where the task brings its own
-MULTIPLE_CHOICE_GROUPS = ("callbacks", "logger")  # the groups whose choices are several things, each with a name
+OPTIONAL_GROUPS = ("model", "norm", "data", "optimizer", "scheduler")  # null if the task brings its own
+MULTIPLE_CHOICE_GROUPS = ("callbacks", "logger")  # groups that hold several named entries
 
 
 @dataclass
 class Signature:
-    """What a class or function can be called with; `open` if it takes any keyword."""
+    """The parameters of a class or function; `open` if it accepts any keyword."""
 
     name: str
     parameters: dict[str, ast.expr | None] = field(default_factory=dict)
     open: bool = False
-    docstrings: list[str] = field(default_factory=list)  # its own, then those of what it hands arguments on to
+    # its own docstring, then those of the functions that it forwards arguments to
+    docstrings: list[str] = field(default_factory=list)
 
 
 def is_guest(config: Any) -> bool:
-    """Return whether a config is of a LightningModule that brings its own network, as `task=lightning` does."""
+    """Return whether a config uses an external LightningModule with its own network, as `task=lightning` does."""
     return config["model"] is None
 
 
 def check_config(cfg: DictConfig, root: Path) -> None:
-    """Refuse keys that nothing takes and values of the wrong type, all of them in one message.
+    """Refuse unknown keys and values of the wrong type, all in one message.
 
     Args:
         cfg: the composed config.
-        root: the root config's file: no other file may add keys beside its own.
+        root: the file of the root config: no other file may add top-level keys.
 
     Raises:
         ConfigError: with a line for each problem.
     """
-    as_written: Any = OmegaConf.to_container(cfg)  # what others refer to may be missing
+    as_written: Any = OmegaConf.to_container(cfg)  # unresolved, since interpolations may refer to missing keys
     if problems := list(missing_problems(as_written, root)):
         raise ConfigError("\n".join(problems))
     content = OmegaConf.to_container(cfg, resolve=True)
@@ -70,10 +71,10 @@ def check_config(cfg: DictConfig, root: Path) -> None:
 
 @cache
 def top_level(root: Path) -> tuple[dict[str, Any], list[str]]:
-    """The root config's own keys, and its groups."""
+    """Return the root config's own keys, and its groups."""
     declared: Any = OmegaConf.to_container(OmegaConf.load(root))
     entries = [str(key) for entry in declared.pop("defaults", []) if isinstance(entry, dict) for key in entry]
-    # neither `override …`, nor those that set others' nodes
+    # without `override …` entries, and groups that set nodes of other groups
     return declared, [
         entry for entry in entries if " " not in entry and entry not in ("experiment", "ablation", "debug", "scale")
     ]
@@ -90,7 +91,7 @@ def missing_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
 
 
 def choice_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
-    """The problems of places that should hold a choice of a group, and hold something else."""
+    """Yield the problems of nodes that should hold a choice of a group, and hold something else."""
     for group in top_level(root)[1]:
         node = content[group]
         if node is None and is_guest(content) and group in OPTIONAL_GROUPS:
@@ -110,7 +111,7 @@ def choice_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
 
 
 def choices_menu(folder: Path, word: str = "") -> str:
-    """The menu of a group, from its folder."""
+    """Return the menu of a group, from its folder."""
     return menu(word, [file.stem for file in folder.glob("*.yaml")], folder.name)
 
 
@@ -131,7 +132,7 @@ def top_level_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
 
 
 def node_problems(node: Any, place: str) -> Iterator[str]:
-    """The problems of a node and of everything below it."""
+    """Yield the problems of a node and of all nested nodes."""
     if isinstance(node, list):
         for i, child in enumerate(node):
             yield from node_problems(child, f"{place}[{i}]")
@@ -147,10 +148,10 @@ def node_problems(node: Any, place: str) -> Iterator[str]:
 
 
 def call_problems(node: dict[Any, Any], place: str) -> Iterator[str]:
-    """The problems of a node that names a class or a function."""
+    """Yield the problems of a node with a `_target_`."""
     target = node["_target_"]
     if target == "???":
-        return  # said with the other values that have no default
+        return  # reported with the other missing values
     if not isinstance(target, str):
         yield f"{place}._target_={show(target)}: a class or function is needed, package.module.Name"
         return
@@ -179,7 +180,7 @@ def call_problems(node: dict[Any, Any], place: str) -> Iterator[str]:
 
 @cache
 def read_signature(target: str) -> Signature:
-    """The signature of a class or function, from its source.
+    """Return the signature of a class or function, read from its source.
 
     Raises:
         LookupError: there is no such module or name.
@@ -198,7 +199,7 @@ def read_signature(target: str) -> Signature:
 
 
 def missing_packages(module: str) -> set[str]:
-    """The packages of an extra that a module imports and that are not there."""
+    """Return the optional packages that a module imports and that are not installed."""
     source = source_file(module)
     imports = [node for node in parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)] if source else []
     names = {
@@ -211,7 +212,7 @@ def missing_packages(module: str) -> set[str]:
 
 
 def read_class(node: ast.ClassDef, module: str, signature: Signature) -> None:
-    """Add the constructor's arguments; those of the base class too where `**kwargs` hands them on."""
+    """Add the constructor's parameters, and those of the base classes if it forwards `**kwargs`."""
     constructor = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
     signature.docstrings.append(ast.get_docstring(node, clean=False) or "")
     if constructor is not None:
@@ -222,12 +223,12 @@ def read_class(node: ast.ClassDef, module: str, signature: Signature) -> None:
     signature.open = False
     for base in node.bases:
         if isinstance(base, ast.Name) and base.id in ("ABC", "object"):
-            continue  # takes nothing
+            continue  # no parameters
         found = find_definition(module, base.id) if isinstance(base, ast.Name) else None
         if found is not None and isinstance(found[0], ast.ClassDef):
             read_class(found[0], found[1], signature)
         else:
-            signature.open = True  # a base class whose source is out of reach may take anything
+            signature.open = True  # a base class without readable source may accept anything
 
 
 def read_arguments(node: ast.FunctionDef, module: str, signature: Signature) -> None:
@@ -239,12 +240,12 @@ def read_arguments(node: ast.FunctionDef, module: str, signature: Signature) -> 
 
 
 def resolve_aliases(annotation: ast.expr | None, module: str) -> ast.expr | None:
-    """The annotation, with the choices instead of a name that a module gives to them (`Scope = Literal[…]`)."""
+    """Return an annotation with module-level type aliases (`Scope = Literal[…]`) replaced by their values."""
     return None if annotation is None else Aliases(module).visit(deepcopy(annotation))
 
 
 class Aliases(ast.NodeTransformer):
-    """Puts what a module's names of types stand for in their place."""
+    """Replaces the type aliases of a module by their values."""
 
     def __init__(self, module: str) -> None:
         self.module = module
@@ -262,13 +263,13 @@ class Aliases(ast.NodeTransformer):
 def find_definition(
     module: str, name: str, *, in_standard_library: bool = True
 ) -> tuple[ast.ClassDef | ast.FunctionDef | ast.Assign, str] | None:
-    """The definition of a name and the module where it stands, through any number of re-exports.
+    """Return the definition of a name and its module, following re-exports.
 
     Args:
-        module: where the name is used.
+        module: the module that uses the name.
         name: of a class, a function or a value.
-        in_standard_library: look there too; its large modules take time to read, and what annotations take from them,
-            Optional, Path or timedelta, stands for nothing else.
+        in_standard_library: also search there. Its large modules are slow to parse, and the names that annotations use
+            from them, such as Optional, Path or timedelta, are no aliases.
     """
     if not in_standard_library and module.partition(".")[0] in sys.stdlib_module_names:
         return None
@@ -300,7 +301,7 @@ def parse(source: Path) -> ast.Module:
 
 
 def iter_statements(module: ast.Module) -> Iterator[ast.stmt]:
-    """The module's statements, those inside `if` and `try` included."""
+    """Yield the statements of a module, including those inside `if` and `try`."""
     todo = list(module.body)
     while todo:
         node = todo.pop(0)
@@ -310,12 +311,12 @@ def iter_statements(module: ast.Module) -> Iterator[ast.stmt]:
 
 
 def source_file(module: str) -> Path | None:
-    """The file of a module, found without importing it or its packages."""
+    """Return the file of a module, found without importing the module or its packages."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top) if top else None
     if spec is None:
         return None
-    folders = [Path(folder) for folder in spec.submodule_search_locations or []]  # none has a package in one file
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []]  # empty for a single-file module
     bases = [folder.joinpath(*rest) for folder in folders]
     candidates = [file for base in bases for file in (base.with_suffix(".py"), base / "__init__.py")]
     if not rest:
@@ -327,7 +328,7 @@ def source_file(module: str) -> Path | None:
 
 
 def accepts(annotation: ast.expr | None, value: Any) -> bool:
-    """Whether a plain value fits an annotation; what the annotation leaves open, fits."""
+    """Return whether a plain value fits an annotation; unknown annotations accept anything."""
     match annotation:
         case ast.Constant(value=None):
             return value is None
@@ -364,7 +365,7 @@ def accepts(annotation: ast.expr | None, value: Any) -> bool:
 
 
 def typeable(sides: list[ast.expr]) -> list[ast.expr]:
-    """What of several types can be typed; where a number can, no object is: float | Tensor is a float here."""
+    """Return the types of a union that can be typed on a command line: with a number, no objects (float | Tensor)."""
     if not any(ast.unparse(side) in ("int", "float") for side in sides):
         return sides
     return [side for side in sides if not isinstance(side, ast.Name | ast.Attribute) or ast.unparse(side) in TYPE_NAMES]
@@ -380,7 +381,7 @@ TYPE_NAMES = {
 
 
 def describe_type(annotation: ast.expr | None) -> str:
-    """An annotation in words."""
+    """Describe an annotation in words."""
     match annotation:
         case ast.Constant(value=str(text)):
             return describe_type(ast.parse(text, mode="eval").body)
@@ -405,13 +406,13 @@ def describe_type(annotation: ast.expr | None) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as it is called."""
+    """Return a value as YAML writes it."""
     words = [(None, "null"), (True, "true"), (False, "false")]
     return next((word for known, word in words if value is known), str(value))
 
 
 def quote_value(value: Any) -> str:
-    """A value as Hydra's command line takes it."""
+    """Return a value quoted for Hydra's command line."""
     if isinstance(value, list):
         return f"[{','.join(map(quote_value, value))}]"
     text = show(value)

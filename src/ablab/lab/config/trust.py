@@ -1,8 +1,8 @@
-"""The kinds of objects that each group of the config takes, checked before any of them is built.
+"""The kinds of objects that each group of the config may build, checked before any of them is built.
 
-A config names classes and functions by their import path, and building it calls them. A folder that somebody else made
-must not be able to name just any callable, so `check_targets` looks each one up, without calling it, and refuses all
-but classes of the kind that its place takes and functions annotated to return that kind.
+A config names classes and functions by import path, and building it calls them. A folder from somebody else must not be
+able to call arbitrary code, so `check_targets` looks each target up without calling it, and accepts only subclasses of
+the expected kind and functions annotated to return one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from ablab.errors import ConfigError
 from ablab.lab.config.schema import HYDRA_KEYS, MULTIPLE_CHOICE_GROUPS, is_guest, show, source_file
 
-# The base classes of what each group builds, imported when they are asked for.
+# The base classes of the objects of each group, imported on use.
 KINDS = {
     "model": ("torch.nn.Module",),
     "norm": ("ablab.norms.Norm",),
@@ -35,20 +35,20 @@ KINDS = {
     "logger": ("lightning.pytorch.loggers.Logger",),
     "trainer": ("ablab.lab.trainer.Trainer",),
 }
-# Instead, where the task brings its own network.
+# For tasks that bring their own network.
 GUESTS = {"task": ("lightning.LightningModule",), "data": ("lightning.LightningDataModule",)}
-# Places below a group whose parameter is annotated with a protocol, which any class might fulfil.
+# Nested nodes whose parameter is annotated with a protocol, which any class might satisfy.
 NESTED = {"model.qk_norm": "ablab.norms.Norm"}
 
-Kinds = tuple[type, ...]  # no kind: nothing is known of what a place takes
+Kinds = tuple[type, ...]  # empty: the accepted kinds are unknown
 
 
 def check_targets(cfg: DictConfig) -> None:
-    """Refuse a config that would build an object of a kind that its place does not take; nothing is called.
+    """Refuse a config with a target of an unexpected kind; nothing is called.
 
-    With `trust=false`, which a config from a run's folder has, whatever cannot be shown to be of that kind is refused:
-    functions without an annotation, nested nodes whose parameter has none, modules outside of packages. A config that
-    was composed here (`trust=null`) may use these, and `trust=true` turns the check off.
+    With `trust=false`, as in a config from a run's folder, everything that is not known to be of that kind is refused:
+    functions without a return annotation, nested nodes whose parameter has no annotation, and modules outside of
+    packages. A config composed here (`trust=null`) may use these, and `trust=true` turns the check off.
 
     Raises:
         ConfigError: with a line for each refused target.
@@ -82,7 +82,7 @@ def check_targets(cfg: DictConfig) -> None:
 
 
 def find_problems(node: Any, kinds: Kinds, place: str, *, strict: bool) -> Iterator[str]:
-    """The problems of a node and of all nodes below it, which Hydra builds first."""
+    """Yield the problems of a node and of all nested nodes, which Hydra builds first."""
     if isinstance(node, list):
         for i, child in enumerate(node):
             yield from find_problems(child, kinds, f"{place}[{i}]", strict=strict)
@@ -91,7 +91,7 @@ def find_problems(node: Any, kinds: Kinds, place: str, *, strict: bool) -> Itera
     target = node.get("_target_")
     if target is not None and (problem := target_problem(target, kinds, strict=strict)) is not None:
         yield f"{place}._target_={show(target)}: {problem}"
-        return  # what a refused target would take says nothing about the nodes below it
+        return  # the signature of a refused target says nothing about the nested nodes
     for key, child in node.items():
         if key in HYDRA_KEYS - {"_args_"} or not isinstance(child, dict | list):
             continue
@@ -107,7 +107,7 @@ def find_problems(node: Any, kinds: Kinds, place: str, *, strict: bool) -> Itera
 
 
 def target_problem(target: Any, kinds: Kinds, *, strict: bool) -> str | None:
-    """Why a place that takes some kinds does not take a target; None if it does."""
+    """Return the reason why a target is not of the accepted kinds; None if it is."""
     if not isinstance(target, str):
         return "a class or function is needed, package.module.Name"
     if strict and not kinds:
@@ -119,7 +119,7 @@ def target_problem(target: Any, kinds: Kinds, *, strict: bool) -> str | None:
         )
     found = import_target(target)
     if found is None:
-        return "it cannot be imported" if strict else None  # building it says why
+        return "it cannot be imported" if strict else None  # building it reports the reason
     wanted = " or ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
     if isinstance(found, type):
         return None if not kinds or issubclass(found, kinds) else f"a subclass of {wanted} is needed"
@@ -130,7 +130,7 @@ def target_problem(target: Any, kinds: Kinds, *, strict: bool) -> str | None:
 
 
 def import_target(target: str) -> Any:
-    """The class or function that a target names; None if it cannot be imported."""
+    """Import the class or function of a target; None if that fails."""
     try:
         return get_object(target)
     except (Exception, SystemExit):  # a module may raise anything while it is imported
@@ -138,9 +138,9 @@ def import_target(target: str) -> Any:
 
 
 def is_safe_to_import(target: str) -> bool:
-    """Whether the module of a target lies where code is kept, not where data or runs are.
+    """Return whether the module of a target is in a code folder rather than in one of data or runs.
 
-    A folder without an `__init__.py` counts as a package for Python, a run's folder in the project's among them.
+    Python also imports from folders without an `__init__.py`, including the folders of runs.
     """
     file = source_file(target.rpartition(".")[0])
     if file is None:
@@ -148,7 +148,7 @@ def is_safe_to_import(target: str) -> bool:
     file = file.absolute()
     if any(file.is_relative_to(folder) for folder in code_folders()):
         return True
-    depth = target.count(".") - (file.name != "__init__.py")  # packages around the module
+    depth = target.count(".") - (file.name != "__init__.py")  # number of enclosing packages
     packages = list(file.parents)[:depth]
     return all((folder / "__init__.py").is_file() for folder in packages) and not any(
         (folder / name).exists() for folder in file.parents for name in ("run.json", "ablation.json")
@@ -156,15 +156,15 @@ def is_safe_to_import(target: str) -> bool:
 
 
 def code_folders() -> list[Path]:
-    """The folders of the standard library, of installed packages, and of this project's package."""
+    """Return the folders of the standard library, of installed packages, and of this package."""
     names = [*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")), *site.getsitepackages()]
     return [Path(name) for name in (*names, site.getusersitepackages())] + [Path(__file__).parents[2]]
 
 
 def find_annotation(target: Any, parameter: str) -> Any:
-    """The type of a parameter, or of what a function returns; None where it is not known.
+    """Return the type of a parameter or return value; None if it is unknown.
 
-    A class that hands `**settings` on takes what its base classes take.
+    A class that forwards `**settings` takes the parameters of its base classes.
     """
     parts = target.__mro__ if isinstance(target, type) else ()
     functions = (
@@ -176,17 +176,17 @@ def find_annotation(target: Any, parameter: str) -> Any:
             alone = SimpleNamespace(__annotations__={"it": annotation})
             try:
                 return typing.get_type_hints(alone, globalns=getattr(function, "__globals__", {}))["it"]
-            except Exception:  # a name that is imported for type checkers only
+            except Exception:  # a name imported only under TYPE_CHECKING
                 return None
     return None
 
 
 def kinds_of_annotation(annotation: Any, *, items: bool = False) -> Kinds:
-    """The classes that an annotation allows, None and plain values aside.
+    """Return the classes that an annotation allows, except None and plain types.
 
     Args:
-        annotation: an evaluated one.
-        items: take those of the items of a list or dict, and of what a callable returns.
+        annotation: an evaluated annotation.
+        items: use the item types of lists and dicts, and the return types of callables.
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, typing.TypeVar):

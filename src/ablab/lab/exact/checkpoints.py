@@ -1,4 +1,4 @@
-"""When a run is saved: such that it can go on from there to the same bits."""
+"""Save checkpoints at moments from which a run can resume to the same bits."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from ablab.tasks.task import Task
 
 
 class Checkpoints(L.Callback):
-    """Saves the state of the training, and the weights of the best model.
+    """Saves checkpoints of the training, and the weights of the best model.
 
-    The state is saved before each validation, every so many minutes, when the run is asked to stop, and at the end;
-    always between two steps, where a resumed run goes on to the same bits. The best model's weights are saved after the
-    validation that finds them.
+    A checkpoint is saved before each validation, at intervals, when the run is asked to stop, and at the end; always
+    between two steps, where resuming is exact. The weights of the best model are saved after the validation that finds
+    them.
 
-    It is the first of a run's callbacks: what others do at the start of a step is done after a resume too.
+    This is the first callback of a run, so that hooks of other callbacks at the start of a step also run after a
+    resume.
 
     Args:
-        monitor: the validation metric that chooses the best model; None chooses none.
-        mode: whether more of it is better.
-        keep: how many of the newest states stay.
-        every_n_minutes: time between two states, where validations are further apart.
-        every_n_steps: steps between two states; None is by the other reasons only.
+        monitor: the validation metric that selects the best model; None selects none.
+        mode: "max" if higher is better, else "min".
+        keep: how many of the newest checkpoints are kept.
+        every_n_minutes: the longest time between two checkpoints.
+        every_n_steps: the steps between two checkpoints; None saves for the other reasons only.
 
     Raises:
-        ValueError: a value that makes no sense.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Checkpoints(L.Callback):
         self.common_batches = math.inf
         self.folder = Path()
         self.exchange = Exchange()
-        self.num_logged_steps: int | None = None  # of a resumed run, until its first step
+        self.num_logged_steps: int | None = None  # of a resumed run, until its first step; see `on_load_checkpoint`
 
     # When ---------------------------------------------------------------------------------------------------------
 
@@ -78,7 +79,7 @@ class Checkpoints(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.exchange = pl_module.exchange if isinstance(pl_module, Task) else Exchange()
         self.exchange.wishes = {"stop": is_stop_requested, "save": self.is_save_due}
-        signals.restore()  # after Lightning's own
+        signals.restore()  # Lightning has installed its own
         if trainer.is_global_zero:
             self.remove_leftovers()
         if self.best_score is not None and not (self.folder / BEST).exists():
@@ -86,17 +87,17 @@ class Checkpoints(L.Callback):
                 f"{self.folder / BEST}: it is not there, and has the weights that validation has chosen so far "
                 f"({self.monitor} {self.best_score:.4f}); bring it back, or begin a new run"
             )
-        if self.best_score is not None:  # of a resumed run: what is wrong with it must not come out at the end
+        if self.best_score is not None:  # a broken file must fail here, not after the training of a resumed run
             checkpoint_files.read_weights(self.folder / BEST, like=network(pl_module).state_dict())
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
         total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-        total.ready = total.started + 1  # Lightning counts the batch at which a run resumes twice
+        total.ready = total.started + 1  # Lightning would count the batch at which a run resumes twice
         if self.num_logged_steps is not None:
             trainer.fit_loop.epoch_loop._batches_that_stepped = self.num_logged_steps
             self.num_logged_steps = None
         if trainer.fit_loop.epoch_loop.batch_progress.current.completed % trainer.accumulate_grad_batches:
-            return  # gradients of earlier batches are in no checkpoint
+            return  # checkpoints do not hold accumulated gradients
         step = trainer.global_step
         granted = granted_flags(self.exchange, pl_module)
         due = granted["save"]
@@ -149,7 +150,7 @@ class Checkpoints(L.Callback):
     # How ----------------------------------------------------------------------------------------------------------
 
     def min_num_batches(self, trainer: L.Trainer, num_batches: Sequence[float]) -> float:
-        """The batches that every process has; in evaluation, some may have one more."""
+        """Return the smallest number of evaluation batches of any process; some may have one more."""
         here = torch.tensor(sum(num_batches), device=trainer.strategy.root_device)
         return float(trainer.strategy.reduce(here, reduce_op="min")) if trainer.world_size > 1 else float(here)
 
@@ -157,14 +158,14 @@ class Checkpoints(L.Callback):
         return time.monotonic() - self.saved_at > 60 * self.every_n_minutes
 
     def stop_if_requested(self, trainer: L.Trainer, batch_idx: int = 0) -> None:
-        """Leave an evaluation, which is done anew after a resume."""
+        """Leave an evaluation, which starts again after a resume."""
         if batch_idx >= self.common_batches:
             return
         if in_any(is_stop_requested(), trainer.strategy.root_device):
             raise_stopped(trainer)
 
     def save(self, trainer: L.Trainer, phase: str) -> None:
-        """Save the state of the training, unless it has just been saved or was read from there."""
+        """Save a checkpoint, unless this position has just been saved or loaded."""
         here = (trainer.global_step, phase)
         if self.saved == here:
             return
@@ -177,9 +178,9 @@ class Checkpoints(L.Callback):
                     old.unlink()
 
     def remove_leftovers(self) -> None:
-        """Remove what a kill left half written, and rename what was broken and is not resumed from.
+        """Remove partial files of a killed process, and rename broken checkpoints that were not resumed from.
 
-        The run writes those steps again.
+        The run will write these steps again.
         """
         for path in self.folder.glob("*.tmp"):
             path.unlink()
@@ -191,7 +192,7 @@ class Checkpoints(L.Callback):
         for path in checkpoint_files.list_checkpoints(self.folder):
             if here is None or checkpoint_files.step_and_phase(path) > here:
                 broken = path.with_suffix(".broken")
-                if broken.is_dir():  # nothing takes the place of a folder
+                if broken.is_dir():  # a file cannot replace a folder
                     broken = path.with_name(f"{path.name}.broken")
                 path.rename(broken)
 
@@ -206,30 +207,30 @@ class Checkpoints(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         logger: Any = trainer.loggers[0]
-        checkpoint["num_rows"] = logger.sync()  # rows that a resumed run keeps of metrics.csv
+        checkpoint["num_rows"] = logger.sync()  # rows of metrics.csv that a resumed run keeps
         if (self.folder.parent / "run.json").exists():
             checkpoint["run"] = read_record(self.folder.parent)["id"]
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Have Lightning begin where the state was saved.
+        """Correct Lightning's progress counters for the position of the checkpoint.
 
-        It takes a restart for one from its own checkpoints, which are saved at other moments.
+        Lightning assumes that a checkpoint is one of its own, which are saved at other moments.
         """
         phase = checkpoint["callbacks"][self.state_key]["phase"]
         self.saved = (checkpoint["global_step"], phase)
         loops = checkpoint["loops"]["fit_loop"]
-        if phase == "validation":  # it would pass the validation over, unless it had begun it
+        if phase == "validation":  # otherwise Lightning would skip a validation that has not started
             total = loops["epoch_loop.val_loop.batch_progress"]["total"]
             total["ready"] += 1
             total["started"] += 1
-        if phase == "training":  # it may count the last step for the loggers once more
+        if phase == "training":  # otherwise Lightning may count the last logged step twice
             self.num_logged_steps = loops["epoch_loop.state_dict"]["_batches_that_stepped"]
-        if phase == "end":  # whatever ended it
+        if phase == "end":  # for any reason
             trainer.should_stop = True
 
 
 class WithoutCheckpoints(L.Callback):
-    """What a run without checkpoints has instead: asked to stop, it stops between two steps, and nothing is kept."""
+    """The callback of runs without checkpoints: when asked to stop, a run stops between two steps, saving nothing."""
 
     def __init__(self) -> None:
         self.exchange = Exchange()
@@ -237,7 +238,7 @@ class WithoutCheckpoints(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.exchange = pl_module.exchange if isinstance(pl_module, Task) else Exchange()
         self.exchange.wishes = {"stop": is_stop_requested}
-        signals.restore()  # after Lightning's own
+        signals.restore()  # Lightning has installed its own
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
         if granted_flags(self.exchange, pl_module)["stop"]:
@@ -245,13 +246,13 @@ class WithoutCheckpoints(L.Callback):
 
 
 def network(module: L.LightningModule) -> nn.Module:
-    """Return the network whose weights a run keeps: a task's model, and any other LightningModule as a whole."""
+    """Return the network whose weights a run keeps: the model of a task, or an external LightningModule itself."""
     model: Any = module.model if isinstance(module, Task) else module
     return model
 
 
 def granted_flags(exchange: Exchange, module: L.LightningModule) -> dict[str, bool]:
-    """Return what any process wished in the last step; of a module that does not send its loss, of the last batch."""
+    """Return the all-reduced stop and save flags; a task reduces them with its loss, other modules do so here."""
     if isinstance(module, Task):
         return exchange.granted()
     nothing = torch.zeros((), device=module.device)
@@ -262,18 +263,18 @@ def granted_flags(exchange: Exchange, module: L.LightningModule) -> dict[str, bo
 
 
 def is_accumulating(trainer: L.Trainer) -> bool:
-    """Return whether, after a batch, its gradients wait for those of later ones."""
+    """Return whether the gradients of a batch wait for those of later batches."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     is_between = progress.current.completed % trainer.accumulate_grad_batches != 0
-    return is_between and not progress.is_last_batch  # whose step is taken however few came before
+    return is_between and not progress.is_last_batch  # the last batch always takes a step
 
 
 def is_stop_requested() -> bool:
-    """Whether this process has been asked to stop."""
+    """Return whether this process has been asked to stop."""
     return signals.requested is not None
 
 
 def raise_stopped(trainer: L.Trainer) -> None:
-    """Leave, as was asked for."""
+    """Stop the run by raising `Stopped`."""
     name = signals.requested.name if signals.requested else "a signal to another process"
     raise Stopped(f"{name} after step {trainer.global_step}")

@@ -1,4 +1,4 @@
-"""Makes any LightningModule, with any loaders, resume to the same bits; attached from outside."""
+"""A callback that makes any LightningModule, with any loaders, resume to the same bits."""
 
 from __future__ import annotations
 
@@ -37,28 +37,30 @@ HOOKS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
 class Exact(L.Callback):
-    """Seeds every step, wraps the loaders, and saves what Lightning's checkpoints leave out.
+    """Seeds every step, wraps the loaders, and saves state that Lightning's checkpoints leave out.
 
-    - Before each batch the global generators are seeded from (seed, number of the batch, rank), and before each batch
-      of an evaluation from (seed, stage, number of the batch, rank).
-    - The loaders of the data module, or of the module, become `ResumableLoader`s.
-    - A checkpoint also has the states of all torchmetrics in the module, the epoch means of `self.log`, the module's
-      plain attributes that training changes, and with manual optimization the gradients.
+    - Before each training batch, the global generators are seeded from (seed, batch number, rank); before each
+    evaluation
+      batch, from (seed, stage, batch number, rank).
+    - The loaders of the data module or the module become `ResumableLoader`s.
+    - Checkpoints also hold the states of all torchmetrics of the module, the epoch means of `self.log`, the module's
+    plain
+      attributes that change in training, and with manual optimization the gradients.
 
-    It has to be among the first callbacks, so that other callbacks' hooks at the start of a step draw derived numbers.
+    It must be among the first callbacks, so that hooks of other callbacks at the start of a step draw seeded numbers.
 
     Args:
-        seed: of everything that is drawn.
+        seed: of all random numbers.
     """
 
     def __init__(self, *, seed: int) -> None:
         self.seed = seed
-        self.all_loaders: list[ResumableLoader] = []  # of all stages
-        self.loaders: list[ResumableLoader] = []  # of training
+        self.all_loaders: list[ResumableLoader] = []
+        self.loaders: list[ResumableLoader] = []  # the training loaders
         self.trainer: L.Trainer | None = None
         self.versions: dict[tuple[str, str], Any] = {}
         self.saved: dict[str, Any] | None = None
-        self.unwrapped: list[tuple[Any, str, Any]] = []  # owners, hooks, and what the owner itself had there
+        self.unwrapped: list[tuple[Any, str, Any]] = []  # owners, hooks, and the previous instance attributes
 
     # Loaders ------------------------------------------------------------------------------------------------------
 
@@ -81,15 +83,15 @@ class Exact(L.Callback):
         self.unwrapped, self.all_loaders = [], []
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "")  # Lightning does not call it then
+        self.teardown(trainer, pl_module, "")  # Lightning does not call it after an exception
 
     def wrap_hook(self, original: Callable[[], Any], stage: str) -> Callable[[], Any]:
-        """Return a loader hook that gives resumable loaders."""
+        """Return a loader hook that returns resumable loaders."""
 
         @wraps(original)
         def hook() -> Any:
             assert self.trainer is not None
-            # the hook may draw, to split or to shuffle; it is called again where loaders are reloaded
+            # the hook may draw random numbers to split or shuffle; it is called again when loaders are reloaded
             every = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
             seed_all(self.seed, stage, self.trainer.current_epoch // every if every else 0)
             return self.wrap_loaders(original(), stage)
@@ -97,7 +99,7 @@ class Exact(L.Callback):
         return hook
 
     def wrap_loaders(self, given: Any, stage: str) -> Any:
-        """Return what a hook has given, with every loader in it wrapped."""
+        """Return the result of a loader hook with every loader wrapped."""
         if given is None or isinstance(given, Resumable):
             return given
         number = 0
@@ -107,7 +109,7 @@ class Exact(L.Callback):
             if isinstance(loader, Resumable | ResumableLoader):
                 return loader
             if self.is_overfitting and is_seekable(loader) and loader.batch_size is not None:
-                loader = rebuild_loader(loader)  # in order, as Lightning has it
+                loader = rebuild_loader(loader)  # without shuffling, as in Lightning
             name = stage if number == 0 else f"{stage} {number}"
             number += 1
             made = ResumableLoader(loader, seed=self.seed, name=name, context=self.loader_context(stage, loader, mode))
@@ -118,7 +120,7 @@ class Exact(L.Callback):
 
         if stage == "train":
             self.loaders = []
-        if isinstance(given, list | tuple | dict):  # as Lightning combines them
+        if isinstance(given, list | tuple | dict):  # combined as in Lightning
             given = CombinedLoader(given, "max_size_cycle" if stage == "train" else "sequential")
         if isinstance(given, CombinedLoader):
             given.flattened = [wrap(loader, given._mode) for loader in given.flattened]
@@ -127,10 +129,11 @@ class Exact(L.Callback):
 
     @property
     def is_overfitting(self) -> bool:
-        return bool(self.trainer and self.trainer.overfit_batches and self.trainer.state.fn == "fit")  # type: ignore[attr-defined]
+        # type: ignore[attr-defined]
+        return bool(self.trainer and self.trainer.overfit_batches and self.trainer.state.fn == "fit")
 
     def loader_context(self, stage: str, loader: Any, mode: Any) -> LoaderContext:
-        """Return where a loader is used."""
+        """Return the context in which a loader is used."""
         trainer = self.trainer
         assert trainer is not None
         has_own = any(isinstance(sampler, DistributedSampler) for sampler in samplers_of(loader))
@@ -150,7 +153,7 @@ class Exact(L.Callback):
         )
 
     def position(self) -> tuple[int, int]:
-        """Return the epoch of training and how many of its batches are done."""
+        """Return the training epoch and the number of completed batches in it."""
         assert self.trainer is not None
         fit = self.trainer.fit_loop
         epoch: Any = fit.epoch_progress.current
@@ -202,7 +205,7 @@ class Exact(L.Callback):
         seed_all(self.seed, "start", trainer.global_rank)
 
     def restore(self, trainer: L.Trainer, pl_module: L.LightningModule, saved: dict[str, Any]) -> None:
-        """Go on from what a checkpoint has beside Lightning's own states."""
+        """Restore the state that a checkpoint holds beside Lightning's."""
         if len(saved["processes"]) != trainer.world_size:
             number = len(saved["processes"])
             print_warning(
@@ -248,7 +251,8 @@ class Exact(L.Callback):
             "batches": [loader.digest_before(position) for loader in self.loaders],
         }
         checkpoint["exact"] = {"processes": gathered(own)}
-        for key in ("hparams_type", "datamodule_hparams_type"):  # classes and other objects could not be read back
+        # classes and other objects cannot be loaded as plain data
+        for key in ("hparams_type", "datamodule_hparams_type"):
             checkpoint.pop(key, None)
         for key in ("hyper_parameters", "datamodule_hyper_parameters"):
             if key in checkpoint:
@@ -259,6 +263,6 @@ class Exact(L.Callback):
 
 
 def seed_before_fit(seed: int) -> None:
-    """Seed the global generators as a training does before data modules and modules are set up."""
-    torch.manual_seed(seed)  # of accelerators that are not initialized yet
+    """Seed the global generators as training does before data modules and modules are set up."""
+    torch.manual_seed(seed)  # also seeds accelerators that are not initialized yet
     seed_all(seed, "setup")

@@ -28,7 +28,7 @@ from torch.utils.data import (
 
 from ablab.lab.exact.randomness import derive_seed, generator_states, restore_generators, seed_all
 
-# torch's own samplers: a pass over one of them depends on nothing but its generator.
+# torch's own samplers: their order depends on their generator alone.
 PLAIN_SAMPLERS = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 Mode = Literal["max_size_cycle", "min_size", "max_size", "sequential"]
@@ -36,12 +36,12 @@ Mode = Literal["max_size_cycle", "min_size", "max_size", "sequential"]
 
 @dataclass
 class LoaderContext:
-    """The place of a loader in a training.
+    """The use of a loader in training.
 
     Args:
-        position: returns the epoch and the number of its batches that have been trained on.
-        rank, world_size: this process, of how many.
-        shards: each process takes its share of the samples, as Lightning's distributed sampler would have it.
+        position: returns the epoch and the number of batches trained on in it.
+        rank, world_size: of this process.
+        shards: each process takes its share of the samples, as with Lightning's distributed sampler.
         mode: how Lightning combines several training loaders.
     """
 
@@ -53,18 +53,18 @@ class LoaderContext:
 
 
 class ResumableLoader:
-    """A loader that gives the same batches for any number of workers, and that a resumed run enters in the middle.
+    """A loader that returns the same batches for any number of workers, and resumes in the middle of an epoch.
 
-    The order of an epoch is drawn by the loader's own sampler, after the global generators and the sampler's own have
-    been seeded from (seed, name, epoch). Before a batch is fetched, the global generators of the fetching process are
-    seeded from (seed, name, epoch, number of the batch, rank), so random augmentation belongs to the batch, not to a
-    worker. Loaders that cannot seek (iterable data sets, loaders of other libraries) are read again and skipped up to
-    the position.
+    The order of an epoch comes from the loader's own sampler, after seeding its generator and the global generators
+    from (seed, name, epoch). Before a batch is fetched, the global generators of the fetching process are seeded from
+    (seed, name, epoch, batch number, rank), so random augmentation depends on the batch, not on the worker. Loaders
+    without random access (iterable data sets, loaders of other libraries) are read again and skipped up to the
+    position.
 
     Args:
         loader: a `DataLoader`, or any iterable of batches.
-        seed: of the order, and of random numbers that fetching draws.
-        name: tells apart the loaders of a run.
+        seed: of the order, and of random numbers drawn while fetching.
+        name: distinguishes the loaders of a run.
         context: where the loader is used.
     """
 
@@ -81,11 +81,11 @@ class ResumableLoader:
         self.expected: str | None = None  # digest of the last batch before a resume
         self.seeks = is_seekable(loader)
         self.item_sampler = IteratorSampler()
-        self.stream: Iterator[Any] | None = None  # of the pass that goes on
+        self.stream: Iterator[Any] | None = None  # of the current pass
         self.seeded_loader = self.make_seeded_loader() if self.seeks else loader
 
     def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # while it is unpickled
+        if name == "loader":  # missing during unpickling
             raise AttributeError(name)
         return getattr(self.loader, name)
 
@@ -101,12 +101,12 @@ class ResumableLoader:
 
     @property
     def shares_batches(self) -> bool:
-        """Processes take turns in whole batches, because a batch sampler of somebody's makes them."""
+        """Whether processes take turns in whole batches, because a custom batch sampler forms them."""
         sampler = self.loader.batch_sampler
         return sampler is not None and (type(sampler) is not BatchSampler or self.loader.batch_size is None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the position is Lightning's. Lightning takes a loader with this method for a resumable one."""
+        """Return no state, since Lightning keeps the position; having this method marks the loader as resumable."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -115,8 +115,8 @@ class ResumableLoader:
     # Iteration ----------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        # A generator: its first line runs when the first batch is asked for, and by then Lightning has restored the
-        # position of a resumed run.
+        # This is a generator: it starts when the first batch is requested, after Lightning has restored the position of
+        # a resumed run.
         epoch, start = self.context.position()
         if self.entered == epoch and self.is_training:
             self.cycle, start = self.cycle + 1, 0
@@ -182,14 +182,14 @@ class ResumableLoader:
                 done += 1
             if not (left and repeats) or is_empty:
                 return
-            self.cycle += 1  # training had gone through a short loader by then
+            self.cycle += 1  # training had exhausted a short loader by then, and started it again
 
     def restarted(self, epoch: int) -> Any:
         """Return the loader with its workers seeded for this epoch."""
         if not isinstance(self.loader, DataLoader):
             return self.loader
         loader = self.loader
-        if loader.persistent_workers:  # workers that stay would go on from the random numbers of the epoch before
+        if loader.persistent_workers:  # persistent workers would continue the random numbers of the previous epoch
             if type(loader) is DataLoader and isinstance(loader.dataset, IterableDataset):
                 loader = rebuild_loader(loader, persistent_workers=False)
             else:
@@ -204,16 +204,17 @@ class ResumableLoader:
         return loader
 
     def order(self, epoch: int) -> Iterator[Any]:
-        """Return the indices of each batch of an epoch, as this process takes them."""
+        """Return the indices of each batch of an epoch for this process."""
         if self.drawn is None and not self.is_plain:
-            for earlier in range(epoch):  # a sampler may keep a generator of its own from epoch to epoch
+            for earlier in range(epoch):  # a sampler may keep state from epoch to epoch
                 self.draw(earlier)
         self.drawn = epoch
         order = self.draw(epoch)
         if not self.context.shards:
             return iter(order)
         size = -(-len(order) // self.context.world_size) * self.context.world_size
-        repeated = order * (size // max(len(order), 1) + 1)  # Lightning, too, repeats samples until all have as many
+        # like Lightning, repeat samples until all processes have equally many
+        repeated = order * (size // max(len(order), 1) + 1)
         share = repeated[:size][self.context.rank :: self.context.world_size]
         if self.loader.batch_sampler is None or self.shares_batches:
             return iter(share)
@@ -221,16 +222,16 @@ class ResumableLoader:
 
     @property
     def innermost(self) -> Any:
-        """The sampler of single samples, which may be inside of a batch sampler."""
+        """The sampler of single samples, possibly inside a batch sampler."""
         return getattr(self.loader.batch_sampler, "sampler", self.sampler)
 
     @property
     def is_plain(self) -> bool:
-        """Whether the seeded generators alone determine the order of an epoch."""
+        """True if the seeded generators alone determine the order of an epoch."""
         return type(self.loader.batch_sampler) in (BatchSampler, type(None)) and type(self.innermost) in PLAIN_SAMPLERS
 
     def draw(self, epoch: int) -> list[Any]:
-        """Draw what the loader's sampler gives in an epoch, the same in every process."""
+        """Return the order of the loader's sampler for an epoch, the same in every process."""
         batch_sampler, sampler = self.loader.batch_sampler, self.sampler
         for holder in samplers_of(self.loader):
             if hasattr(holder, "set_epoch"):
@@ -247,7 +248,7 @@ class ResumableLoader:
             restore_generators(states)
 
     def make_seeded_loader(self) -> DataLoader[Any]:
-        """A loader of the same samples, workers and memory, whose batches are given with their seeds."""
+        """Return a loader with the same samples and workers, which receives indices together with seeds."""
         loader = self.loader
         dataset = SeededBatches(loader.dataset, loader.collate_fn, is_batch=loader.batch_sampler is not None)
         settings: dict[str, Any] = {}
@@ -271,7 +272,7 @@ class ResumableLoader:
         )
 
     def close(self) -> None:
-        """End the workers: left to Python's garbage collection, each would be waited for five seconds."""
+        """Shut down the workers: garbage collection would wait five seconds for each."""
         for stream in (self.stream, getattr(self.seeded_loader, "_iterator", None)):
             getattr(stream, "_shutdown_workers", lambda: None)()
         self.stream = None
@@ -279,7 +280,7 @@ class ResumableLoader:
     # Verification -------------------------------------------------------------------------------------------------
 
     def digest_before(self, position: int) -> str | None:
-        """Return a hash of the batch before a position; None if it is not at hand, or training has changed it."""
+        """Return a hash of the batch before a position; None if it is no longer available, or training modified it."""
         number = position - 1
         if self.context.mode == "max_size_cycle" and self.seeks and (length := self.length()):
             number %= length
@@ -298,7 +299,7 @@ class ResumableLoader:
             )
 
     def fetch(self, *items: Any) -> list[Any]:
-        """Fetch batches beside the training, in a worker if it has workers: a data set may open its files there."""
+        """Fetch batches outside of training, in a worker if the loader has some: a data set may open files there."""
         if self.loader.num_workers == 0:
             return [self.seeded_loader.dataset[item] for item in items]
         loader = DataLoader(
@@ -314,7 +315,7 @@ class ResumableLoader:
         return list(loader)
 
     def check_reproducible(self) -> str | None:
-        """Fetch the first batch twice; return why a resumed run would get other batches, None if they are equal."""
+        """Fetch the first batch twice; return why a resumed run would get other batches, or None."""
         if not self.seeks or not self.length():
             return None
         item = (derive_seed(*self.key(0, 0)), 0, next(self.order(0)))
@@ -326,7 +327,7 @@ class ResumableLoader:
         return None
 
     def check_unchanged(self) -> str | None:
-        """Fetch the first batch once more, after an epoch; return why it is another one, None if it is not."""
+        """Fetch the first batch again after an epoch; return why it differs, or None."""
         if self.first is None:
             return None
         (item, digest), self.first = self.first, None
@@ -347,25 +348,25 @@ def print_warning(text: str) -> None:
 
 
 def is_seekable(loader: Any) -> bool:
-    """Return whether batches are taken by index from a map-style data set, in torch's own way."""
+    """Return whether batches can be fetched by index from a map-style data set with torch's own loader code."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return False
     kind = type(loader)
     is_torchs = kind.__iter__ is DataLoader.__iter__ and kind._get_iterator is DataLoader._get_iterator
     try:
         return is_torchs and len(loader) >= 0
-    except TypeError:  # a sampler without a length, which may never end
+    except TypeError:  # a sampler without a length may be infinite
         return False
 
 
 def samplers_of(loader: Any) -> list[Any]:
-    """Return the samplers of a loader, one inside of another."""
+    """Return the nested samplers of a loader."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     return [getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
 
 
 def rebuild_loader(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
-    """Return a loader of an iterable data set with some settings changed."""
+    """Return a loader of the same data set with some settings changed."""
     settings = {
         "batch_size": loader.batch_size,
         "drop_last": loader.drop_last,
@@ -391,11 +392,11 @@ class IteratorSampler(Sampler[Any]):
 
 
 class SeededBatches(Dataset[Any]):
-    """Whole batches of a data set, each fetched after the global generators have been seeded for it.
+    """Whole batches of a data set, each fetched after seeding the global generators for it.
 
     Args:
         dataset: a map-style data set.
-        collate: makes a batch of samples, or of one sample where `is_batch` is false.
+        collate: collates samples into a batch, or converts one sample if `is_batch` is false.
         is_batch: indices come as lists.
     """
 
@@ -426,11 +427,11 @@ def identity(batch: Any) -> Any:
 
 
 def iter_leaves(batch: Any, visited: dict[int, tuple[int, Any]] | None = None) -> Iterator[Any]:
-    """Yield the parts of a nested batch; an unknown object is taken apart by its attributes.
+    """Yield the leaves of a nested batch; unknown objects are traversed by their attributes.
 
     Args:
-        batch: of any kind.
-        visited: the objects that were taken apart already, with their numbers; one that comes again is its number.
+        batch: of any type.
+        visited: the objects traversed so far, with their numbers; repeated objects yield their number.
     """
     if batch is None or isinstance(batch, Tensor | str | bytes | bool | int | float):
         yield batch
@@ -439,7 +440,7 @@ def iter_leaves(batch: Any, visited: dict[int, tuple[int, Any]] | None = None) -
     if id(batch) in visited:
         yield visited[id(batch)][0]
         return
-    visited[id(batch)] = (len(visited), batch)  # kept alive, so that no other object gets its id
+    visited[id(batch)] = (len(visited), batch)  # kept alive, so that no other object gets the same id
     if isinstance(batch, type):
         yield batch.__qualname__
     elif isinstance(batch, np.ndarray) and batch.dtype.hasobject:
@@ -460,7 +461,7 @@ def iter_leaves(batch: Any, visited: dict[int, tuple[int, Any]] | None = None) -
     elif hasattr(batch, "__array__") or hasattr(batch, "__array_interface__"):  # images, data frames
         yield type(batch).__qualname__
         yield from iter_leaves(np.asarray(batch), visited)
-    elif hasattr(batch, "__dict__") or type(batch).__repr__ is object.__repr__:  # such a repr is an address in memory
+    elif hasattr(batch, "__dict__") or type(batch).__repr__ is object.__repr__:  # the default repr is a memory address
         yield type(batch).__qualname__
         for key, value in instance_attributes(batch).items():
             yield key
@@ -470,7 +471,7 @@ def iter_leaves(batch: Any, visited: dict[int, tuple[int, Any]] | None = None) -
 
 
 def instance_attributes(thing: Any) -> dict[str, Any]:
-    """Return an object's attributes, those in slots included."""
+    """Return an object's attributes, including those in slots."""
     slots = [name for kind in type(thing).__mro__ for name in np.atleast_1d(vars(kind).get("__slots__", ()))]
     names = [name for name in map(str, slots) if name not in ("__dict__", "__weakref__") and hasattr(thing, name)]
     return {**{name: getattr(thing, name) for name in names}, **getattr(thing, "__dict__", {})}

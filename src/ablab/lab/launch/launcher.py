@@ -1,4 +1,4 @@
-"""The seam between an ablation and the places where its runs take place."""
+"""The interface between an ablation and the launchers of its runs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class RunLauncher(Protocol):
-    """Carries out runs, each of which makes or completes one run folder."""
+    """Launches runs, each of which creates or completes one run folder."""
 
     is_local: bool  # the runs take place on this machine
 
     def launch_runs(self, runs: list[PreparedRun], progress: Progress) -> None:
-        """Carry out the runs that are not done, and return when all have ended.
+        """Launch the runs that are not done, and return when all have ended.
 
         Args:
-            runs: their configs, folders and states.
-            progress: shows what has ended, and checks the metrics of the first runs.
+            runs: with their configs, folders and statuses.
+            progress: displays the runs, and checks the metrics of the first ones.
         """

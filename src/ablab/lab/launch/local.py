@@ -1,7 +1,7 @@
-"""Runs of an ablation on this machine: one after another in this process, or several at once.
+"""Launch the runs of an ablation on this machine: serially in this process, or several in parallel.
 
-The folders are the queue: a run that is done is passed over, one that another process has is left to it, one that was
-interrupted goes on. Launches may therefore be repeated, killed, or made several times at once.
+The folders are the queue: finished runs are skipped, runs in use by another process are left to it, and interrupted
+runs are resumed. Launches may therefore be repeated, killed, or started several times at once.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from ablab.lab.run.folder import LOG, describe_exit, make_dir
 from ablab.lab.run.resume import resume_config
 from ablab.lab.run.run import RunInUse
 
-POLL_SECONDS = 1.0  # seconds between two looks at runs that another launch has
+POLL_SECONDS = 1.0  # seconds between two checks of runs in use by another launch
 
 
 def launch(runs: list[PreparedRun], num_processes: int | str, progress: Progress) -> None:
-    """Do every run that is not done.
+    """Execute every run that is not done.
 
     Args:
-        runs: in the order in which they are begun.
-        num_processes: how many at once; "gpus" for one on each GPU.
-        progress: told of each run that begins and ends.
+        runs: in the order in which they start.
+        num_processes: runs in parallel; "gpus" for one on each GPU.
+        progress: notified when a run starts and ends.
 
     Raises:
-        ConfigError: it is no number of processes.
-        Stopped: a signal came; the runs that had begun can be gone on with.
+        ConfigError: the number of processes is invalid.
+        Stopped: a signal arrived; started runs can be resumed.
     """
     devices = worker_devices(num_processes)
     if len(devices) > 1 and devices[0] is not None:
@@ -66,14 +66,14 @@ def launch(runs: list[PreparedRun], num_processes: int | str, progress: Progress
 
 
 def worker_devices(num_processes: int | str) -> list[str | None]:
-    """For each process the GPU that it alone sees, as CUDA_VISIBLE_DEVICES names it, or None.
+    """Return the GPU of each process as CUDA_VISIBLE_DEVICES names it, or None.
 
     More processes than GPUs share them evenly; a single process sees all of them.
 
     Raises:
-        ConfigError: it is no number of processes.
+        ConfigError: the number of processes is invalid.
     """
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")  # a cluster's, which names the GPUs that are ours
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")  # set by a cluster, it lists the GPUs of this job
     number = torch.cuda.device_count()
     gpus: list[str | None] = [*(given.split(",") if given else map(str, range(number)))][:number] or [None]
     if num_processes == "gpus":
@@ -86,9 +86,9 @@ def worker_devices(num_processes: int | str) -> list[str | None]:
 
 
 def run_serially(runs: list[PreparedRun], progress: Progress) -> None:
-    """Do runs one after another."""
+    """Execute runs one after another in this process."""
     for run in runs:
-        if run.is_done:  # by another launch, since
+        if run.is_done:  # finished by another launch in the meantime
             progress.run_ended(run, run.status)
             continue
         progress.run_started(run)
@@ -98,18 +98,18 @@ def run_serially(runs: list[PreparedRun], progress: Progress) -> None:
 
 
 def run_cell(run: PreparedRun) -> str:
-    """Begin a run or go on with it, in this process; how it ended, as `run_logged` says."""
+    """Start or resume a run of the grid in this process, and return its status, see `run_logged`."""
     HydraConfig.instance().set_config(run.hydra)
     cfg = run.cfg.copy()
-    cfg.quiet = False  # nobody is disturbed by what is in the log
+    cfg.quiet = False  # the output goes to the log
     return run_logged(cfg)
 
 
 def run_logged(cfg: DictConfig) -> str:
-    """Begin a run whose config names its folder, or go on with it; what it prints and how it fails are in its log.txt.
+    """Start or resume the run whose folder the config names; its output and errors go to its log.txt.
 
     Returns:
-        how it ended: "finished", "diverged", "failed", "stopped", or "taken" if another process has it.
+        The status: "finished", "diverged", "failed", "stopped", or "taken" if another process uses the run.
     """
     from ablab.lab.train import train
 
@@ -137,9 +137,9 @@ def run_logged(cfg: DictConfig) -> str:
 
 
 def run_in_parallel(runs: list[PreparedRun], progress: Progress, devices: list[str | None]) -> None:
-    """Do several runs at once, each process one after another.
+    """Execute several runs at once, each process one after another.
 
-    The processes are forked from one that has loaded the libraries, and nothing else: no GPU, no threads.
+    The processes are forked from a server process that has only loaded the libraries: no GPU, no threads.
     """
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["ablab.lab.train"])
@@ -150,9 +150,9 @@ def run_in_parallel(runs: list[PreparedRun], progress: Progress, devices: list[s
         ours, theirs = context.Pipe()
         processes[ours] = context.Process(target=worker_loop, args=(theirs, device, threads, dict(os.environ)))
         processes[ours].start()
-        theirs.close()  # the worker's end is the worker's alone: it notices when this process is gone, and we its end
+        theirs.close()  # only the worker holds its end, so that each side notices when the other is gone
         pipes[ours] = None
-    signals.defer()  # a signal is passed on, and what the runs then do is waited for
+    signals.defer()  # signals are forwarded, and the runs may finish their step
     todo = list(reversed(runs))
     passed_on = False
     try:
@@ -164,14 +164,14 @@ def run_in_parallel(runs: list[PreparedRun], progress: Progress, devices: list[s
                 todo.clear()
                 for process in processes.values():
                     with suppress(ProcessLookupError):  # it has ended
-                        # a second SIGINT would end a run at once, and a terminal's Ctrl-C has sent it one
+                        # Ctrl-C in a terminal has sent SIGINT to the workers too, and a second one would kill the run
                         interrupted = signals.requested == signal.SIGINT
                         os.kill(process.pid or 0, signal.SIGTERM if interrupted else signals.requested)
             ready = wait([pipe for pipe, run in pipes.items() if run], timeout=0.2)
             for pipe, run in [(pipe, run) for pipe, run in pipes.items() if pipe in ready and run]:
                 try:
                     progress.run_ended(run, pipe.recv())
-                except (EOFError, ConnectionError):  # killed, or out of memory: the others go on without it
+                except (EOFError, ConnectionError):  # killed, or out of memory: the others continue
                     if not signals.requested:
                         processes[pipe].join()
                         log_exit(run, processes[pipe].exitcode)
@@ -192,7 +192,7 @@ def run_in_parallel(runs: list[PreparedRun], progress: Progress, devices: list[s
 
 
 def log_exit(run: PreparedRun, exit_code: int | None) -> None:
-    """Write into a run's log why its process is gone, which it could not do itself."""
+    """Append the reason why a run's process is gone to its log, which the process could not do itself."""
     with suppress(OSError), (run.folder / LOG).open("a", encoding="utf-8") as log:
         print(f"\nerror: {describe_exit(exit_code)}", file=log)
 
@@ -200,11 +200,11 @@ def log_exit(run: PreparedRun, exit_code: int | None) -> None:
 def dispatch(
     pipe: Connection, todo: list[PreparedRun], pipes: dict[Connection, PreparedRun | None], progress: Progress
 ) -> None:
-    """Give a process its next run, if there is one."""
+    """Send the next run to a process, if there is one."""
     pipes[pipe] = None
     while todo:
         run = todo.pop()
-        if run.is_done:  # by another launch, since
+        if run.is_done:  # finished by another launch in the meantime
             progress.run_ended(run, run.status)
             continue
         progress.run_started(run)
@@ -216,9 +216,9 @@ def dispatch(
 @read_once()
 @cache_hashes()
 def worker_loop(pipe: Connection, device: str | None, num_threads: int, environment: Mapping[str, str]) -> None:
-    """Do the runs that come through a pipe, until there are no more."""
+    """Execute the runs that arrive through a pipe until it closes."""
     signals.install()
-    signals.defer()  # those that the parent passes on are for the run in hand
+    signals.defer()  # signals from the parent concern the current run
     os.environ.update(environment)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device

@@ -1,9 +1,9 @@
-"""Runs of an ablation as one array of jobs of Slurm.
+"""Launch the runs of an ablation as a Slurm job array.
 
-An array is two files in the ablation's folder: its script, `slurm/NAME.sh`, and the folder and command of each run,
-`slurm/NAME.tsv`, which can be given by hand as well; a word with a secret is in the jobs' environment instead. Nothing
-is pickled, a run that fails is a job that fails, and `squeue` alone is asked how things stand. This process only
-watches: it may be ended, and the same command watches on.
+An array consists of two files in the ablation's folder: its script, `slurm/NAME.sh`, and the folder and command of each
+run, `slurm/NAME.tsv`, which also work by hand; overrides with secrets are passed in the environment instead. Nothing is
+pickled, a failed run is a failed job, and `squeue` is the only source of job states. This process only watches: after
+it ends, the same command watches on.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from ablab.lab.run import signals
 from ablab.lab.run.folder import LOG
 from ablab.lab.run.redaction import redact
 
-POLL_SECONDS = 2.0  # seconds between two questions to Slurm
-MAX_ARRAY_SIZE = 1000  # jobs of an array, which is what Slurm takes unless a site says otherwise
+POLL_SECONDS = 2.0  # seconds between two calls of squeue
+MAX_ARRAY_SIZE = 1000  # jobs per array, Slurm's default MaxArraySize
 
-Element = tuple[str, int]  # of an array: its name, and the number in it
+Element = tuple[str, int]  # the name of an array and an index in it
 
 
 @dataclass(frozen=True)
 class Site:
-    """How this cluster wants its jobs; see conf/hydra/launcher/slurm.yaml."""
+    """Job settings of this cluster; see conf/hydra/launcher/slurm.yaml."""
 
     at_once: int | None = None
     time: str = "04:00:00"
@@ -50,7 +50,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a run takes."""
+    """The resources of a run."""
 
     num_nodes: int
     processes: int  # on each
@@ -58,10 +58,10 @@ class Resources:
 
     @classmethod
     def of(cls, run: PreparedRun) -> Resources:
-        """Those that a run's config asks for.
+        """Return the resources that the config of a run asks for.
 
         Raises:
-            ConfigError: it leaves the number to the machine, which Slurm has yet to choose.
+            ConfigError: the config leaves the number of devices to the machine, which Slurm has yet to choose.
         """
         trainer = run.cfg.trainer
         if not str(trainer.devices).isdigit():
@@ -74,16 +74,16 @@ class Resources:
 
 
 def launch(runs: list[PreparedRun], site: Site, progress: Progress) -> None:
-    """Submit what is neither done nor in the queue, and watch until all of it has left the queue.
+    """Submit runs that are neither done nor queued, and watch until all have left the queue.
 
     Args:
-        runs: those of the ablation.
-        site: how they are submitted.
-        progress: told of each run that begins and ends.
+        runs: of the ablation.
+        site: the job settings.
+        progress: notified when a run starts and ends.
 
     Raises:
-        ConfigError: Slurm refuses the jobs, does not answer, or is not here.
-        Stopped: a signal came; the jobs go on.
+        ConfigError: Slurm refuses the jobs, does not respond, or is not installed.
+        Stopped: a signal arrived; the jobs continue.
     """
     missing = [run for run in runs if not run.is_done]
     if not missing:
@@ -119,8 +119,8 @@ def submit(runs: list[PreparedRun], resources: Resources, site: Site, place: Pat
         env={
             **os.environ,
             **hidden,
-            "HYDRA_FULL_ERROR": str(int(is_traceback_wanted())),
-        },  # which this process has set for itself
+            "HYDRA_FULL_ERROR": str(int(is_traceback_wanted())),  # this process has overwritten it for itself
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -135,12 +135,12 @@ def submit(runs: list[PreparedRun], resources: Resources, site: Site, place: Pat
 
 
 def run_command(run: PreparedRun, site: Site, hidden: dict[str, str]) -> str:
-    """Return the command line of a run; an ablation's file would make a sweep of it.
+    """Return the command line of a run, without the ablation's file, which would start a sweep.
 
     Args:
-        run: what is to be run.
-        site: which Python runs it.
-        hidden: words with secrets in them, by the environment variable that brings them to the jobs; more are added.
+        run: the run.
+        site: names the Python interpreter.
+        hidden: overrides with secrets, by the environment variable that passes them to the jobs; extended in place.
     """
     words = [shlex.quote(str(CONF.parent / "train.py")), "hydra.mode=RUN"]
     for word in run.overrides:
@@ -154,7 +154,7 @@ def run_command(run: PreparedRun, site: Site, hidden: dict[str, str]) -> str:
 
 
 def quote_on_one_line(word: str) -> str:
-    """A word as bash takes it, in one line: each run is a line of its array's list."""
+    """Quote a word for bash on one line: each run is one line of the list of its array."""
     if word.isprintable():
         return shlex.quote(word)
     signs = [
@@ -165,7 +165,7 @@ def quote_on_one_line(word: str) -> str:
 
 
 def array_script(name: str, number: int, resources: Resources, site: Site, place: Path) -> str:
-    """The script of an array. What a run prints is in its log.txt, what Slurm says of it beside this script."""
+    """Return the script of an array. The output of a run goes to its log.txt, Slurm's messages beside the script."""
     options = {
         "job-name": name,
         "array": f"0-{number - 1}" + (f"%{site.at_once}" if site.at_once else ""),
@@ -198,10 +198,10 @@ def array_script(name: str, number: int, resources: Resources, site: Site, place
 
 
 def queued_elements(place: Path) -> dict[Element, str]:
-    """The elements of earlier arrays that are still in the queue, each with its run's folder.
+    """Return the elements of earlier arrays that are still queued, each with its run's folder.
 
     Raises:
-        ConfigError: Slurm does not say.
+        ConfigError: Slurm does not respond.
     """
     arrays = {file.stem: file.read_text(encoding="utf-8").splitlines() for file in place.glob("*.tsv")}
     if (alive := query_queue(arrays) if arrays else {}) is None:
@@ -215,7 +215,7 @@ def queued_elements(place: Path) -> dict[Element, str]:
 
 
 def query_queue(names: Iterable[str]) -> dict[Element, str] | None:
-    """The state of each element that is in Slurm's queue; None where Slurm does not answer."""
+    """Return the state of each element in Slurm's queue; None if Slurm does not respond."""
     words = ["squeue", f"--name={','.join(names)}", "--noheader", "--array", "--format=%j\t%K\t%T"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, encoding="utf-8")
     if done.returncode:
@@ -228,7 +228,7 @@ def watch(runs: dict[Element, PreparedRun], progress: Progress) -> None:
     """Follow runs until they have left the queue.
 
     Raises:
-        Stopped: a signal came.
+        Stopped: a signal arrived.
     """
     names = sorted({name for name, _ in runs})
     left, begun, gone = dict(runs), set[Element](), set[Element]()
@@ -247,7 +247,7 @@ def watch(runs: dict[Element, PreparedRun], progress: Progress) -> None:
                         begun.add(element)
                         progress.run_started(run)
                 elif element not in gone:
-                    gone.add(element)  # what it wrote may take a moment to be seen from here
+                    gone.add(element)  # its files may become visible here with a delay
                 else:
                     del left[element]
                     progress.run_ended(run, run.status)

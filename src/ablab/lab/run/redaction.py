@@ -30,9 +30,8 @@ SECRET_VARIABLE = re.compile(
 SECRET_SETTING = re.compile(
     r"(?:api|access|auth|private|secret)[_-]?key$|(?:^|[_-])token$|passw|secret|credential", re.IGNORECASE
 )
-SPECIAL_TOKEN = re.compile(
-    r"(?:^|_)(?:bos|cls|eos|mask|pad|sep|unk)_token$"
-)  # special tokens of a tokenizer, not secrets
+# special tokens of a tokenizer are not secrets
+SPECIAL_TOKEN = re.compile(r"(?:^|_)(?:bos|cls|eos|mask|pad|sep|unk)_token$")
 SHORTEST_SECRET = 6  # shorter values of variables could be any word
 
 # A value is only hidden as a whole word: between spaces, quotes, brackets or punctuation. Inside a path or a longer
