@@ -1,4 +1,4 @@
-"""The figures of an ablation, made to be shown in a paper: one colour a level in all of them, bands of 95 %."""
+"""The figures of an ablation, for use in a paper: one colour per level throughout, 95 % bands."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ablab.lab.ablation.metrics import is_until_metric
 from ablab.lab.ablation.overrides import last_part
 from ablab.lab.ablation.results import Results
 
-# Okabe & Ito 2008: told apart by the colour-blind, too
+# Okabe & Ito 2008, safe for colour blindness
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7F7F7F", "#6B4C9A"]
 MARKERS = "osD^vPX<>*"
-PANEL = (3.4, 2.6)  # inches; the width of a paper's column
-LEGEND = 1.1  # inches beside them
-LEGEND_LETTERS, LETTER_INCHES = 12, 0.07  # letters of a legend that fit there, and the inches that each one more needs
+PANEL = (3.4, 2.6)  # inches; the width of a column of a paper
+LEGEND = 1.1  # inches beside the panels
+LEGEND_LETTERS, LETTER_INCHES = 12, 0.07  # letters that fit into LEGEND, and inches for each further one
 MAX_PANELS = 8
-GENERIC_LEVELS = ("true", "false", "none", "null", "full")  # levels, without their factor's name
+GENERIC_LEVELS = ("true", "false", "none", "null", "full")  # levels that need their factor's name
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -54,7 +54,7 @@ STYLE: Any = {
 
 
 def figures(results: Results) -> Iterator[tuple[str, str, Figure]]:
-    """Every figure that an ablation has something for: a file name, what it shows, and the figure."""
+    """Yield every figure for which there are data: a file name, a caption, and the figure."""
     ablation = results.ablation
     drawn = Drawing(results)
     for metric in ablation.metrics:
@@ -78,10 +78,10 @@ def figures(results: Results) -> Iterator[tuple[str, str, Figure]]:
 
 
 class Drawing:
-    """Decides once what is a colour, what is an axis and what is a panel, and draws.
+    """Assigns factors to colours, axis and panels once for all figures, and draws them.
 
-    Colours are the levels of the factor that the baseline is of; the axis is a factor of numbers, or the largest other
-    one; what is left becomes panels.
+    Colours show the factor of the baseline; the axis shows a numeric factor, or the largest other one; remaining
+    factors become panels.
     """
 
     def __init__(self, results: Results) -> None:
@@ -102,24 +102,24 @@ class Drawing:
         return self.factors[factor] if factor is not None else [""]
 
     def style(self, level: str, factor: str | None = None) -> dict[str, Any]:
-        """How a level looks in every figure."""
+        """Return the style of a level in every figure."""
         i = self.levels(factor or self.colour).index(level)
         return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
     def runs(self, **levels: str) -> pd.DataFrame:
-        """The runs of some levels."""
+        """Return the runs with some levels."""
         found = self.results.runs
         for factor, level in levels.items():
             found = found[found[factor] == level]
         return found
 
     def parts(self, panels: Sequence[str]) -> list[dict[str, str]]:
-        """A cell of each panel."""
+        """Return the levels of each panel."""
         every = product(*(self.factors[factor] for factor in panels))
         return [dict(zip(panels, levels, strict=True)) for levels in every][:MAX_PANELS]
 
     def metric(self, metric: str) -> Figure:
-        """The metric over the levels of a factor, a line or a row of dots for each level of another."""
+        """Draw a metric over the levels of a factor, a line or a row of dots for each level of another."""
         assert self.axis is not None or not self.factors
         levels = self.levels(self.axis)
         numbers = is_numeric(levels)
@@ -144,7 +144,7 @@ class Drawing:
         return figure
 
     def line(self, ax: Axes, metric: str, chosen: dict[str, str], level: str, offset: float, *, joined: bool) -> None:
-        """Means with their intervals, every seed's dot, and a mark where runs diverged or never got there."""
+        """Draw means with intervals, a dot for each seed, and marks for runs that diverged or never met a bound."""
         look = self.style(level) if self.colour else {"color": COLOURS[0], "marker": "o"}
         x, centre, low, high = [], [], [], []
         for i, step in enumerate(self.levels(self.axis)):
@@ -171,11 +171,11 @@ class Drawing:
             ax.errorbar(x, centre, errors, label=level, linestyle="", capsize=2, elinewidth=1.1, zorder=3, **look)
 
     def mark(self, ax: Axes, text: str, x: float, height: float, colour: str) -> None:
-        """What became of runs that have no point here: ∞2, two diverged."""
+        """Annotate runs without a value: ∞2 for two diverged runs."""
         ax.annotate(text, (x, height), xycoords=("data", "axes fraction"), color=colour, ha="center", size=7)
 
     def differences(self, compared: pd.DataFrame) -> Figure:
-        """Each comparison's difference with its interval, every seed's own, and the verdict as its colour."""
+        """Draw each comparison's difference with its interval, a dot for each seed, and the verdict as colour."""
         metric, baseline = str(compared["metric"].iloc[0]), self.results.ablation.baseline
         factors = list(self.factors)
         looks = {"higher": COLOURS[0], "lower": COLOURS[1], "cannot tell": "#8A8A8A"}
@@ -204,7 +204,7 @@ class Drawing:
         return figure
 
     def curves(self, column: str) -> Figure:
-        """A column of metrics.csv over the steps: means over the seeds and their band, a line for each level."""
+        """Draw a column of metrics.csv over the steps: means over seeds with bands, a line for each level."""
         colour = self.colour or self.axis
         parts = self.parts([factor for factor in self.shown if factor != colour])
         drawn = 0.0, math.inf
@@ -232,7 +232,7 @@ class Drawing:
                 ax.set_title(cell_label(part))
                 ax.set_xlabel("step")
             logarithmic = drawn[1] > 0 and drawn[0] > 20 * drawn[1]
-            for ax, shade, band in bands:  # a logarithm has no place for a lower end below 0
+            for ax, shade, band in bands:  # a logarithmic axis needs positive lower ends
                 low = band["low"].clip(lower=band["least"]) if logarithmic else band["low"]
                 ax.fill_between(band.index, low, band["high"], color=shade, alpha=0.15, linewidth=0)
             if logarithmic:
@@ -243,7 +243,7 @@ class Drawing:
         return figure
 
     def heat_map(self, metric: str) -> Figure:
-        """The mean of each cell over two factors; hatched where all runs of a cell diverged or failed."""
+        """Draw the mean of each cell over two factors, hatched if all runs of a cell diverged or failed."""
         across = self.axis
         down = next(factor for factor in [self.colour, *self.shown] if factor not in (None, across))
         assert across is not None
@@ -285,7 +285,7 @@ class Drawing:
         return figure
 
     def tuning(self) -> Figure:
-        """The score in validation over the tuned key, a line for each cell, the chosen value ringed."""
+        """Draw the validation score over the tuned key, a line for each cell, with a ring at the chosen value."""
         tuning, chosen = self.results.tuning, self.results.chosen
         assert tuning is not None
         assert chosen is not None
@@ -317,13 +317,13 @@ class Drawing:
         return figure
 
     def legend(self, figure: Figure, axes: Sequence[Axes], factor: str | None = None) -> None:
-        """One legend for all panels, beside the last."""
+        """Draw one legend for all panels, beside the last."""
         factor = factor or self.colour
         handles: dict[str, Any] = {}
         for ax in axes:
             handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
         if factor is not None and handles:
-            more = max(map(len, handles)) - LEGEND_LETTERS  # the panels keep their width
+            more = max(map(len, handles)) - LEGEND_LETTERS  # keeps the width of the panels
             figure.set_figwidth(figure.get_figwidth() + LETTER_INCHES * max(0, more))
             last = axes[min(len(axes), num_columns(len(axes))) - 1]
             last.legend(
@@ -339,7 +339,7 @@ class Drawing:
 def figure_panels(
     number: int, width: float = PANEL[0], height: float = PANEL[1]
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of so many panels, beside and below each other, in the style of all."""
+    """Create a figure with a number of panels in the common style."""
     columns = num_columns(number)
     rows = math.ceil(number / columns)
     with mpl.rc_context(STYLE):
@@ -353,12 +353,13 @@ def figure_panels(
 
 
 def keep_as_text(ax: Axes) -> None:
-    """Keep matplotlib from taking a $ in a name for mathematics, and SVG from signs that it cannot have."""
+    """Disable math text for names with a $, and replace control characters, which SVG cannot contain."""
     texts = [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
     if (legend := ax.get_legend()) is not None:
         texts += [legend.get_title(), *legend.get_texts()]
     for axis in (ax.xaxis, ax.yaxis):
-        if isinstance(axis.get_major_formatter(), FixedFormatter):  # levels; powers of ten are mathematics
+        # levels; the powers of ten of other axes stay math text
+        if isinstance(axis.get_major_formatter(), FixedFormatter):
             texts += axis.get_ticklabels()
     for text in texts:
         text.set_text("".join(sign if sign.isprintable() else " " for sign in text.get_text()))
@@ -370,7 +371,7 @@ def num_columns(number: int) -> int:
 
 
 def name_axis(ax: Axes, factor: str | None, levels: Sequence[str]) -> None:
-    """Levels as ticks at equal distances: powers of two and ten are then as on a logarithmic axis."""
+    """Label the axis with levels at equal distances: powers of two and ten then look like a logarithmic axis."""
     crowded = sum(map(len, levels)) > 30
     ax.xaxis.set_major_locator(FixedLocator(range(len(levels))))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -381,7 +382,7 @@ def name_axis(ax: Axes, factor: str | None, levels: Sequence[str]) -> None:
 
 
 def is_numeric(levels: Sequence[str]) -> bool:
-    """Whether levels are numbers, "full" aside."""
+    """Return whether all levels except "full" are numbers."""
     return len(levels) > 1 and all(is_number(level) for level in levels if level != "full")
 
 
@@ -394,7 +395,7 @@ def is_number(text: str) -> bool:
 
 
 def readable_name(name: str) -> str:
-    """A key or a metric as a person says it: data.batch_size is the batch size, val/loss the validation loss."""
+    """Return a readable name of a key or metric: batch size for data.batch_size, validation loss for val/loss."""
     words = {"val/": "validation ", "test/": "test ", "train/": "training ", "lr": "learning rate"}
     text = last_part(name) if "." in name and "/" not in name and "(" not in name else name
     text = words.get(text, text)
@@ -404,7 +405,7 @@ def readable_name(name: str) -> str:
 
 
 def cell_label(cell: dict[str, str]) -> str:
-    """A cell, or a part of one, as a title."""
+    """Return a cell, or a part of one, as a title."""
     return ", ".join(
         f"{readable_name(factor)} {level}" if is_number(level) or level in GENERIC_LEVELS else level
         for factor, level in cell.items()
@@ -412,5 +413,5 @@ def cell_label(cell: dict[str, str]) -> str:
 
 
 def file_name(metric: str) -> str:
-    """A metric as the name of a file."""
+    """Return a metric as a file name."""
     return "_".join("".join(sign if sign.isalnum() else " " for sign in metric).split())

@@ -35,23 +35,21 @@ from ablab.lab.run.resume import force_add_open_keys
 from ablab.waiting import counted
 
 Compose = Callable[[Overrides], DictConfig]
-STUDY = "study.db"  # of a search, in its folder
-DONE = ("finished", "diverged")  # run again, they would end the same
-MAX_NAME_BYTES = (
-    150  # bytes of a folder's name before its hash; a file system takes 255, and files beside have longer ones
-)
+STUDY = "study.db"  # the study of a search, in its folder
+DONE = ("finished", "diverged")  # running these again gives the same end
+MAX_NAME_BYTES = 150  # bytes of a folder's name before its hash; file systems allow 255
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedRun:
-    """A run that can be started.
+    """A run that is ready to start.
 
     Args:
         plan: its place in the grid.
-        cfg: its whole config.
-        hydra: what Hydra knows of it, its words among it.
-        metrics: what it is to have logged.
-        folder: where it is, begun or not; named by the plan, and by the config and the code that decide its result.
+        cfg: its full config.
+        hydra: Hydra's config of the run, including its overrides.
+        metrics: the metrics that it must log.
+        folder: its folder, existing or not; the name depends on the plan, and on config and code.
     """
 
     plan: PlannedRun
@@ -62,12 +60,12 @@ class PreparedRun:
 
     @property
     def overrides(self) -> Overrides:
-        """The command line that makes the same run."""
+        """The overrides of a command line for the same run."""
         return list(self.hydra.hydra.overrides.task)
 
     @property
     def entry(self) -> dict[str, Any]:
-        """What finds it again."""
+        """The entry of the run in ablation.json."""
         return {"folder": self.folder.name, "cell": self.plan.cell, "seed": self.plan.seed}
 
     @property
@@ -80,14 +78,14 @@ class PreparedRun:
 
 
 class Grid:
-    """Composes each cell once, and gives every run its folder.
+    """Composes each cell once, and assigns a folder to every run.
 
     Args:
-        ablation: the grid as data.
-        common: words that all runs have.
-        compose: from words to a config.
-        output_dir: where the ablation's folder is.
-        is_remote: the runs take place on other machines, which have what this one may lack.
+        ablation: the definition of the grid.
+        common: the overrides common to all runs.
+        compose: composes a config from overrides.
+        output_dir: the parent of the ablation's folder.
+        is_remote: the runs execute on other machines, which may have data and devices that this one lacks.
     """
 
     def __init__(
@@ -99,10 +97,10 @@ class Grid:
         self.compose = compose
         self.folder = (output_dir / ablation.name).absolute()
         self.composed: dict[tuple[str, ...], DictConfig] = {}
-        self.fingerprints: dict[str, str | None] = {}  # of the data, by their config
+        self.fingerprints: dict[str, str | None] = {}  # of the data, by their settings
 
     def prepare(self, plan: PlannedRun) -> PreparedRun:
-        """A run with its config and folder."""
+        """Return a run with its config and folder."""
         cfg = copy.deepcopy(self.compose_cell(plan))
         hydra = OmegaConf.masked_copy(cfg, "hydra")
         with open_dict(cfg):
@@ -136,21 +134,21 @@ class Grid:
         return PreparedRun(plan, cfg, hydra, folder, self.ablation.metrics)
 
     def run_overrides(self, plan: PlannedRun) -> Overrides:
-        """Return the overrides of a run, without those that only this ablation adds."""
+        """Return the overrides of a run, without those that the ablation itself adds."""
         return force_add_open_keys([*self.common, *plan.overrides])
 
     def compose_cell(self, plan: PlannedRun) -> DictConfig:
-        """The config of a run but for its seed, composed once for all seeds: the longest part of preparing one."""
+        """Return the config of a run except its seed, composed once for all seeds, since composing is slow."""
         if plan.overrides not in self.composed:
             self.composed[plan.overrides] = self.compose(self.run_overrides(plan))
         return self.composed[plan.overrides]
 
     def find_same_config(self, config: str, cell: Cell) -> Path | None:
-        """The newest finished run of this config, whatever its code was.
+        """Return the newest finished run with this config, regardless of its code.
 
         Args:
-            config: the hash of the config, which leaves out the data's place.
-            cell: the levels of the run; the found run has no other level of any of their factors.
+            config: the hash of the config, which excludes data paths.
+            cell: the levels of the run; a run with other levels of these factors does not count.
         """
         found = [folder for folder, record in self.records if record["identity"]["config"] == config]
         found = [folder for folder in found if not differing_factors(cell, read_config(folder).get("cell") or {})]
@@ -158,12 +156,12 @@ class Grid:
 
     @cached_property
     def records(self) -> list[tuple[Path, dict[str, Any]]]:
-        """Every run that was done before this grid began any, with its record."""
+        """Every run that was done before this grid started any, with its record."""
         done = [file.parent for file in sorted(self.folder.glob("*/run.json")) if status_of(file.parent) in DONE]
         return [(folder, read_record(folder)) for folder in done]
 
     def prepare_all(self, plans: Iterable[PlannedRun]) -> list[PreparedRun]:
-        """Runs with their configs, once each of them has been found to be possible."""
+        """Prepare runs, and check that each of them can be executed."""
         plans = list(plans)
         with closing(counted(plans, len(plans), "composing the configs")) as told:
             runs = [self.prepare(plan) for plan in told]
@@ -172,10 +170,10 @@ class Grid:
         return runs
 
     def check_runs(self, runs: list[PreparedRun]) -> None:
-        """Refuse what cannot be run, for every cell, before any is.
+        """Check every cell before any run starts.
 
         Raises:
-            ConfigError: with a line or more for each cell.
+            ConfigError: with one or more lines for each invalid cell.
         """
         from ablab.lab.train import check_buildable
 
@@ -203,14 +201,14 @@ class Grid:
             self.check_same_data(run)
 
     def check_same_data(self, run: PreparedRun) -> None:
-        """Refuse to take a run for one of today's data that began with others: where the files are is not in its name.
+        """Refuse an existing run that started with other data: the name of its folder does not depend on data paths.
 
         Raises:
             ConfigError: with both fingerprints.
         """
         try:
             then = read_record(run.folder)["data"]["fingerprint"] if (run.folder / "run.json").exists() else None
-        except (ConfigError, KeyError, TypeError):  # damaged: it is tried, and says so
+        except (ConfigError, KeyError, TypeError):  # a damaged run is tried, and reports the damage
             return
         if then is None or is_guest(run.cfg) or (now := self.fingerprint(run)) is None:
             return
@@ -222,7 +220,7 @@ class Grid:
             )
 
     def fingerprint(self, run: PreparedRun) -> str | None:
-        """The fingerprint of a run's data, read once for all runs with the same ones; None if only others have them."""
+        """Return the fingerprint of a run's data, read once per data set; None if only remote machines have the data."""
         from ablab.lab.train import build_data
 
         key = what_is_read(plain(run.cfg.data))
@@ -238,17 +236,17 @@ class Grid:
 
     @property
     def design(self) -> dict[str, Any]:
-        """All that makes this ablation another one than those with the same factor: more levels and seeds do not."""
+        """The properties that distinguish this ablation from another with the same name, except levels and seeds."""
         return {
             "factors": sorted(self.ablation.factors),
-            # in a sweep without a file this is the first level, which nobody chose
+            # in a sweep without a file, the baseline is the first level, which nobody chose
             "baseline": None if self.ablation.from_overrides else self.ablation.baseline,
             "tuned key": self.ablation.tune.key if self.ablation.tune else None,
             "settings": effective_overrides(self.common),
         }
 
     def check_folder(self) -> None:
-        """Refuse a folder that holds something else, before anything is run: its report would be replaced.
+        """Refuse a folder of another ablation before anything runs, since its report would be replaced.
 
         More or fewer levels and seeds are the same ablation.
 
@@ -284,14 +282,14 @@ class Grid:
 
     @property
     def design_hashes(self) -> dict[str, str]:
-        """A hash of each part of `asked`: the record's own copy may have lost secrets."""
+        """A hash of each part of `design`, since secrets are removed from the copy in the record."""
         texts = {part: json.dumps(value, sort_keys=True) for part, value in self.design.items()}
         return {part: hashlib.sha256(text.encode()).hexdigest() for part, text in texts.items()}
 
     def write_record(self, command: str, runs: list[PreparedRun], tuning: dict[str, Any] | None) -> None:
         """Write ablation.json: the command and the grid, without secrets, and the folder of each run.
 
-        Levels keep their names, by which a report finds the runs.
+        Levels keep their names, which the report needs to find the runs.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {
@@ -315,7 +313,7 @@ def without_secrets(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_accelerator(cfg: DictConfig) -> DictConfig:
-    """A config that this machine can try, whatever it lacks; the rest of it stays as it is."""
+    """Return a config that this machine can check without the accelerator."""
     cfg = cfg.copy()
     if cfg.trainer.accelerator != "cpu":
         cfg.trainer.accelerator = "cpu"
@@ -324,26 +322,26 @@ def without_accelerator(cfg: DictConfig) -> DictConfig:
 
 
 def format_part(value: Any) -> str:
-    """A part of what an ablation was asked for, in words."""
+    """Describe one part of the design of an ablation."""
     if isinstance(value, dict):
         return " ".join(f"{key}={item}" for key, item in value.items()) or "none"
     return ", ".join(value) or "none" if isinstance(value, list) else show(value)
 
 
 def format_cells(cells: list[str]) -> str:
-    """A few cells, and how many more."""
+    """List a few cells and the number of others."""
     several = f", and {len(cells) - 3} cells more" if len(cells) > 3 else ""
     return "; ".join(cells[:3]) + several
 
 
 def wandb_tag(factor: str, level: Any) -> str:
-    """Return W&B's tag of a level; W&B takes 64 characters, so that of a longer one a hash ends it."""
+    """Return a W&B tag for a level; W&B allows 64 characters, so longer tags end with a hash."""
     text = f"{factor}={level}"
     return text if len(text) <= 64 else f"{text[:55]}-{digest(text)[:8]}"
 
 
 def check_distinct_folders(runs: list[PreparedRun]) -> None:
-    """Refuse two runs with one folder: the second would be taken for done.
+    """Refuse two runs with the same folder: the second would count as done.
 
     Raises:
         ConfigError: with both runs.
@@ -364,10 +362,10 @@ def differing_factors(cell: Cell, other: Cell) -> list[str]:
 
 
 def folder_name(plan: PlannedRun, identity: str) -> str:
-    """Name a run's folder: its settings, as far as a file system lets them be a name, and a hash.
+    """Return the name of a run's folder: its settings, as far as file systems allow, and a hash.
 
-    The hash covers the settings too. The readable part may be equal for two cells: signs become _, it is cut, and some
-    file systems ignore case or the form of accents.
+    The hash covers the settings too, since the readable part may be equal for two cells: special characters become _,
+    long names are cut, and some file systems ignore case or Unicode normalization.
 
     Args:
         plan: the run's place in the grid.

@@ -1,4 +1,4 @@
-"""A report as one page that needs nothing but itself."""
+"""Render a report as a single self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ th:first-child, td:first-child { text-align: left; } thead th { border-bottom-wi
 
 
 def render_page(report: Report, svg: Mapping[str, str], how_to_read: str) -> str:
-    """The page, with its figures inside."""
+    """Return the page, with its figures inlined."""
     parts = [f"<h1>{escape(report.title)}</h1>", f'<p class="question">{escape(report.question)}</p>']
     parts += [f"<p>{escape(fact)}</p>" for fact in report.facts]
     if report.verdicts:

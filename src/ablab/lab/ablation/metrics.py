@@ -1,12 +1,13 @@
-"""What a report can be about: a number of a run, from its record and its curves.
+"""Metrics of a report: one number per run, from its record and its curves.
 
-| written | what it is |
+| written | meaning |
 |---|---|
-| `test/accuracy` | of the run's final metrics: the test, and the validation metric that chose the weights |
+| `test/accuracy` | a final metric: of the test, or the validation metric that selected the weights |
 | `last(train/loss)`, also `min`, `max`, `mean` | of a column of metrics.csv |
-| `steps_until(val/loss <= 0.3)`, also `>=` | the first step at which a column of metrics.csv is there; none if never |
-| `seconds_until(val/loss <= 0.3)` | the same as a time, at the run's mean pace |
-| `seconds` | the time of the training, validation included; none of a run that was interrupted |
+| `steps_until(val/loss <= 0.3)`, also `>=` | the first step at which a column of metrics.csv meets the bound, if any |
+| `seconds_until(val/loss <= 0.3)` | the same as a time, at the mean speed of the run |
+| `seconds` | the training time, validation included; none for an interrupted run |
+
 """
 
 from __future__ import annotations
@@ -29,13 +30,12 @@ UNTIL = re.compile(r"(steps|seconds)_until\(\s*(\S+)\s*(<=|>=)\s*(\S+)\s*\)")
 
 
 def metric_value(metric: str, record: Mapping[str, Any], curve: pd.DataFrame) -> float:
-    """The value of a metric for one finished run; NaN where it has none.
+    """Return the value of a metric for one finished run; NaN if it has none.
 
     Args:
         metric: as in the table above.
         record: the run's run.json.
         curve: the run's metrics.csv.
-
     """
     if not is_logged(metric, record, curve):
         return math.nan
@@ -79,19 +79,19 @@ def training_seconds(record: Mapping[str, Any]) -> float:
 
 
 def curve_column(metric: str) -> str | None:
-    """The column of metrics.csv that a metric is of; None of another one."""
+    """Return the column of metrics.csv that a metric uses; None for a final metric."""
     if found := OVER_CURVE.fullmatch(metric):
         return found[2]
     return found[2] if (found := UNTIL.fullmatch(metric)) else None
 
 
 def is_until_metric(metric: str) -> bool:
-    """Whether a run without a value of it never got there."""
+    """Return whether a missing value of the metric means that a run never reached its bound."""
     return UNTIL.fullmatch(metric) is not None
 
 
 def is_logged(metric: str, record: Mapping[str, Any], curve: pd.DataFrame) -> bool:
-    """Whether a run has logged what a metric is of."""
+    """Return whether a run has logged the values that a metric needs."""
     name = curve_column(metric)
     if name is not None:
         return name in curve and bool(curve[name].notna().any())
@@ -103,10 +103,10 @@ def check_logged(metrics: Iterable[str], runs: Sequence[tuple[Mapping[str, Any],
 
     Args:
         metrics: of the ablation.
-        runs: run.json and metrics.csv of finished runs of all cells; one cell may well lack what another one logs.
+        runs: run.json and metrics.csv of finished runs of all cells; a single cell may lack a value that others log.
 
     Raises:
-        ConfigError: with the metric, and what was logged.
+        ConfigError: with the metric, and the logged names.
     """
     for metric in metrics:
         if any(is_logged(metric, record, curve) for record, curve in runs):
@@ -124,12 +124,12 @@ def check_logged(metrics: Iterable[str], runs: Sequence[tuple[Mapping[str, Any],
 
 
 def check_metrics(metrics: list[str], cfg: DictConfig) -> None:
-    """Refuse what can be no metric of a run, before there is one. What measuring callbacks log is known only later.
+    """Refuse names that cannot be metrics, before any run. Names from diagnostics are only known after a run.
 
     Raises:
         ConfigError: with the metric.
     """
-    guest = is_guest(cfg)  # which names its metrics as it likes
+    guest = is_guest(cfg)  # external modules name their metrics freely
     task: Any = None if guest else get_class(cfg.task._target_)
     known = [] if guest else [str(cfg.monitor.metric), *(f"test/{name}" for name in task.monitorable)]
     for metric in metrics:

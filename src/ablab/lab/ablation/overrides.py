@@ -1,4 +1,4 @@
-"""From the words of a command line to the ablation that they ask for."""
+"""Parse the overrides of a command line into the ablation that they describe."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ from ablab.lab.run.folder import LONGEST_NAME, check_name
 from ablab.lab.run.identity import without_effect
 from ablab.lab.run.resume import key_of, single_run_error
 
-Levels = dict[str, list[str]]  # the words of each level
+Levels = dict[str, list[str]]  # the overrides of each level
 
 
 def parse_ablation(words: Overrides, cfg: DictConfig) -> tuple[Ablation, Overrides]:
-    """The ablation that a command asks for.
+    """Return the ablation that a command describes.
 
-    Words of a factor narrow or widen its levels, `seed=0,1,2` the seeds; another word with several values is a factor
-    more. Without an ablation's file the words alone make the grid, and the first level of each factor is the baseline.
+    Overrides of a factor replace its levels, `seed=0,1,2` the seeds; another override with several values adds a
+    factor. Without an ablation's file, the overrides alone define the grid, and the first level of each factor is the
+    baseline.
 
     Args:
-        words: of the command line.
-        cfg: what is composed of those with one value.
+        words: the overrides of the command line.
+        cfg: composed from the overrides with a single value.
 
     Returns:
-        The ablation, and the words that are common to all of its runs.
+        The ablation, and the overrides common to all of its runs.
 
     Raises:
-        ConfigError: a grid that cannot be.
+        ConfigError: the grid is invalid.
     """
     given: dict[str, Any] = {}
     if cfg.ablation is not None:
         container: Any = OmegaConf.to_container(cfg.ablation, resolve=True)
         given = {key: value for key, value in container.items() if key != "_target_"}
     factors, seeds, common = dict(given.get("factors", {})), given.get("seeds", [cfg.seed]), []
-    added: dict[str, str] = {}  # words that no file foresaw, by their keys
+    added: dict[str, str] = {}  # overrides of keys that are no factors of a file
     for override in OverridesParser.create().parse_overrides(words):
         name = key_of(str(override.input_line))
         check_allowed_in_sweep(name, override)
@@ -76,10 +77,10 @@ def parse_ablation(words: Overrides, cfg: DictConfig) -> tuple[Ablation, Overrid
 
 
 def default_metric(cfg: DictConfig) -> str:
-    """Return the metric that a sweep without a file compares: of a test, by the metric that chooses the weights.
+    """Return the metric that a sweep without a file compares: the test metric that corresponds to `monitor.metric`.
 
     Raises:
-        ConfigError: a LightningModule from outside, and no metric is set.
+        ConfigError: an external LightningModule, and no metric is set.
     """
     if not is_guest(cfg):
         return f"test/{str(cfg.monitor.metric).rpartition('/')[2]}"
@@ -89,10 +90,10 @@ def default_metric(cfg: DictConfig) -> str:
 
 
 def check_allowed_in_sweep(name: str, override: Override) -> None:
-    """Refuse a word that is for one run alone.
+    """Refuse an override that only makes sense for a single run.
 
     Raises:
-        ConfigError: with the remedy.
+        ConfigError: names the remedy.
     """
     if name in ("name", "output_dir") and override.is_sweep_override():
         raise ConfigError(f"{override.input_line}: all runs of a sweep are in one folder; give one value")
@@ -101,9 +102,9 @@ def check_allowed_in_sweep(name: str, override: Override) -> None:
 
 
 def default_name(factors: Iterable[str], common: Overrides) -> str:
-    """Name a sweep after its factors, with a hash of the settings that its runs have in common and that matter.
+    """Name a sweep after its factors, with a hash of the common settings that can change a result.
 
-    So two sweeps of one factor that find different things have two folders, `-m norm=a,b` and `-m norm=a,b model=rnn`.
+    Two sweeps of one factor with different settings get two folders: `-m norm=a,b` and `-m norm=a,b model=rnn`.
     """
     found = effective_overrides(common)
     suffix = f"_{short_hash(sorted(found.items()))}" if found else ""
@@ -118,7 +119,7 @@ def short_hash(value: Any) -> str:
 
 
 def effective_overrides(common: Overrides) -> dict[str, str]:
-    """The overrides that can change a result, by their keys; not the seed, which each run has its own of."""
+    """Return the overrides that can change a result, by key; except the seed, which differs between runs."""
     pairs = [word.lstrip("+").partition("=")[::2] for word in common]
     return {
         key: value
@@ -128,10 +129,10 @@ def effective_overrides(common: Overrides) -> dict[str, str]:
 
 
 def check_no_conflict(name: str, word: str, ablation: Ablation) -> None:
-    """Refuse a word that the ablation would undo, or that would undo some levels.
+    """Refuse an override that conflicts with a level or the tuned key of the ablation.
 
     Raises:
-        ConfigError: with the levels that set the same key.
+        ConfigError: names the levels that set the same key.
     """
     remedy = f"leave it out, or change the ablation's file, conf/ablation/{ablation.name}.yaml"
     if ablation.tune is not None and name == ablation.tune.key:
@@ -150,7 +151,7 @@ def parse_seed(level: str, override: Override) -> int:
 
 
 def parse_levels(override: Override) -> Levels:
-    """Each value of a word, as it is called, and the word that has it alone."""
+    """Return the values of an override as levels, each with its own override."""
     if not override.is_sweep_override():
         return {value_text(override.value()): [str(override.input_line)]}
     key = str(override.input_line).partition("=")[0]
@@ -163,7 +164,7 @@ def parse_levels(override: Override) -> Levels:
 
 
 def select_levels(name: str, every: dict[str, Any], wanted: Levels) -> dict[str, Any]:
-    """Some of the levels of a factor whose levels have names."""
+    """Return some of the levels of a factor with named levels."""
     named = {show(level): words for level, words in every.items()}
     for level in wanted:
         if level not in named:
@@ -172,10 +173,10 @@ def select_levels(name: str, every: dict[str, Any], wanted: Levels) -> dict[str,
 
 
 def value_text(value: Any) -> str:
-    """A value as it is called."""
+    """Return the text of a value."""
     return value.text if isinstance(value, QuotedString) else show(value)
 
 
 def last_part(factor: str) -> str:
-    """The last part of a factor's key."""
+    """Return the last part of a factor's key."""
     return factor.rpartition(".")[2].rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""A grid in progress: a table on a terminal, a line for each run in a log file."""
+"""Show the progress of a grid: a table on a terminal, a line per run in a log file."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ FirstRunsCallback = Callable[[list[PreparedRun]], None]
 STATUS_SIGNS = {
     "finished": ("●", "green"),
     "running": ("◐", "yellow"),
-    "taken": ("◌", "yellow"),  # by another launch
+    "taken": ("◌", "yellow"),  # in use by another launch
     "diverged": ("∞", "magenta"),
     "failed": ("✗", "red"),
 }
-MAX_ROWS = 40  # of the table; larger grids get the counts alone
-LONG_RUN_SECONDS = 5.0  # seconds of a run whose beginning is worth a line, too
+MAX_ROWS = 40  # of the table; larger grids only get the counts
+LONG_RUN_SECONDS = 5.0  # seconds; the start of longer runs is logged too
 
 
 class Progress:
-    """Follows runs as they begin and end, and shows them.
+    """Tracks and displays runs as they start and end.
 
     Args:
-        runs: all of the grid, the done ones among them.
-        title: what they are for.
-        check_first_runs: what is done with one finished run of each cell, as soon as all cells have one.
+        runs: all runs of the grid, including those done.
+        title: the purpose of the runs.
+        check_first_runs: called once with one finished run of each cell, as soon as all cells have one.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class Progress:
         self.title = title
         self.status = {run: run.status if run.is_done else "missing" for run in runs}
         self.watched = watched()
-        # rich alone would take FORCE_COLOR, which a notebook sets for what it starts, for a terminal
-        # a label is text, whatever brackets and colons are in it
+        # rich would take FORCE_COLOR, which notebooks set for subprocesses, for a terminal;
+        # labels may have brackets and colons that are not markup
         self.console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, force_terminal=self.watched)
         self.began_at: dict[PreparedRun, float] = {}
         self.started = 0.0
@@ -56,7 +56,7 @@ class Progress:
             get_renderable=self.table,
             refresh_per_second=2,
             transient=True,
-            redirect_stdout=False,  # what runs print goes to their logs
+            redirect_stdout=False,  # the output of runs goes to their logs
             redirect_stderr=False,
         )
 
@@ -79,7 +79,7 @@ class Progress:
             self.console.print(f"{run.plan.label}: begun; {relpath(run.folder / LOG)} follows it", soft_wrap=True)
 
     def run_ended(self, run: PreparedRun, status: str) -> None:
-        """What became of a run; "taken" if another launch has it, which may be said again and again."""
+        """Record the status of a run; "taken" if another launch uses it, which may be reported repeatedly."""
         self.status[run] = status
         if status == "taken":
             self.began_at.pop(run, None)
@@ -94,7 +94,7 @@ class Progress:
             self.console.print(f"{run.plan.label}: {status} ({took}); {self.summary()}", soft_wrap=True)
 
     def first_run_of_each_cell(self) -> list[PreparedRun]:
-        """A finished run of each cell; none as long as a cell has none."""
+        """Return a finished run of each cell; empty until all cells have one."""
         found: dict[tuple[str, ...], PreparedRun | None] = {}
         for run, status in self.status.items():
             cell = tuple(run.plan.cell.values())
@@ -103,7 +103,7 @@ class Progress:
         return runs if len(runs) == len(found) else []
 
     def summary(self) -> str:
-        """How far the grid is, in words."""
+        """Describe the progress of the grid."""
         states = list(self.status.values())
         parts = [f"{self.title} {states.count('finished')} of {len(states)} finished".lstrip()]
         names = {"taken": "in another launch"}
@@ -117,7 +117,7 @@ class Progress:
         return ", ".join(parts)
 
     def table(self) -> Group:
-        """A row for each cell, a sign for each seed."""
+        """Return a table with a row for each cell and a symbol for each seed."""
         cells: dict[str, dict[int, str]] = {}
         for run, status in self.status.items():
             cells.setdefault(run.plan.cell_label, {})[run.plan.seed] = status
@@ -132,7 +132,7 @@ class Progress:
 
 
 def format_duration(seconds: float) -> str:
-    """A time as a person says it."""
+    """Return a duration in readable units."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""An ablation's report: what ran, what may be concluded, tables and figures; for a terminal, a paper and a browser."""
+"""An ablation's report: runs, conclusions, tables and figures; for a terminal, a paper and a browser."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ablab.lab.run.folder import relpath
 from ablab.screen import watched
 
 FOLDER = "report"
-UNPAIRED_MARK = "†"  # at a verdict that is of some seeds alone
+UNPAIRED_MARK = "†"  # marks a verdict based on some of the seeds
 HOW_TO_READ = (
     "Differences are paired: each is the mean, over the seeds, of what a cell has more than its baseline with the same "
     "seed, which began from the same weights and saw the same samples. Intervals are of 95 %, of one comparison alone. "
@@ -36,7 +36,7 @@ HOW_TO_READ = (
 
 @dataclass
 class Table:
-    """Rows of text under a title; the first column names, the others are numbers."""
+    """Rows of text under a title; the first column holds names, the others numbers."""
 
     title: str
     header: list[str]
@@ -45,7 +45,7 @@ class Table:
 
 @dataclass
 class Report:
-    """Everything that is said, in the order in which it is read."""
+    """The content of a report, in reading order."""
 
     title: str
     question: str
@@ -54,11 +54,11 @@ class Report:
     tables: list[Table]
     troubles: list[str]
     notes: list[str]
-    figures: list[tuple[str, str]] = field(default_factory=list)  # file name, what it shows
+    figures: list[tuple[str, str]] = field(default_factory=list)  # file name and caption
 
 
 def compose_report(results: Results) -> Report:
-    """What an ablation's results say.
+    """Compose the report of an ablation's results.
 
     Raises:
         ConfigError: no run has finished.
@@ -110,18 +110,18 @@ def compose_report(results: Results) -> Report:
 
 
 def count_statuses(runs: pd.DataFrame) -> str:
-    """How many runs are finished, failed and so on."""
+    """Return the number of runs of each status."""
     return ", ".join(f"{number} {status}" for status, number in runs["status"].value_counts().items())
 
 
 def describe_grid(results: Results) -> str:
-    """The grid in words."""
+    """Describe the grid."""
     parts = [f"{len(levels)} of {readable_name(factor)}" for factor, levels in results.ablation.factors.items()]
     return " × ".join([*parts, f"{len(results.ablation.seeds)} seeds"])
 
 
 def first_labels(runs: pd.DataFrame, factors: list[str]) -> Iterator[str]:
-    """The first few runs."""
+    """Yield the labels of the first few runs."""
     for _, row in runs.head(4).iterrows():
         yield f"{cell_label({f: row[f] for f in factors})}, seed {row['seed']}".lstrip(", ")
     if len(runs) > 4:
@@ -129,14 +129,14 @@ def first_labels(runs: pd.DataFrame, factors: list[str]) -> Iterator[str]:
 
 
 def summary(compared: pd.DataFrame, metric: str) -> list[str]:
-    """How many verdicts there are of each kind."""
+    """Return the number of verdicts of each kind."""
     counts = compared["verdict"].value_counts()
     parts = [f"{counts[verdict]} {verdict}" for verdict in ("higher", "lower", "cannot tell") if verdict in counts]
     return [f"{readable_name(metric)}, {len(compared)} comparisons: {', '.join(parts)}."]
 
 
 def verdict_sentence(results: Results, row: pd.Series) -> str:
-    """What may be said of one comparison."""
+    """Return the conclusion of one comparison."""
     n = int(row["n"])
     subject = f"{comparison_label(results, row)}: "
     lost = unpaired_seeds_text(results, row)
@@ -158,7 +158,7 @@ def verdict_sentence(results: Results, row: pd.Series) -> str:
 
 
 def unpaired_seeds_text(results: Results, row: pd.Series) -> str:
-    """How many seeds a comparison lacks, and of which of its two cells the runs never got there."""
+    """Return the number of seeds without a pair, and of runs of both cells that never met a bound."""
     if not row["lost"]:
         return ""
     seeds, never = len(results.ablation.seeds), ""
@@ -168,12 +168,12 @@ def unpaired_seeds_text(results: Results, row: pd.Series) -> str:
 
 
 def format_verdict(row: pd.Series) -> str:
-    """A verdict, and a sign where it is of some seeds alone."""
+    """Return a verdict, with a mark if it is based on some of the seeds."""
     return f"{row['verdict']} {UNPAIRED_MARK}" if row["lost"] else str(row["verdict"])
 
 
 def seeds_needed_text(row: pd.Series) -> str:
-    """How many seeds would tell what was observed."""
+    """Return the number of seeds needed to detect the observed difference."""
     if math.isnan(row["seeds_needed"]):
         return ""
     many = f"about {row['seeds_needed']:.0f}" if math.isfinite(row["seeds_needed"]) else "more than 10,000"
@@ -181,7 +181,7 @@ def seeds_needed_text(row: pd.Series) -> str:
 
 
 def comparison_label(results: Results, row: pd.Series) -> str:
-    """Which cell is compared with which."""
+    """Return the name of a comparison: cell against baseline."""
     baseline = results.ablation.baseline
     changed = {f: row[f] for f in results.ablation.factors if f in baseline and row[f] != baseline[f]}
     same = {f: row[f] for f in results.ablation.factors if f not in changed and len(results.ablation.factors[f]) > 1}
@@ -215,7 +215,7 @@ def comparison_table(results: Results, compared: pd.DataFrame, metric: str) -> T
 
 
 def cell_table(results: Results, cells: pd.DataFrame, metric: str) -> Table:
-    """Mean ± standard deviation (n) of each cell; the factor with the most levels that fit goes across."""
+    """Return a table of mean ± standard deviation (n) per cell, with the largest factor that fits as columns."""
     factors = [f for f, levels in results.ablation.factors.items() if len(levels) > 1]
     of_metric = cells[cells["metric"] == metric]
     across = max(factors[1:], key=lambda f: len(results.ablation.factors[f]), default=None)
@@ -238,7 +238,7 @@ def cell_table(results: Results, cells: pd.DataFrame, metric: str) -> Table:
 
 
 def format_cell(row: pd.Series) -> str:
-    """A cell's mean and spread, and what is missing of it."""
+    """Return a cell's mean and spread, and the number of runs without a value."""
     parts = [f"{row[status]:.0f} {status}" for status in ("diverged", "failed") if row[status]]
     never = "never" if is_until_metric(row["metric"]) else "without a value"
     parts += [f"{row['none']:.0f} {never}"] if row["none"] else []
@@ -252,7 +252,7 @@ def format_cell(row: pd.Series) -> str:
 
 
 def num_decimals(size: float) -> int:
-    """So many that the first two figures of a size are shown."""
+    """Return the number of decimals that shows the first two digits of a number."""
     return max(0, 1 - math.floor(math.log10(size))) if size > 0 and math.isfinite(size) else 3
 
 
@@ -261,7 +261,7 @@ def format_signed(number: float, digits: int) -> str:
 
 
 def format_number(number: float, digits: int, sign: str = "") -> str:
-    """A number with so many decimals; one that begins far behind the point as 1.23e−07."""
+    """Return a number with fixed decimals; a small one with many decimals in scientific notation."""
     if digits <= 6 or abs(number) >= 1e-3:
         return f"{number:{sign}.{digits}f}".replace("-", "−")
     figures = digits + math.floor(math.log10(abs(number))) if number else 0
@@ -273,7 +273,7 @@ def format_interval(low: float, high: float, digits: int) -> str:
 
 
 def tuning_notes(results: Results) -> list[str]:
-    """Which value each cell got, and a warning where it is the last one tried."""
+    """Return notes on the chosen value of each cell, with a warning for values at the edge of the grid."""
     if results.chosen is None:
         return []
     factors = list(results.ablation.factors)
@@ -307,7 +307,7 @@ def tuning_notes(results: Results) -> list[str]:
 
 
 def write_report(results: Results, folder: Path) -> Report:
-    """Write the report into `folder/report`, and return what it says.
+    """Write the report into `folder/report`, and return it.
 
     Raises:
         ConfigError: no run has finished.
@@ -360,26 +360,26 @@ def markdown(report: Report) -> str:
     return "\n".join(lines)
 
 
-# The signs of Markdown that could make markup of a text; not the brackets of an interval or the _ within a word.
+# Characters that could be Markdown markup; not the brackets of an interval or a _ within a word.
 MARKDOWN = re.compile(
     r"[\\`*|$]|<(?=[A-Za-z/!?])|\](?=[(\[:])|(?<!\w)_|_(?!\w)|~(?=~)|&(?=#?\w+;)|^[#>+=-]|(?<=^\d)[.)](?=\s)"
 )
 
 
 def escape_markdown(text: str) -> str:
-    """A text as one line of Markdown, in which nothing of it is markup."""
+    """Return a text as one line of Markdown without markup."""
     return MARKDOWN.sub(r"\\\g<0>", one_line(text))
 
 
 def one_line(text: str) -> str:
-    """A text without line breaks and control characters."""
+    """Return a text without line breaks and control characters."""
     return "".join(sign if sign.isprintable() else " " for sign in " ".join(text.split()))
 
 
 def latex(table: Table) -> str:
-    """A table for a paper, in the style of booktabs."""
+    """Return a table in LaTeX with booktabs rules."""
     columns = "l" + "r" * (len(table.header) - 1)
-    # a [ or * after the end of a row would be an argument of \\
+    # LaTeX would take a [ or * after a row for an argument of \\
     body = ["{}" * row[0].startswith(("[", "*")) + " & ".join(map(escape_latex, row)) + r" \\" for row in table.rows]
     return "\n".join(
         [
@@ -397,7 +397,7 @@ def latex(table: Table) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """A text as LaTeX has it."""
+    """Return a text escaped for LaTeX."""
     signs = {
         "\\": r"\textbackslash{}",
         "&": r"\&",
@@ -421,7 +421,7 @@ def escape_latex(text: str) -> str:
 
 
 def print_report(report: Report, folder: Path, console: Console | None = None) -> None:
-    """Print the report on a terminal; plainly where it is none. Nothing in it is taken for markup or an emoji."""
+    """Print the report on a terminal, or as plain text elsewhere, with markup and emoji codes kept as text."""
     console = console or Console(highlight=False, soft_wrap=False, force_terminal=watched())
     if not console.is_terminal or console.is_dumb_terminal:
         console = Console(file=console.file, highlight=False, width=140, force_terminal=False)
@@ -431,7 +431,8 @@ def print_report(report: Report, folder: Path, console: Console | None = None) -
     for table in report.tables[:2]:
         title = Text(one_line(table.title), style="table.title")
         shown = RichTable(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
-        kept = [i for i, name in enumerate(table.header) if name != "by bootstrap"]  # as wide as most screens
+        # keeps the table as wide as most screens
+        kept = [i for i, name in enumerate(table.header) if name != "by bootstrap"]
         for i in kept:
             shown.add_column(Text(one_line(table.header[i])), justify="left" if i == 0 else "right", overflow="fold")
         for row in table.rows:
@@ -444,7 +445,7 @@ def print_report(report: Report, folder: Path, console: Console | None = None) -
 
 
 def colour_verdict(entry: str) -> Text:
-    """A verdict in its colour."""
+    """Return a verdict in its colour."""
     colours = {"higher": "blue", "lower": "red", "cannot tell": "dim"}
     colour = next((colours[verdict] for verdict in colours if entry.startswith(verdict)), "")
     return Text(one_line(entry), style=colour)

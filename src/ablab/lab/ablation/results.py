@@ -1,4 +1,4 @@
-"""The results of an ablation, read from its folder."""
+"""Read the results of an ablation from its folder."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from ablab.lab.run.code import PACKAGE, sources_of
 from ablab.lab.run.folder import ABLATION, LOCK, LOG, failure_reason, read_record
 from ablab.lab.run.redaction import redact
 
-STATUSES = ("running", "finished", "stopped", "diverged", "failed")  # of a record, as a run writes them
+STATUSES = ("running", "finished", "stopped", "diverged", "failed")  # that a run writes
 
 
 @dataclass
 class Results:
-    """What an ablation found so far.
+    """The results of an ablation so far.
 
     Args:
         ablation: the grid.
-        runs: a row for each run of it: a column for each factor, `seed`, `status` ("finished", "diverged", "failed",
+        runs: a row for each run: a column for each factor, `seed`, `status` ("finished", "diverged", "failed",
             "stopped", "running" or "missing"), `folder`, `error`, and each metric.
         curves: the metrics.csv of each run, by its folder.
-        tuning: a row for each run that decided on the tuned key: the factors, `value`, `seed`, `status`, `score`.
-        chosen: the value that each cell got: the factors, `value`.
-        notes: what else a reader should know.
+        tuning: a row for each tuning run: the factors, `value`, `seed`, `status`, `score`.
+        chosen: the tuned value of each cell: the factors, `value`.
+        notes: further remarks for the reader.
     """
 
     ablation: Ablation
@@ -52,15 +52,15 @@ class Results:
 
 
 def read_results(folder: Path, *, mix_code: bool = False, baseline: dict[str, str] | None = None) -> Results:
-    """What the runs of an ablation's folder have found so far.
+    """Read the results of an ablation's folder so far.
 
     Args:
-        folder: the ablation's.
-        mix_code: take runs that were made by different versions of the code together.
-        baseline: the level of each of some factors to compare with, instead of the ablation's own.
+        folder: the ablation's folder.
+        mix_code: combine runs that were made by different versions of the code.
+        baseline: levels to compare with, instead of the ablation's own baseline.
 
     Raises:
-        ConfigError: it is no ablation's folder, its runs were made by different code, or the baseline is no level.
+        ConfigError: the folder is not an ablation, its runs were made by different code, or a level does not exist.
     """
     try:
         record = json.loads((folder / ABLATION).read_text(encoding="utf-8"))
@@ -87,23 +87,23 @@ def read_results(folder: Path, *, mix_code: bool = False, baseline: dict[str, st
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Write a file, whole or not at all, also where several launches do."""
+    """Write a file atomically, even while several launches write it."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, file)
 
 
 def code_notes(folders: list[Path], mix_code: bool) -> list[str]:
-    """What is to be said of the versions of the code that made the runs.
+    """Return a note if different versions of the code made the runs.
 
     Raises:
-        ConfigError: they are several, and are not to be mixed.
+        ConfigError: there are several versions, and `mix_code` is false.
     """
-    versions: dict[str, dict[str, list[str]]] = {}  # of each part of the code its hashes, and the commits of each
+    versions: dict[str, dict[str, list[str]]] = {}  # by part of the code and hash, the commits
     for folder in folders:
-        with suppress(ConfigError, LookupError, TypeError):  # the table says which run cannot be read
+        with suppress(ConfigError, LookupError, TypeError):  # the table lists unreadable runs
             record = read_record(folder) if (folder / "run.json").exists() else {"sources": []}
-            for part, found in sources_of(record).items():  # cells may well need different modules
+            for part, found in sources_of(record).items():  # cells may use different modules
                 versions.setdefault(part, {}).setdefault(found, []).append(str(record.get("git_commit"))[:12])
     said = [
         ("" if part == PACKAGE.name else f"{part}: ")
@@ -122,7 +122,7 @@ def code_notes(folders: list[Path], mix_code: bool) -> list[str]:
 
 
 def unreported_runs_note(folder: Path, planned: list[dict[str, Any]]) -> list[str]:
-    """A note of the runs in an ablation's folder that its report is not about."""
+    """Return a note about runs in an ablation's folder that are not part of the report."""
     names = {run["folder"] for run in planned}
     number = sum(file.parent.name not in names for file in folder.glob("*/run.json"))
     if not number:
@@ -132,7 +132,7 @@ def unreported_runs_note(folder: Path, planned: list[dict[str, Any]]) -> list[st
 
 
 def status_of(folder: Path) -> str:
-    """Find out how far a run is.
+    """Return the status of a run.
 
     Returns:
         The status of its record, or "missing"; "stopped" for a run whose process is gone, "failed" for one that ended
@@ -159,7 +159,7 @@ def has_printed(folder: Path) -> bool:
 
 
 def failure_summary(folder: Path) -> str:
-    """Why a run has no result, in one line."""
+    """Return the reason why a run has no result, in one line."""
     if not (folder / "run.json").exists():
         return failure_reason(folder) or ("its process ended without a message" if has_printed(folder) else "not begun")
     try:
@@ -179,7 +179,7 @@ def failure_summary(folder: Path) -> str:
 def runs_table(
     folder: Path, runs: list[dict[str, Any]], ablation: Ablation
 ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """All runs as a table, and their curves by folder.
+    """Return all runs as a table, and their curves by folder.
 
     Raises:
         ConfigError: no cell has logged one of the metrics.
@@ -189,7 +189,7 @@ def runs_table(
         place = folder / run["folder"]
         status = status_of(place)
         row = {**run["cell"], "seed": run["seed"], "status": status, "folder": str(place), "error": ""}
-        try:  # one damaged run is left out of the report, with the reason, and takes no other with it
+        try:  # a damaged run is left out with a reason, and does not affect others
             if status == "finished":
                 record, curve = read_record(place), read_curve(place)
                 if not isinstance(record.get("metrics"), dict):
@@ -201,7 +201,7 @@ def runs_table(
             row |= {"status": "failed", "error": f"left out, its files are damaged: {describe_damage(error, place)}"}
         if status not in ("finished", "missing"):
             row["error"] = redact(failure_summary(place))
-            with suppress(Exception):  # as far as there is one
+            with suppress(Exception):  # if it is readable
                 curves[str(place)] = read_curve(place)
         rows.append(row)
     frame = pd.DataFrame(rows, columns=None if rows else [*ablation.factors, "seed", "status", "folder", "error"])
@@ -214,7 +214,7 @@ def runs_table(
 
 
 def describe_damage(error: Exception, folder: Path) -> str:
-    """What is wrong with a run's files, in one line."""
+    """Describe the problem with a run's files in one line."""
     text = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
     return text.splitlines()[0].removeprefix(f"{folder}: ")
 
@@ -229,7 +229,7 @@ def tuning_row(folder: Path, run: dict[str, Any], metric: str) -> dict[str, Any]
 
 
 def monitored_score(folder: Path, metric: str) -> float:
-    """What a finished run had of the validation metric that chose its weights; NaN of any other."""
+    """Return the monitored validation metric of a finished run; NaN for any other run."""
     if status_of(folder) != "finished":
         return math.nan
     try:
@@ -239,5 +239,5 @@ def monitored_score(folder: Path, metric: str) -> float:
 
 
 def read_curve(folder: Path) -> pd.DataFrame:
-    """A run's metrics.csv; a last row that was cut off is left out."""
+    """Read a run's metrics.csv; an incomplete last row is skipped."""
     return pd.DataFrame(read_rows(folder) or {"step": [], "epoch": []})

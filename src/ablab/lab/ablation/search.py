@@ -1,4 +1,4 @@
-"""A search by Optuna instead of a grid: its trials are runs like others, and it can be interrupted like them."""
+"""A search by Optuna instead of a grid: its trials are ordinary runs, and it can be interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -43,26 +43,26 @@ from ablab.waiting import awaited
 @read_once()
 @cache_hashes()
 def search(words: Overrides, cfg: DictConfig, loader: ConfigLoader, *, study: str, num_trials: int, seed: int) -> None:
-    """Look for the best values of the words that have several, by the metric that the run monitors.
+    """Search for the best values of overrides with several values, by the monitored metric.
 
-    Each trial is a run. The study is a file of SQLite in the search's folder: the same command goes on with it, a trial
-    that was interrupted first. What is asked next follows from the seed and the trials so far alone, so an interrupted
-    search finds what an uninterrupted one does.
+    Each trial is a run. The study is an SQLite file in the folder of the search: the same command resumes it, an
+    interrupted trial first. Each proposal depends only on the seed and the trials so far, so an interrupted search
+    gives the same result as an uninterrupted one.
 
     Args:
-        words: of the command line: norm=batchnorm,groupnorm is a choice, data.batch_size=range(8,64,8) are whole
-            numbers, "optimizer.lr=tag(log,interval(1e-3,1))" is an interval, here a logarithmic one.
-        cfg: what is composed of the words with one value.
+        words: the overrides of the command line: norm=batchnorm,groupnorm is a choice, data.batch_size=range(8,64,8) a
+            range of integers, "optimizer.lr=tag(log,interval(1e-3,1))" an interval, here on a logarithmic scale.
+        cfg: composed from the overrides with a single value.
         loader: composes the others.
         study: the name of the search's folder in output_dir.
-        num_trials: how many there are to be in the end, those of earlier launches included.
+        num_trials: the total number of trials, including those of earlier launches.
         seed: of the sampler.
 
     Raises:
-        ConfigError: nothing to search, a space that cannot be, or another one than the study's, or no trial could be
-            run. One that cannot be is a trial that failed, and the search goes on.
-        RunError: no trial found anything.
-        Stopped: a signal came; the same command goes on.
+        ConfigError: there is nothing to search, the space is invalid or differs from that of the study, or no trial
+            could run. A single invalid trial counts as failed, and the search continues.
+        RunError: no trial has a value.
+        Stopped: a signal arrived; the same command resumes.
     """
     check_name("hydra.sweeper.study", study)
     if num_trials < 1:
@@ -108,7 +108,7 @@ def search(words: Overrides, cfg: DictConfig, loader: ConfigLoader, *, study: st
 def run_trial(
     study: optuna.Study, space: Mapping[str, BaseDistribution], seed: int, grid: Grid, cfg: DictConfig
 ) -> None:
-    """One trial: what an earlier launch left, or a new one."""
+    """Run one trial: one that an earlier launch left unfinished, or a new one."""
     number, params = interrupted_trial(study, space) or ask_trial(study, space, seed)
     text = " ".join(f"{key}={show(param)}" for key, param in params.items())
     try:
@@ -126,10 +126,10 @@ def run_trial(
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """What a word with several values lets Optuna choose from.
+    """Return the Optuna distribution of an override with several values.
 
     Raises:
-        ConfigError: there is nothing that it can choose.
+        ConfigError: Optuna cannot sample from it.
     """
     if override.get_key_element().lstrip("+") == "seed":
         raise ConfigError(
@@ -157,10 +157,10 @@ def parse_distribution(override: Override) -> BaseDistribution:
 
 
 def check_same_space(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> None:
-    """Refuse to go on with a study in which a key had other choices, which Optuna does not take together.
+    """Refuse to resume a study in which a key had other choices, which Optuna cannot combine.
 
     Raises:
-        ConfigError: with the key.
+        ConfigError: names the key.
     """
     for trial in study.get_trials(deepcopy=False):
         for key in trial.distributions.keys() & space.keys():
@@ -174,7 +174,7 @@ def check_same_space(study: optuna.Study, space: Mapping[str, BaseDistribution])
 
 
 def check_same_settings(study: optuna.Study, settings: Mapping[str, str]) -> None:
-    """Refuse to go on with a study whose trials had other settings: the best of both would mean nothing.
+    """Refuse to resume a study whose trials had other settings, since their values are not comparable.
 
     Raises:
         ConfigError: with both settings.
@@ -194,7 +194,7 @@ def check_same_settings(study: optuna.Study, settings: Mapping[str, str]) -> Non
 
 
 def warn_of_other_code(folder: Path) -> None:
-    """Say how many trials were run by other code than today's: their values stay in the study."""
+    """Warn about trials that were made by other versions of the code: their values stay in the study."""
     folders = [file.parent for file in folder.glob("*/run.json") if status_of(file.parent) == "finished"]
     old = [f for f in folders if read_record(f)["identity"]["code"] != code_of(plain(read_config(f))).digest[:16]]
     if old:
@@ -210,20 +210,20 @@ def ended_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 
 
 def interrupted_trial(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> tuple[int, dict[str, Any]] | None:
-    """A trial that an earlier launch left, unless it was of other keys, or killed before it had all of them."""
+    """Return a trial that an earlier launch left unfinished; None if it lacks keys of this space."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     return next(((trial.number, trial.params) for trial in trials if trial.params.keys() == space.keys()), None)
 
 
 def ask_trial(study: optuna.Study, space: Mapping[str, BaseDistribution], seed: int) -> tuple[int, dict[str, Any]]:
-    """The next trial; the sampler draws by the seed and the number of trials, whoever asked for the others."""
+    """Ask for the next trial; the sampler depends only on the seed and the number of trials."""
     study.sampler = optuna.samplers.TPESampler(seed=seed * 1_000_003 + len(study.get_trials(deepcopy=False)))
     trial = study.ask(dict(space))
     return trial.number, trial.params
 
 
 def run_objective(grid: Grid, params: Mapping[str, Any], cfg: DictConfig) -> float:
-    """The monitored metric of a trial's run, which is begun, gone on with or found; NaN if it diverged or failed."""
+    """Return the monitored metric of a trial's run, starting or resuming it as needed; NaN if it diverged or failed."""
     cell = {key: show(value) for key, value in params.items()}
     [run] = grid.prepare_all(
         [PlannedRun(cell, cfg.seed, tuple(f"{key}={quote_value(v)}" for key, v in params.items()))]
@@ -234,7 +234,7 @@ def run_objective(grid: Grid, params: Mapping[str, Any], cfg: DictConfig) -> flo
 
 
 def report_best(study: optuna.Study, folder: Path, cfg: DictConfig) -> None:
-    """Write every trial, and say which was best."""
+    """Write all trials to a file, and print the best one."""
     warn_of_other_code(folder)
     rows = [{**t.params, "value": t.value, "state": t.state.name.lower()} for t in ended_trials(study)]
     pd.DataFrame(rows).to_csv(folder / "trials.csv", index=False)
@@ -245,7 +245,7 @@ def report_best(study: optuna.Study, folder: Path, cfg: DictConfig) -> None:
 
 
 def no_result_error(study: optuna.Study, folder: Path, cfg: DictConfig) -> Exception:
-    """Why no trial has a value."""
+    """Return the error for a search in which no trial has a value."""
     states = {status_of(file.parent) for file in folder.glob("*/run.json")}
     if "finished" in states:
         return RunError(

@@ -1,4 +1,4 @@
-"""An ablation from its words to its report: `sweep` reads top to bottom."""
+"""Run an ablation, from its overrides to its report: `sweep` reads top to bottom."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from ablab.waiting import awaited
 @read_once()
 @cache_hashes()
 def sweep(words: Overrides, cfg: DictConfig, loader: ConfigLoader, launcher: Launcher) -> Any:
-    """Do what is missing of an ablation, and write its report.
+    """Execute the missing runs of an ablation, and write its report.
 
     Args:
-        words: of the command line.
-        cfg: what is composed of those with one value.
+        words: the overrides of the command line.
+        cfg: composed from the overrides with a single value.
         loader: composes the others.
-        launcher: where the runs take place.
+        launcher: executes the runs.
 
     Raises:
-        ConfigError: something is wrong in some cell; nothing has been run.
+        ConfigError: a cell is invalid; nothing has run.
         RunError: some runs failed, the others are done; or all of them diverged.
-        Stopped: a signal came; the same command goes on.
+        Stopped: a signal arrived; the same command resumes.
     """
     ablation, common = parse_ablation(words, cfg)
     grid = Grid(
@@ -93,7 +93,7 @@ def sweep(words: Overrides, cfg: DictConfig, loader: ConfigLoader, launcher: Lau
 
 @contextmanager
 def print_resume_hint(stdout: TextIO) -> Iterator[None]:
-    """Say how to go on with an ablation that a signal stops."""
+    """Print how to resume an ablation that a signal stops."""
     try:
         yield
     except Stopped as stopped:
@@ -102,10 +102,10 @@ def print_resume_hint(stdout: TextIO) -> Iterator[None]:
 
 
 def run_tuning(ablation: Ablation, grid: Grid, launcher: Launcher) -> dict[str, Any]:
-    """Do the runs that tune; what they found.
+    """Execute the tuning runs, and return their outcome.
 
     Raises:
-        RunError: some failed: without them the choice would be another one.
+        RunError: some failed, so the choice would be biased.
     """
     tried = list(ablation.tuning_runs())
     values = [value for _, value in tried]
@@ -118,7 +118,7 @@ def run_tuning(ablation: Ablation, grid: Grid, launcher: Launcher) -> dict[str, 
 
 
 def check_done(runs: list[PreparedRun], what: str = "runs") -> None:
-    """Have every run done.
+    """Check that every run is done.
 
     Raises:
         RunError: some are not.
@@ -128,7 +128,7 @@ def check_done(runs: list[PreparedRun], what: str = "runs") -> None:
 
 
 def format_failures(failed: list[PreparedRun], total: int, what: str = "runs") -> str:
-    """What did not work, and where to look."""
+    """List the failed runs with their reasons and logs."""
     lines = [f"{len(failed)} of {total} {what} failed; the same command tries them again, and them alone"]
     for run in failed:
         log = run.folder / LOG
@@ -139,10 +139,10 @@ def format_failures(failed: list[PreparedRun], total: int, what: str = "runs") -
 
 
 def check_first_metrics(runs: list[PreparedRun]) -> None:
-    """Refuse a metric that the first runs of all cells have not logged: the others will not either.
+    """Refuse a metric that the first runs of all cells have not logged, since the others will not either.
 
     Raises:
-        ConfigError: with what was logged. It is not lost: the metrics are no part of a run.
+        ConfigError: with the logged names. The runs are kept: their folders do not depend on the metrics.
     """
     metrics, found = runs[0].metrics, []
     for run in runs:
@@ -155,7 +155,7 @@ def check_first_metrics(runs: list[PreparedRun]) -> None:
 
 
 def launch_runs(runs: list[PreparedRun], launcher: Launcher, title: str = "") -> None:
-    """Carry out all missing runs by the project's launchers, or by another one of Hydra's."""
+    """Launch all missing runs with the project's launchers, or another launcher of Hydra."""
     if isinstance(launcher, RunLauncher):
         launcher.launch_runs(runs, Progress(runs, title, check_first_metrics))
     elif missing := [run.overrides for run in runs if not run.is_done]:
