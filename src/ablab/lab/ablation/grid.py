@@ -220,7 +220,7 @@ class Grid:
             )
 
     def fingerprint(self, run: PreparedRun) -> str | None:
-        """Return the fingerprint of a run's data, read once per data set; None if only remote machines have the data."""
+        """Return the fingerprint of a run's data, read once per data set; None if this machine lacks the data."""
         from ablab.lab.train import build_data
 
         key = what_is_read(plain(run.cfg.data))
