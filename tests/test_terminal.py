@@ -260,7 +260,7 @@ def test_what_fails_within_is_over(tmp_path: Path) -> None:
     assert not waiting.awaits
     broken = [PreparedRun(plan, None, None, tmp_path, []) for plan in plans]  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="NoneType") as trying:
-        grid.check(broken)
+        grid.check_runs(broken)
     assert not waiting.awaits
     assert composing.traceback
     assert trying.traceback

@@ -160,7 +160,7 @@ def test_an_edit_of_a_users_own_module_or_file_gives_new_folders(
 def record(grid: Grid) -> Grid:
     """The grid, as if its first run had been done."""
     runs = prepared(grid)
-    grid.record("python train.py", runs, None)
+    grid.write_record("python train.py", runs, None)
     runs[0].folder.mkdir(parents=True)
     (runs[0].folder / "run.json").write_text("{}")
     return grid
@@ -210,7 +210,7 @@ def test_an_ablation_with_a_file_names_the_key_that_renames_it(grid: Grids) -> N
 
 def test_a_folder_in_which_nothing_has_run_can_be_had(grid: Grids) -> None:
     first = grid(*NORMS)
-    first.record("python train.py", prepared(first), None)
+    first.write_record("python train.py", prepared(first), None)
     grid("model=rnn", *NORMS).check_folder()
 
 

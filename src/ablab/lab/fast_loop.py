@@ -68,7 +68,7 @@ class TrainingEpoch(_TrainingEpochLoop):
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a hook on all callbacks and the module; return the last result (the module's, if it has the hook)."""
-        vars(self.trainer.lightning_module)["_current_fx_name"] = name  # `self.log` asks where it is called
+        vars(self.trainer.lightning_module)["_current_fx_name"] = name  # `self.log` reads the current hook
         part = self.trainer.profiler.profile  # type: ignore[attr-defined]
         answer = None
         for label, hook in self.hooks[name]:

@@ -76,7 +76,7 @@ def restore_logged_means(trainer: L.Trainer, module: L.LightningModule, saved: d
         if last is not None:
             result._forward_cache = last.to(module.device)
         results[key] = result
-    trainer._logger_connector._first_loop_iter = True  # otherwise the first batch would set the sums back to zero
+    trainer._logger_connector._first_loop_iter = True  # otherwise the first batch would reset the sums
 
 
 def modules_in_eval_mode(trainer: L.Trainer, module: L.LightningModule) -> list[str]:

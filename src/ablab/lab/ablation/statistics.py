@@ -68,7 +68,7 @@ def comparisons(runs: pd.DataFrame, factors: Sequence[str], baseline: dict[str, 
         `low` and `high` (t interval), `boot_low` and `boot_high` (bootstrap, from 5 pairs on), `effect` (the mean
         over the standard deviation of the differences, with Hedges' correction), `p`, `holm`, `verdict` ("higher",
         "lower", "cannot tell"), `seeds_needed` (for 80 % power, if the difference is the observed one), `tells` (the
-        smallest difference that n pairs tell with that power), `lost` (seeds of either cell without a pair), `none`
+        minimum detectable difference of n pairs at that power), `lost` (seeds of either cell without a pair), `none`
         and `baseline_none` (finished runs of the cell, and of the other one, without a value).
 
     References:

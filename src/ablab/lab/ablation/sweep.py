@@ -146,7 +146,7 @@ def check_first_metrics(runs: list[PreparedRun]) -> None:
     """
     metrics, found = runs[0].metrics, []
     for run in runs:
-        with suppress(Exception):  # a damaged run, which the report names
+        with suppress(Exception):  # the report lists damaged runs
             record, curve = read_record(run.folder), read_curve(run.folder)
             [metric_value(metric, record, curve) for metric in metrics]
             found.append((record, curve))

@@ -283,7 +283,7 @@ def config_groups() -> list[str]:
 
 
 def menu(word: str, choices: Sequence[str], place: str) -> str:
-    """What there is instead of `word`, the likeliest first."""
+    """Return a message with the valid choices, the likely one first."""
     if not choices:
         return f"{place} has none"
     close = get_close_matches(word, choices, n=1) or get_close_matches(word.lower(), choices, n=1)

@@ -133,7 +133,7 @@ def import_target(target: str) -> Any:
     """Import the class or function of a target; None if that fails."""
     try:
         return get_object(target)
-    except (Exception, SystemExit):  # a module may raise anything while it is imported
+    except (Exception, SystemExit):  # importing a module may raise anything
         return None
 
 

@@ -102,7 +102,7 @@ class Checkpoints(L.Callback):
         granted = granted_flags(self.exchange, pl_module)
         due = granted["save"]
         due |= self.every_n_steps is not None and step % self.every_n_steps == 0
-        # Lightning does not validate after the last of max_steps when it resumes there
+        # when resuming at max_steps, Lightning skips the validation after the last step, so save before it
         due |= step == trainer.max_steps - 1
         if granted["stop"] or (due and step > 0):
             self.save(trainer, "training")

@@ -267,7 +267,7 @@ class VerifiedFiles(CheckpointIO):
 
 
 PLAIN_TYPES = (bool, int, float, str, bytes, torch.Size)
-KEY_TYPES = (bool, int, float, str, tuple)  # of mappings
+KEY_TYPES = (bool, int, float, str, tuple)  # of the keys of mappings
 
 
 def to_plain_data(value: Any, place: str, *, pickles: bool) -> Any:

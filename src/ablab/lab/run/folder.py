@@ -217,7 +217,7 @@ def group_choices() -> dict[str, Any] | None:
 
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"  # of times in a record
-LONGEST_NAME = 200  # bytes; with the date and a number, a file system takes 255
+LONGEST_NAME = 200  # bytes; file systems allow 255, with date and number
 
 
 def check_name(key: str, name: str) -> None:

@@ -71,7 +71,7 @@ class Run:
         self.facts: dict[str, Any] = {}
         self.metrics: dict[str, float] = {}
         self.weights: dict[str, str] = {}
-        self.seconds: float | None = None  # of the training, validation included
+        self.seconds: float | None = None  # training time, validation included
         self.loggers: list[Logger] = []
         self.checkpoint: Path | None = None
         self.rows: list[dict[str, Any]] = []
