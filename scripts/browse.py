@@ -1,10 +1,11 @@
-"""Make one page of all runs and ablations in a folder, and open it: a file that needs no server and no account.
+"""Write one page of all runs and ablations in a folder, and open it; it needs no server and no account.
 
     python scripts/browse.py
     python scripts/browse.py runs/norm_batch_size      the runs of one ablation
-    python scripts/browse.py --no-open                 write runs/index.html, and leave the browser alone
+    python scripts/browse.py --no-open                 write runs/index.html without opening a browser
 
-The page is a picture of the moment: give the command again for the next one. Exit code 2: there is no run.
+The page is a snapshot: run the command again to update it. Exit code 2: there is no run.
+
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ablab.lab.run.folder import relpath
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="of the runs; default: runs")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="the folder of runs (default: runs)")
     parser.add_argument("--no-open", action="store_true", help="do not open the page in the browser")
     options = parser.parse_args()
     content = collect(options.folder)
@@ -35,7 +36,7 @@ def main() -> None:
 
 
 def has_display() -> bool:
-    """Whether a window can be opened here; without one, webbrowser would start a browser of text in the terminal."""
+    """Return whether a window can be opened; otherwise webbrowser would start a text browser in the terminal."""
     return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 

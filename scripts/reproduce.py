@@ -1,11 +1,12 @@
-"""Run a recorded run again, from its folder alone, and compare: equal to the bit, or the first step where they part.
+"""Repeat a recorded run from its folder alone, and compare: equal to the bit, or the first step that differs.
 
-    python scripts/reproduce.py RUN                    says what of code, data and environment has changed, then trains
+    python scripts/reproduce.py RUN                    list changes in code, data and environment, then train
     python scripts/reproduce.py RUN optimizer.lr=0.05  with a deliberate change
 
-The new run goes into `reproductions` beside the other, or into output_dir=FOLDER. A run that was stopped, killed or is
-going on is compared as far as it goes; one that diverged has to diverge again. Exit code 0: equal; 4: not equal; 2: no
-such run, or nothing in it to compare.
+The new run goes into `reproductions` beside the other, or into output_dir=FOLDER. A run that was stopped or killed, or
+is still running, is compared up to its last row; one that diverged must diverge again. Exit code 0: equal; 4: not
+equal; 2: not a run, or nothing to compare.
+
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ from ablab.waiting import on_a_terminal_alone
 NOT_EQUAL = 4
 
 
-def say(text: str) -> None:
+def print_once(text: str) -> None:
     if rank() == 0:
         print(text)
 
 
-def config_again(folder: Path, changes: list[str], *, trust: bool = False) -> DictConfig:
-    """The config of the run, to be run elsewhere, without loggers, and with what is changed on purpose.
+def reproduction_config(folder: Path, changes: list[str], *, trust: bool = False) -> DictConfig:
+    """Return the config of the run for a new folder, without loggers and with deliberate changes.
 
     Raises:
-        ConfigError: the folder is no run's, or there is no such key to change.
+        ConfigError: the folder is not a run, or a changed key does not exist.
     """
     for change in changes:
         key, equals, _ = change.partition("=")
@@ -54,7 +55,7 @@ def config_again(folder: Path, changes: list[str], *, trust: bool = False) -> Di
             raise ConfigError(f"{change}: a run is made again from its beginning; leave it out")
     cfg, places = read_config(folder), [change for change in changes if change.startswith("output_dir=")]
     if len(places) < len(changes):
-        with initialize_config_dir(str(CONF), version_base="1.3"):  # what depends on a changed value changes with it
+        with initialize_config_dir(str(CONF), version_base="1.3"):  # dependent values change as well
             cfg = compose_changes(folder, cfg, changes, trust=trust)
     cfg.logger = {}
     beside = f"output_dir={folder.absolute().parent / 'reproductions'}"
@@ -63,8 +64,8 @@ def config_again(folder: Path, changes: list[str], *, trust: bool = False) -> Di
     return cfg
 
 
-def run_again(cfg: DictConfig) -> Path:
-    """Train; the new run's folder, also where the run diverges."""
+def train_again(cfg: DictConfig) -> Path:
+    """Train, and return the new run's folder, even if the run diverges."""
     from ablab.lab.train import train
 
     parent = Path(cfg.output_dir)
@@ -72,7 +73,7 @@ def run_again(cfg: DictConfig) -> Path:
     try:
         return train(cfg).folder
     except Diverged as error:
-        say(f"diverged: {error}")
+        print_once(f"diverged: {error}")
         if rank() != 0:
             return parent
         new = set(parent.glob("*/run.json")) - others
@@ -83,8 +84,8 @@ def run_again(cfg: DictConfig) -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run's folder")
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="to be another than in the run")
-    parser.add_argument("--trust", action="store_true", help="build whatever its config names: docs/runs.md")
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="deliberate changes of the config")
+    parser.add_argument("--trust", action="store_true", help="build any class that its config names: docs/runs.md")
     options = parser.parse_args()
     with loading(announce=True):
         from ablab.lab.config.trust import check_targets
@@ -94,7 +95,7 @@ def main() -> int:
         from ablab.lab.train import build_data
 
     check_comparable(options.run)
-    cfg = config_again(options.run, options.changes, trust=options.trust)
+    cfg = reproduction_config(options.run, options.changes, trust=options.trust)
     cfg.trust = options.trust
     check_config(cfg, root=CONF / "train.yaml")
     check_targets(cfg)
@@ -102,18 +103,18 @@ def main() -> int:
     match_threads(environment)
     changes = provenance.changes_since(record, environment, plain(cfg))
     then = record["data"]["fingerprint"]
-    now = then if is_guest(cfg) else build_data(cfg).fingerprint  # data from outside are read by the run itself
+    now = then if is_guest(cfg) else build_data(cfg).fingerprint  # external data are only read by the run itself
     changes += [f"the data: {then[:12]} then, {now[:12]} now"] if then != now else []
     changes += [
         f"{key}: {a} then, {b} now" for key, a, b in result_differences(plain(read_config(options.run)), plain(cfg))
     ]
     for line in changes:
-        say(f"not as it was: {line}")
+        print_once(f"not as it was: {line}")
     status = record["status"]
     if status not in SELF_ENDED:
-        say(f"the run is {status}: it is compared as far as it goes")
+        print_once(f"the run is {status}: it is compared as far as it goes")
 
-    again = run_again(cfg)
+    again = train_again(cfg)
     if rank() != 0:
         return 0
     found = compare(options.run, again)

@@ -1,4 +1,4 @@
-"""A data set of your own: made-up images of bars, to be made another."""
+"""A data set of your own: generated images of bars, as a starting point."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Template(LabelledData):
         self.num_samples = num_samples
 
     def load(self) -> Official:
-        generator = torch.Generator().manual_seed(0)  # a run's seed changes no sample
+        generator = torch.Generator().manual_seed(0)  # the same samples for every seed of a run
         targets = torch.arange(self.num_samples) % len(NAMES)
         rows, columns = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
         across = torch.stack([rows, columns, (rows + columns) / 2, (rows - columns + SIZE) / 2])

@@ -1,4 +1,4 @@
-"""A model of your own: a small plain network of convolutions, to be made another."""
+"""A model of your own: a small plain convolutional network, as a starting point."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Template(nn.Module):
         channels = in_channels
         for i in range(depth):
             conv = nn.Conv2d(channels, width * 2**i, 3, stride=1 if i == 0 else 2, padding=1)
-            if not norm.needs_bias:  # only now: the same seed draws the same weights for every norm
+            if not norm.needs_bias:  # last, so that the same seed draws the same weights for every norm
                 conv.register_parameter("bias", None)
             channels = conv.out_channels
             layers += [norm.wrap(conv), norm(channels, "image", activation=nn.ReLU())]

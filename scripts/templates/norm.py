@@ -1,4 +1,4 @@
-"""A norm of your own: power norm, a family with RMS norm in its middle, to be made another."""
+"""A norm of your own: power norm, a family that includes RMS norm, as a starting point."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Template(Norm):
         self.power = power
 
     def statistics(self, layout: Layout) -> tuple[Statistic, ...]:
-        return (Statistic("power mean", features="all"),)  # batch="the batch", positions=True: over these, too
+        return (Statistic("power mean", features="all"),)  # batch="the batch", positions=True: also over these
 
     def layer(
         self,
@@ -71,8 +71,8 @@ class TemplateLayer(NormLayer):
         self.power = norm.power
 
     def normalize(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
-        x = precise(x)  # float32 at least
+        x = precise(x)  # at least float32
         mean = x.abs().pow(self.power).mean(self.feature_dim, keepdim=True)
-        # a mean over steps, too, would have to leave out those where `valid` is False: see `ablab.norms.layer.moments`
+        # a mean that includes steps must leave out those with `valid` False: see `ablab.norms.layer.moments`
         size = (mean + self.eps ** (self.power / 2)).pow(1 / self.power)
         return self.scale_and_shift(x / size)

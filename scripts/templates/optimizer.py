@@ -1,4 +1,4 @@
-"""An optimizer of your own: SGD with momentum, written out, to be made another."""
+"""An optimizer of your own: SGD with momentum, written out, as a starting point."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Template(Optimizer):
         return loss
 
     def update(self, weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        """One step of one weight, in place."""
+        """Update one weight in place."""
         if not state:
             state["momentum"] = torch.zeros_like(weight)
         gradient = gradient.add(weight, alpha=group["weight_decay"])

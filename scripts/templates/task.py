@@ -1,4 +1,4 @@
-"""A task of your own: focal loss over classes, to be made another."""
+"""A task of your own: focal loss over classes, as a starting point."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Template(Task):
         Lin et al. 2017, https://arxiv.org/abs/1708.02002
     """
 
-    # The metrics that may choose the best checkpoint, and whether more of them is better.
+    # The metrics that may select the best checkpoint, and whether higher is better.
     monitorable: ClassVar = {"loss": "min", "accuracy": "max"}
 
     def __init__(
@@ -64,13 +64,13 @@ class Template(Task):
             setattr(self, f"{stage}_metrics", collection(metrics))
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the mean over samples, a scalar; in validation and test without the factor, so that runs compare."""
+        """Return the mean over samples, a scalar; validation and test omit the focal factor, so that runs compare."""
         each = F.cross_entropy(logits, batch.targets, reduction="none")
-        wrong = (1 - (-each).exp()).clamp(min=1e-6)  # of 0, a power below 1 has no finite derivative
+        wrong = (1 - (-each).exp()).clamp(min=1e-6)  # a power below 1 has no finite derivative at 0
         return (wrong**self.gamma * each if self.training else each).mean()
 
     def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
-        """Count a batch in: torchmetrics keeps the sums, over all batches and processes."""
+        """Update the metrics with a batch; torchmetrics accumulates over all batches and processes."""
         for name, metric in metrics.items():
             if name == "loss":
                 metric.update(loss, weight=len(batch.targets))
