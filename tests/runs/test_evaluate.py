@@ -117,7 +117,7 @@ def test_weights_that_are_broken_or_missing_are_named(run: Start, tmp_path: Path
     with pytest.raises(ConfigError, match=r"best\.safetensors: there is none, the run has not validated"):
         evaluate(folder)
     evaluate(folder, weights="last")
-    with pytest.raises(ConfigError, match=r"nowhere: it is no run's folder; there is no run\.json in it"):
+    with pytest.raises(ConfigError, match=r"nowhere: it is not a run's folder; there is no run\.json in it"):
         evaluate(tmp_path / "nowhere")
 
 

@@ -225,7 +225,7 @@ def test_processes_that_have_composed_different_configs_do_not_train(tmp_path: P
             ["trainer=cpu"],
             "error: trainer.devices, trainer.num_nodes: they make 1 processes, and torchrun has started 2",
         ),
-        (["trainer=ddp_cpu", "resume=nowhere"], "error: resume=nowhere: it is no run's folder"),
+        (["trainer=ddp_cpu", "resume=nowhere"], "error: resume=nowhere: it is not a run's folder"),
     ],
 )
 def test_what_cannot_be_under_torchrun_is_said_once(tmp_path: Path, words: list[str], message: str) -> None:

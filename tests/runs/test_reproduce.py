@@ -181,7 +181,7 @@ def test_a_run_that_diverged_has_to_diverge_again(run: Start, again: Again, tmp_
 def test_the_program_refuses_what_is_no_runs_folder(command: Command) -> None:
     done = command("nowhere", script="scripts/reproduce.py")
     assert done.returncode == 2
-    assert done.stderr == "error: nowhere: it is no run's folder; there is no run.json in it\n"
+    assert done.stderr == "error: nowhere: it is not a run's folder; there is no run.json in it\n"
 
 
 def test_words_that_change_nothing_are_refused(run: Start, again: Again) -> None:
@@ -219,7 +219,7 @@ def test_a_folder_with_which_nothing_can_be_compared_is_refused_before_training(
     done = again(str(folder))
     assert done.err == f"error: {folder}: the run is failed and has logged nothing; there is nothing to compare\n"
     (folder / "run.json").unlink()
-    assert again(str(folder)).err == f"error: {folder}: it is no run's folder; there is no run.json in it\n"
+    assert again(str(folder)).err == f"error: {folder}: it is not a run's folder; there is no run.json in it\n"
     assert not (folder.parent / "reproductions").exists()
 
 

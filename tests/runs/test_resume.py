@@ -256,7 +256,7 @@ def test_in_a_notebook_the_signals_stay_what_they_are(run: Start) -> None:
 
 
 def test_a_folder_that_is_no_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"resume=.*nowhere: it is no run's folder; there is no run.json in it"):
+    with pytest.raises(ConfigError, match=r"resume=.*nowhere: it is not a run's folder; there is no run.json in it"):
         resume_config(OmegaConf.create({"resume": str(tmp_path / "nowhere")}))
 
 
@@ -347,7 +347,7 @@ def test_a_run_that_is_going_on_is_refused(stop: Stop, go_on: Callable[[Path], N
     assert folder is not None
     lock = Lock(folder / ".lock")
     assert lock.acquire()
-    with pytest.raises(ConfigError, match=r"this run is going on, in process \d+ on "):
+    with pytest.raises(ConfigError, match=r"this run is in use by process \d+ on "):
         go_on(folder)
     lock.release()
 
@@ -394,7 +394,9 @@ def test_a_folder_that_has_something_else_in_it_is_left_alone(run: Start, tmp_pa
     mine.mkdir()
     for name in ("config.yaml", "metrics.csv"):
         (mine / name).write_text("my own")
-    with pytest.raises(ConfigError, match=r"mine: it is no run's, and is not empty \(metrics\.csv\); name a new one"):
+    with pytest.raises(
+        ConfigError, match=r"mine: the directory is not empty and is not a run \(metrics\.csv\); name a new one"
+    ):
         run(f"folder={mine}")
     assert {path.name: path.read_text() for path in mine.iterdir() if path.name != ".lock"} == {
         "config.yaml": "my own",

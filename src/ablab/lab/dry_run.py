@@ -231,7 +231,7 @@ def check_trainer(cfg: DictConfig) -> None:
 def check_length(trainer: DictConfig) -> None:
     """Refuse a training run without steps or without an end."""
     if trainer.max_epochs is None:
-        raise ConfigError("trainer.max_epochs=null: say how many, or -1 for no limit beside trainer.max_steps")
+        raise ConfigError("trainer.max_epochs=null: set an integer, or -1 together with trainer.max_steps")
     for name in ("max_epochs", "max_steps"):
         if trainer[name] < 1 and trainer[name] != -1:
             raise ConfigError(f"trainer.{name}={trainer[name]}: at least 1 is needed, or -1 for no limit")
@@ -326,7 +326,7 @@ def check_start() -> None:
 
 def check_launcher(trainer: L.Trainer) -> None:
     """Refuse a sweep under an external launcher, and a world-size mismatch."""
-    wanted = trainer.num_devices * trainer.num_nodes
+    world_size = trainer.num_devices * trainer.num_nodes
     outside = launcher()
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if outside and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -335,9 +335,9 @@ def check_launcher(trainer: L.Trainer) -> None:
             "run itself, so leave it out: python train.py -m trainer=ddp"
         )
     started = int(os.environ.get("SLURM_STEP_NUM_TASKS" if outside == "srun" else "WORLD_SIZE", "1"))
-    if outside and started != wanted:
+    if outside and started != world_size:
         raise ConfigError(
-            f"trainer.devices, trainer.num_nodes: they make {wanted} processes, and {outside} has started "
+            f"trainer.devices, trainer.num_nodes: they make {world_size} processes, and {outside} has started "
             f"{started}; give the processes of a machine and the machines"
         )
     if outside and environment is not None:
@@ -355,8 +355,8 @@ def check_sharding(cfg: DictConfig, trainer: L.Trainer) -> None:
     from ablab.callbacks.measures.measure import Measure
 
     for name, callback in cfg.callbacks.items():
-        made_by = None if callback is None else get_object(callback._target_)
-        if isinstance(made_by, type) and issubclass(made_by, Measure | CovariateShift | WeightAveraging | Lookahead):
+        builder = None if callback is None else get_object(callback._target_)
+        if isinstance(builder, type) and issubclass(builder, Measure | CovariateShift | WeightAveraging | Lookahead):
             raise ConfigError(
                 f"callbacks.{name}: it works on a copy of the model, and under trainer=fsdp each process has a part of "
                 "it; choose trainer=ddp, or leave it out"
@@ -409,11 +409,11 @@ def task_class(cfg: DictConfig) -> Any:
 def check_task(cfg: DictConfig, data: DataModule) -> None:
     """Refuse a task that does not fit the data, and a monitored metric that the task does not log."""
     task = task_class(cfg)
-    strange = unsupported_by(task, data)
-    if strange:
+    unsupported = unsupported_by(task, data)
+    if unsupported:
         models = [name for name, c in group_choices("model") if {*accepted_kinds(c, "")} & {*accepted_kinds(task, "")}]
         raise ConfigError(
-            f"task: {task.__name__} does not go with {type(data).__name__}, which gives {', '.join(strange)}; "
+            f"task: {task.__name__} does not go with {type(data).__name__}, which gives {', '.join(unsupported)}; "
             f"leave task= out, the data chooses it, or choose task={'|'.join(tasks_for(data))}"
             + (f"; for {task.__name__}, choose model={'|'.join(models)}" if models else "")
         )
@@ -487,8 +487,8 @@ def refuse_measure(name: str, callback: DictConfig, task: Any) -> None:
     """Refuse a diagnostic on a task whose loss is not defined for plain, unaugmented samples."""
     from ablab.callbacks.measures.measure import Measure  # only needed here
 
-    made_by = get_object(callback._target_)
-    if isinstance(made_by, type) and issubclass(made_by, Measure):
+    builder = get_object(callback._target_)
+    if isinstance(builder, type) and issubclass(builder, Measure):
         why = "compares augmented views" if task.num_views else "trains each of its networks by a loss of its own"
         raise ConfigError(
             f"callbacks.{name}: it measures on the loss of samples that are not augmented, and {task.__name__} {why}; "

@@ -76,9 +76,9 @@ def add_configure_optimizers(
 
     def configure_optimizers() -> Any:
         with add_config_path("optimizer"):
-            made = make_optimizer(optimizer, module)
+            built = make_optimizer(optimizer, module)
         steps = module.trainer.estimated_stepping_batches
-        return {"optimizer": made, "lr_scheduler": lr_scheduler_config(scheduler, made, int(steps))}
+        return {"optimizer": built, "lr_scheduler": lr_scheduler_config(scheduler, built, int(steps))}
 
     vars(module)["configure_optimizers"] = configure_optimizers
 

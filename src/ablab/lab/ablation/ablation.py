@@ -217,17 +217,22 @@ class Ablation:
 
     def cell_overrides(self, cell: Cell) -> Overrides:
         """Return the overrides of a cell."""
-        return [word for factor, level in cell.items() for word in self.levels[factor][level]]
+        return [override for factor, level in cell.items() for override in self.levels[factor][level]]
 
 
 def parse_factor(factor: str, given: Any) -> dict[str, Overrides]:
     """Return the levels of a factor, each with its overrides."""
     if isinstance(given, Mapping):
-        levels = {show(level): [words] if isinstance(words, str) else list(words) for level, words in given.items()}
+        levels = {
+            show(level): [overrides] if isinstance(overrides, str) else list(overrides)
+            for level, overrides in given.items()
+        }
     elif isinstance(given, list):
         levels = {show(value): [f"{factor}={quote_value(value)}"] for value in given}
     else:
-        raise ConfigError(f"ablation.factors.{factor}={show(given)}: a list of values is needed, or words a level")
+        raise ConfigError(
+            f"ablation.factors.{factor}={show(given)}: a list of values is needed, or a mapping of levels to overrides"
+        )
     if not levels:
         raise ConfigError(f"ablation.factors.{factor}: it has no levels; give some, or leave it out")
     if isinstance(given, list) and len(levels) < len(given):

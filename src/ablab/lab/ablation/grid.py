@@ -163,8 +163,8 @@ class Grid:
     def prepare_all(self, plans: Iterable[PlannedRun]) -> list[PreparedRun]:
         """Prepare runs, and check that each of them can be executed."""
         plans = list(plans)
-        with closing(counted(plans, len(plans), "composing the configs")) as told:
-            runs = [self.prepare(plan) for plan in told]
+        with closing(counted(plans, len(plans), "composing the configs")) as shown:
+            runs = [self.prepare(plan) for plan in shown]
         check_distinct_folders(runs)
         self.check_runs(runs)
         return runs
@@ -179,8 +179,8 @@ class Grid:
 
         seen: set[tuple[str, ...]] = set()
         found: dict[str, list[str]] = {}
-        with closing(counted(runs, len(runs), "trying each cell without memory")) as told:
-            for run in told:
+        with closing(counted(runs, len(runs), "trying each cell without memory")) as shown:
+            for run in shown:
                 if run.plan.overrides in seen:
                     continue
                 seen.add(run.plan.overrides)
@@ -371,7 +371,7 @@ def folder_name(plan: PlannedRun, identity: str) -> str:
         plan: the run's place in the grid.
         identity: a hash of its config and of the code.
     """
-    words = ",".join(f"{last_part(key)}={value}" for key, value in plan.settings.items())
-    readable = re.sub(r"[^\w.,=+-]", "_", words).encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+    settings = ",".join(f"{last_part(key)}={value}" for key, value in plan.settings.items())
+    readable = re.sub(r"[^\w.,=+-]", "_", settings).encode()[:MAX_NAME_BYTES].decode(errors="ignore")
     every = json.dumps([identity, sorted(plan.settings.items())])
     return f"{readable}_{hashlib.sha256(every.encode()).hexdigest()[:8]}"

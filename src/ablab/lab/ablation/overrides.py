@@ -23,7 +23,7 @@ from ablab.lab.run.resume import key_of, single_run_error
 Levels = dict[str, list[str]]  # the overrides of each level
 
 
-def parse_ablation(words: Overrides, cfg: DictConfig) -> tuple[Ablation, Overrides]:
+def parse_ablation(overrides: Overrides, cfg: DictConfig) -> tuple[Ablation, Overrides]:
     """Return the ablation that a command describes.
 
     Overrides of a factor replace its levels, `seed=0,1,2` the seeds; another override with several values adds a
@@ -31,7 +31,7 @@ def parse_ablation(words: Overrides, cfg: DictConfig) -> tuple[Ablation, Overrid
     baseline.
 
     Args:
-        words: the overrides of the command line.
+        overrides: the overrides of the command line.
         cfg: composed from the overrides with a single value.
 
     Returns:
@@ -46,7 +46,7 @@ def parse_ablation(words: Overrides, cfg: DictConfig) -> tuple[Ablation, Overrid
         given = {key: value for key, value in container.items() if key != "_target_"}
     factors, seeds, common = dict(given.get("factors", {})), given.get("seeds", [cfg.seed]), []
     added: dict[str, str] = {}  # overrides of keys that are no factors of a file
-    for override in OverridesParser.create().parse_overrides(words):
+    for override in OverridesParser.create().parse_overrides(overrides):
         name = key_of(str(override.input_line))
         check_allowed_in_sweep(name, override)
         if name not in factors:
@@ -138,7 +138,7 @@ def check_no_conflict(name: str, word: str, ablation: Ablation) -> None:
     if ablation.tune is not None and name == ablation.tune.key:
         raise ConfigError(f"{word}: {name} is what ablation.tune chooses for each cell; {remedy}")
     for factor, of in ablation.levels.items():
-        setting = [level for level, words in of.items() if name != factor and name in map(key_of, words)]
+        setting = [level for level, overrides in of.items() if name != factor and name in map(key_of, overrides)]
         if setting:
             raise ConfigError(f"{word}: {factor}={','.join(setting)} set {name}, too; {remedy}")
 
@@ -156,8 +156,8 @@ def parse_levels(override: Override) -> Levels:
         return {value_text(override.value()): [str(override.input_line)]}
     key = str(override.input_line).partition("=")[0]
     values = list(override.sweep_iterator())
-    words = [f"{key}={value}" for value in override.sweep_string_iterator()]
-    found = {value_text(value): [word] for value, word in zip(values, words, strict=True)}
+    overrides = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    found = {value_text(value): [word] for value, word in zip(values, overrides, strict=True)}
     if len(found) < len(values):
         raise ConfigError(f"{override.input_line}: a value is there twice")
     return found
@@ -165,7 +165,7 @@ def parse_levels(override: Override) -> Levels:
 
 def select_levels(name: str, every: dict[str, Any], wanted: Levels) -> dict[str, Any]:
     """Return some of the levels of a factor with named levels."""
-    named = {show(level): words for level, words in every.items()}
+    named = {show(level): overrides for level, overrides in every.items()}
     for level in wanted:
         if level not in named:
             raise ConfigError(f"{name}={level}: there is no such level; {menu(level, [*named], name)}")

@@ -153,8 +153,8 @@ def verdict_sentence(results: Results, row: pd.Series) -> str:
     found = f"{format_signed(row['difference'], digits)} [{low}, {high}]"
     if row["verdict"] != "cannot tell":
         return f"{subject}{found}, {format_verdict(row)} (Holm p = {row['holm']:.2g}, n = {n}){lost}"
-    told = f"; {n} seeds tell a difference of {row['tells']:.2g} and more" if math.isfinite(row["tells"]) else ""
-    return f"{subject}{found}, cannot tell with n = {n}{seeds_needed_text(row)}{told}{lost}"
+    detectable = f"; {n} seeds tell a difference of {row['tells']:.2g} and more" if math.isfinite(row["tells"]) else ""
+    return f"{subject}{found}, cannot tell with n = {n}{seeds_needed_text(row)}{detectable}{lost}"
 
 
 def unpaired_seeds_text(results: Results, row: pd.Series) -> str:

@@ -105,20 +105,20 @@ def code_notes(folders: list[Path], mix_code: bool) -> list[str]:
             record = read_record(folder) if (folder / "run.json").exists() else {"sources": []}
             for part, found in sources_of(record).items():  # cells may use different modules
                 versions.setdefault(part, {}).setdefault(found, []).append(str(record.get("git_commit"))[:12])
-    said = [
+    descriptions = [
         ("" if part == PACKAGE.name else f"{part}: ")
         + "; ".join(f"{len(commits)} by {code[:8]} (commit {commits[0]})" for code, commits in hashes.items())
         for part, hashes in versions.items()
         if len(hashes) > 1
     ]
-    if not said:
+    if not descriptions:
         return []
     if not mix_code:
         raise ConfigError(
-            f"{folders[0].parent}: its runs were made by different code: {'; '.join(said)}; run the ablation again, "
-            "which makes what is missing with today's code, or say --mix-code"
+            f"{folders[0].parent}: its runs were made by different code: {'; '.join(descriptions)}; run the ablation "
+            "again, which makes what is missing with today's code, or say --mix-code"
         )
-    return [f"The runs were made by different code: {'; '.join(said)}."]
+    return [f"The runs were made by different code: {'; '.join(descriptions)}."]
 
 
 def unreported_runs_note(folder: Path, planned: list[dict[str, Any]]) -> list[str]:

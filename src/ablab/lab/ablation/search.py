@@ -42,7 +42,9 @@ from ablab.waiting import awaited
 
 @read_once()
 @cache_hashes()
-def search(words: Overrides, cfg: DictConfig, loader: ConfigLoader, *, study: str, num_trials: int, seed: int) -> None:
+def search(
+    overrides: Overrides, cfg: DictConfig, loader: ConfigLoader, *, study: str, num_trials: int, seed: int
+) -> None:
     """Search for the best values of overrides with several values, by the monitored metric.
 
     Each trial is a run. The study is an SQLite file in the folder of the search: the same command resumes it, an
@@ -50,8 +52,8 @@ def search(words: Overrides, cfg: DictConfig, loader: ConfigLoader, *, study: st
     gives the same result as an uninterrupted one.
 
     Args:
-        words: the overrides of the command line: norm=batchnorm,groupnorm is a choice, data.batch_size=range(8,64,8) a
-            range of integers, "optimizer.lr=tag(log,interval(1e-3,1))" an interval, here on a logarithmic scale.
+        overrides: of the command line: norm=batchnorm,groupnorm is a choice, data.batch_size=range(8,64,8) a range of
+            integers, "optimizer.lr=tag(log,interval(1e-3,1))" an interval, here on a logarithmic scale.
         cfg: composed from the overrides with a single value.
         loader: composes the others.
         study: the name of the search's folder in output_dir.
@@ -67,7 +69,7 @@ def search(words: Overrides, cfg: DictConfig, loader: ConfigLoader, *, study: st
     check_name("hydra.sweeper.study", study)
     if num_trials < 1:
         raise ConfigError(f"hydra.sweeper.num_trials={num_trials}: at least 1 is needed")
-    parsed = OverridesParser.create().parse_overrides(words)
+    parsed = OverridesParser.create().parse_overrides(overrides)
     for one in parsed:
         key = one.get_key_element().lstrip("+")
         check_allowed_in_sweep(key, one)
@@ -78,7 +80,7 @@ def search(words: Overrides, cfg: DictConfig, loader: ConfigLoader, *, study: st
     if not space:
         raise ConfigError("nothing to search: give a key several values, norm=batchnorm,groupnorm for example")
     ablation = Ablation(name=study, factors={}, seeds=[cfg.seed])
-    grid = Grid(ablation, common, lambda words: loader.load_sweep_config(cfg, words), Path(str(cfg.output_dir)))
+    grid = Grid(ablation, common, lambda overrides: loader.load_sweep_config(cfg, overrides), Path(str(cfg.output_dir)))
     if (grid.folder / ABLATION).exists():
         raise ConfigError(f"{relpath(grid.folder)}: an ablation is there; give another study, hydra.sweeper.study=NAME")
     grid.folder.mkdir(parents=True, exist_ok=True)
@@ -240,8 +242,8 @@ def report_best(study: optuna.Study, folder: Path, cfg: DictConfig) -> None:
     pd.DataFrame(rows).to_csv(folder / "trials.csv", index=False)
     if all(trial.value is None for trial in ended_trials(study)):
         raise no_result_error(study, folder, cfg)
-    words = " ".join(f"{key}={show(value)}" for key, value in study.best_params.items())
-    print(f"best: {words}: {cfg.monitor.metric} {study.best_value:.4g}; all of them: {relpath(folder / 'trials.csv')}")
+    best = " ".join(f"{key}={show(value)}" for key, value in study.best_params.items())
+    print(f"best: {best}: {cfg.monitor.metric} {study.best_value:.4g}; all of them: {relpath(folder / 'trials.csv')}")
 
 
 def no_result_error(study: optuna.Study, folder: Path, cfg: DictConfig) -> Exception:

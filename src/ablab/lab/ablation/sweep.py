@@ -34,11 +34,11 @@ from ablab.waiting import awaited
 
 @read_once()
 @cache_hashes()
-def sweep(words: Overrides, cfg: DictConfig, loader: ConfigLoader, launcher: Launcher) -> Any:
+def sweep(overrides: Overrides, cfg: DictConfig, loader: ConfigLoader, launcher: Launcher) -> Any:
     """Execute the missing runs of an ablation, and write its report.
 
     Args:
-        words: the overrides of the command line.
+        overrides: the overrides of the command line.
         cfg: composed from the overrides with a single value.
         loader: composes the others.
         launcher: executes the runs.
@@ -48,11 +48,11 @@ def sweep(words: Overrides, cfg: DictConfig, loader: ConfigLoader, launcher: Lau
         RunError: some runs failed, the others are done; or all of them diverged.
         Stopped: a signal arrived; the same command resumes.
     """
-    ablation, common = parse_ablation(words, cfg)
+    ablation, common = parse_ablation(overrides, cfg)
     grid = Grid(
         ablation,
         common,
-        lambda words: loader.load_sweep_config(cfg, words),
+        lambda overrides: loader.load_sweep_config(cfg, overrides),
         Path(str(cfg.output_dir)),
         is_remote=not (isinstance(launcher, RunLauncher) and launcher.is_local),
     )

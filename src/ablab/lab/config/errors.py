@@ -68,7 +68,7 @@ def readable_errors() -> Iterator[None]:
     except OSError as error:
         print_error(f"the folder in which this program was started is gone ({error.strerror}); cd to one that is there")
         sys.exit(BAD_INPUT)
-    wanted = first_here() and is_traceback_wanted()
+    shows_traceback = first_here() and is_traceback_wanted()
     before = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     try:
@@ -76,7 +76,7 @@ def readable_errors() -> Iterator[None]:
     except (ValueError, HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError, OSError) as error:
         known = isinstance(error, ConfigError | HydraException | OmegaConfBaseException)
         message = yaml_file_message(error) or (readable_message(error) if known or is_raised_by_hydra(error) else None)
-        if wanted or message is None:
+        if shows_traceback or message is None:
             raise
         print_error(message)
         sys.exit(BAD_INPUT)
@@ -86,7 +86,7 @@ def readable_errors() -> Iterator[None]:
         print_error(ours)
         sys.exit(BAD_INPUT)
     except RunError as error:
-        if wanted:
+        if shows_traceback:
             raise
         print_error(str(error))
         sys.exit(error.exit_code)

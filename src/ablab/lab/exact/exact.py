@@ -112,11 +112,13 @@ class Exact(L.Callback):
                 loader = rebuild_loader(loader)  # without shuffling, as in Lightning
             name = stage if number == 0 else f"{stage} {number}"
             number += 1
-            made = ResumableLoader(loader, seed=self.seed, name=name, context=self.loader_context(stage, loader, mode))
-            self.all_loaders.append(made)
+            wrapped = ResumableLoader(
+                loader, seed=self.seed, name=name, context=self.loader_context(stage, loader, mode)
+            )
+            self.all_loaders.append(wrapped)
             if stage == "train":
-                self.loaders.append(made)
-            return made
+                self.loaders.append(wrapped)
+            return wrapped
 
         if stage == "train":
             self.loaders = []

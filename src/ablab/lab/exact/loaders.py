@@ -101,7 +101,7 @@ class ResumableLoader:
 
     @property
     def shares_batches(self) -> bool:
-        """Whether processes take turns in whole batches, because a custom batch sampler forms them."""
+        """True if processes take turns in whole batches, because a custom batch sampler forms them."""
         sampler = self.loader.batch_sampler
         return sampler is not None and (type(sampler) is not BatchSampler or self.loader.batch_size is None)
 

@@ -154,13 +154,13 @@ def run_in_parallel(runs: list[PreparedRun], progress: Progress, devices: list[s
         pipes[ours] = None
     signals.defer()  # signals are forwarded, and the runs may finish their step
     todo = list(reversed(runs))
-    passed_on = False
+    forwarded = False
     try:
         for pipe in pipes:
             dispatch(pipe, todo, pipes, progress)
         while any(pipes.values()):
-            if signals.requested and not passed_on:
-                passed_on = True
+            if signals.requested and not forwarded:
+                forwarded = True
                 todo.clear()
                 for process in processes.values():
                     with suppress(ProcessLookupError):  # it has ended

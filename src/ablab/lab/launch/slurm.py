@@ -129,8 +129,8 @@ def submit(runs: list[PreparedRun], resources: Resources, site: Site, place: Pat
     if done.returncode:
         for suffix in (".tsv", ".sh"):
             (place / (name + suffix)).unlink()
-        said = done.stderr.strip().replace("sbatch: error: ", "")
-        raise ConfigError(f"hydra.launcher: sbatch refuses the jobs: {said}; hydra.launcher.options are your site's")
+        message = done.stderr.strip().replace("sbatch: error: ", "")
+        raise ConfigError(f"hydra.launcher: sbatch refuses the jobs: {message}; hydra.launcher.options are your site's")
     return {(name, index): run for index, run in enumerate(runs)}
 
 
@@ -142,15 +142,15 @@ def run_command(run: PreparedRun, site: Site, hidden: dict[str, str]) -> str:
         site: names the Python interpreter.
         hidden: overrides with secrets, by the environment variable that passes them to the jobs; extended in place.
     """
-    words = [shlex.quote(str(CONF.parent / "train.py")), "hydra.mode=RUN"]
+    arguments = [shlex.quote(str(CONF.parent / "train.py")), "hydra.mode=RUN"]
     for word in run.overrides:
         if redact(word) == word:
-            words.append(quote_on_one_line(word))
+            arguments.append(quote_on_one_line(word))
             continue
         name = next((name for name, known in hidden.items() if known == word), f"ABLAB_WORD_{len(hidden)}")
         hidden[name] = word
-        words.append(f'"${{{name}:?has a secret that is not in this file; submit with --export=ALL}}"')
-    return f"{site.python or shlex.quote(sys.executable)} {' '.join(words)}"
+        arguments.append(f'"${{{name}:?has a secret that is not in this file; submit with --export=ALL}}"')
+    return f"{site.python or shlex.quote(sys.executable)} {' '.join(arguments)}"
 
 
 def quote_on_one_line(word: str) -> str:
@@ -216,8 +216,8 @@ def queued_elements(place: Path) -> dict[Element, str]:
 
 def query_queue(names: Iterable[str]) -> dict[Element, str] | None:
     """Return the state of each element in Slurm's queue; None if Slurm does not respond."""
-    words = ["squeue", f"--name={','.join(names)}", "--noheader", "--array", "--format=%j\t%K\t%T"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, encoding="utf-8")
+    command = ["squeue", f"--name={','.join(names)}", "--noheader", "--array", "--format=%j\t%K\t%T"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8")
     if done.returncode:
         return None
     lines = [line.split("\t") for line in done.stdout.splitlines()]

@@ -355,7 +355,7 @@ def read_config(folder: Path) -> DictConfig:
     """
     for name in ("run.json", "config.yaml"):
         if not (folder / name).exists():
-            raise ConfigError(f"{folder}: it is no run's folder; there is no {name} in it")
+            raise ConfigError(f"{folder}: it is not a run's folder; there is no {name} in it")
     try:
         cfg = read_yaml(folder / "config.yaml")
     except ConfigError as error:

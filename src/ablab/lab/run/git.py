@@ -181,7 +181,7 @@ def blob_hash(content: bytes, like: bytes) -> bytes:
     return algorithm(b"blob %d\0%s" % (len(content), content), usedforsecurity=False).hexdigest().encode()
 
 
-def git(root: Path, *words: str, stdin: bytes = b"", environment: Mapping[str, str] | None = None) -> bytes:
+def git(root: Path, *arguments: str, stdin: bytes = b"", environment: Mapping[str, str] | None = None) -> bytes:
     """Run a git command and return its output.
 
     Raises:
@@ -195,7 +195,7 @@ def git(root: Path, *words: str, stdin: bytes = b"", environment: Mapping[str, s
     settings = [word for setting in SETTINGS for word in ("-c", setting)]
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *settings, *words],
+            ["git", "-C", str(root), *settings, *arguments],
             input=stdin,
             env={**inherited, **FIXED_VARIABLES, **(environment or {})},
             capture_output=True,
@@ -210,10 +210,10 @@ def git(root: Path, *words: str, stdin: bytes = b"", environment: Mapping[str, s
     return done.stdout
 
 
-def failure_reason(said: str, root: Path) -> str:
+def failure_reason(output: str, root: Path) -> str:
     """Return git's error message as one line, with a remedy if one is known."""
-    lines = [line for line in said.strip().splitlines() if line.startswith(("fatal: ", "error: "))]
-    text = (lines or said.strip().splitlines() or ["git fails"])[0].partition(": ")[2] or "git fails"
+    lines = [line for line in output.strip().splitlines() if line.startswith(("fatal: ", "error: "))]
+    text = (lines or output.strip().splitlines() or ["git fails"])[0].partition(": ")[2] or "git fails"
     if "dubious ownership" in text:
         return f"{text}; git config --global --add safe.directory {root}"
     if "not a git repository" in text:

@@ -101,8 +101,8 @@ def driver_version() -> str | None:
     if not torch.cuda.is_available():
         return None
     try:
-        words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        printed = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", check=True).stdout
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        printed = subprocess.run(query, capture_output=True, encoding="utf-8", errors="replace", check=True).stdout
         return printed.strip().splitlines()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         return None

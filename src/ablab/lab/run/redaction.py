@@ -81,9 +81,9 @@ def redact_loggers(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
     return ({**config, "logger": clean} if hidden else dict(config)), hidden
 
 
-def redact_overrides(words: Sequence[str]) -> list[str]:
+def redact_overrides(overrides: Sequence[str]) -> list[str]:
     """Return overrides without the secrets of loggers; they can still be parsed."""
-    return [redact_override(word) if re.match(r"[+~]*logger[./=]", word) else word for word in words]
+    return [redact_override(word) if re.match(r"[+~]*logger[./=]", word) else word for word in overrides]
 
 
 def redact_override(word: str) -> str:

@@ -46,15 +46,15 @@ def hydra_argv(argv: Sequence[str]) -> list[str]:
     return [word for word in argv if word not in changes]
 
 
-def force_add_open_keys(words: Sequence[str]) -> list[str]:
+def force_add_open_keys(overrides: Sequence[str]) -> list[str]:
     """Let overrides of `task.` and `data.` add keys for external classes (`task=lightning`).
 
     Hydra refuses keys that no YAML has; the keys are still checked against the signature of the class.
     """
-    is_open = {word.partition("=")[0] for word in words if word in ("task=lightning", "data=lightning")}
+    is_open = {word.partition("=")[0] for word in overrides if word in ("task=lightning", "data=lightning")}
     return [
         f"++{word}" if word.partition(".")[0] in is_open and "=" in word and "." in word.partition("=")[0] else word
-        for word in words
+        for word in overrides
     ]
 
 
@@ -69,8 +69,8 @@ def single_run_error(word: str) -> ConfigError:
 def run_to_resume(argv: Sequence[str]) -> Path | None:
     """Return the folder that a command line resumes; None for a new run, or if Hydra will refuse the command."""
     with suppress(HydraException):
-        words = [word for word in argv[1:] if is_override(word) and key_of(word) == "resume"]
-        values = [override.value() for override in OverridesParser.create().parse_overrides(words)]
+        overrides = [word for word in argv[1:] if is_override(word) and key_of(word) == "resume"]
+        values = [override.value() for override in OverridesParser.create().parse_overrides(overrides)]
         if values and values[-1] is not None:
             return Path(values[-1].text if isinstance(values[-1], QuotedString) else str(values[-1]))
     return None
@@ -97,9 +97,9 @@ def own_overrides() -> list[str] | None:
     """Return the overrides of the command line; None in a program that composed the config itself."""
     if not HydraConfig.initialized():
         return None
-    words = list(HydraConfig.get().overrides.task)
-    resumes = any(key_of(word) == "resume" for word in words)
-    return [*words, *(word for word in overrides_beside_resume(sys.argv) if resumes and word not in words)]
+    overrides = list(HydraConfig.get().overrides.task)
+    resumes = any(key_of(word) == "resume" for word in overrides)
+    return [*overrides, *(word for word in overrides_beside_resume(sys.argv) if resumes and word not in overrides)]
 
 
 def resume_config(cfg: DictConfig) -> DictConfig:
@@ -214,13 +214,13 @@ def compose_changes(folder: Path, old: DictConfig, changes: list[str], *, trust:
     return new
 
 
-def check_overrides(folder: Path, words: Sequence[str]) -> None:
+def check_overrides(folder: Path, overrides: Sequence[str]) -> None:
     """Refuse overrides of run.json whose value depends on this machine: the folder may come from somebody else.
 
     Raises:
         ConfigError: names the override and the remedy.
     """
-    for word in words:
+    for word in overrides:
         if re.search(r"\$\{[^}]*:", word) or word.lstrip("+~").startswith("hydra"):
             raise ConfigError(
                 f"{folder}: {word} in its run.json would be evaluated here, where it may mean something else; leave "

@@ -175,7 +175,7 @@ class Run:
         if not is_ours:
             owner = read_record(self.folder) if (self.folder / "run.json").exists() else {}
             raise RunInUse(
-                f"resume={self.folder}: this run is going on, in process {owner.get('pid')} on {owner.get('host')}; "
+                f"resume={self.folder}: this run is in use by process {owner.get('pid')} on {owner.get('host')}; "
                 "end it first, or wait"
             )
         if not self.lock.is_kept:
@@ -192,7 +192,8 @@ class Run:
         if new and (foreign := sorted({path.name for path in self.folder.iterdir()} - ALLOWED_FILES)):
             self.lock.release()
             raise ConfigError(
-                f"folder={self.folder}: it is no run's, and is not empty ({', '.join(foreign[:3])}); name a new one"
+                f"folder={self.folder}: the directory is not empty and is not a run ({', '.join(foreign[:3])}); name a "
+                "new one"
             )
 
     def create_record(self) -> None:
