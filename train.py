@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> None:
     check_config(cfg, root=CONF / "train.yaml")
     if is_finished(cfg):
         return
-    with loading(said=not cfg.quiet):
+    with loading(announce=not cfg.quiet):
         from ablab.lab.train import train  # only now: torch and lightning take seconds to load, a typo should not
 
     train(cfg)

@@ -487,7 +487,7 @@ class Run:
     """What a progress asks of a run."""
 
     plan: PlannedRun
-    done: bool = False
+    is_done: bool = False
     status: str = "missing"
 
 

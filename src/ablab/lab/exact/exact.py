@@ -131,8 +131,7 @@ class Exact(L.Callback):
 
     @property
     def is_overfitting(self) -> bool:
-        # type: ignore[attr-defined]
-        return bool(self.trainer and self.trainer.overfit_batches and self.trainer.state.fn == "fit")
+        return bool(self.trainer and self.trainer.overfit_batches and self.trainer.state.fn == "fit")  # type: ignore[attr-defined]
 
     def loader_context(self, stage: str, loader: Any, mode: Any) -> LoaderContext:
         """Return the context in which a loader is used."""
