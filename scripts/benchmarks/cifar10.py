@@ -38,7 +38,7 @@ ON_A_CPU = (
 def cifar10(rounds: int, device: torch.device, root: Path | None) -> Iterator[Ratio]:
     """Measure full training runs with and without checkpoints, in seconds; `rounds` of each, with different seeds.
 
-    Each training's accuracy stands beside what was trained.
+    The accuracy of each training run is part of its label.
     """
     words = (*(() if root is None else (f"data.root={root}",)), *(() if device.type == "cuda" else ON_A_CPU))
     for experiment in EXPERIMENTS:

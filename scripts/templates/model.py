@@ -24,7 +24,7 @@ class Template(nn.Module):
         num_classes: the classes to tell apart.
         norm: makes the norm layers.
         depth: convolutions; each but the first halves the image.
-        width: channels of the first; each has twice those of the one before.
+        width: channels of the first; each later one doubles them.
 
     Shape:
         images `(N, in_channels, H, W)` -> logits `(N, num_classes)`

@@ -16,14 +16,14 @@ class Template(Norm):
     Power 1 divides by the mean magnitude, 2 is RMS norm with a shift, and the larger the power, the more the largest
     features count.
 
-    To make it yours, change the formula in `normalize` below, then say in `statistics` which values meet in what it
-    measures: what is refused, what docs/norms.md says and what the tests expect follows from that. An argument of the
+    To make it yours, change the formula in `normalize` below, then declare in `statistics` which values are averaged:
+    checks, docs/norms.md and the expectations of the tests follow from that. An argument of the
     constructor is a key of the YAML, conf/norm/template.yaml.
 
     Args:
-        power: of the mean, from 1 to 8.
+        power: the exponent of the mean, from 1 to 8.
         affine, weight: see `Norm`.
-        eps: as large beside any power as beside a mean square.
+        eps: relative to the mean square, whatever the power.
 
     Raises:
         ValueError: a power out of range, or an eps that is not above 0.
@@ -57,7 +57,7 @@ class Template(Norm):
 
 
 class TemplateLayer(NormLayer):
-    """x over the power mean of its features, then gain and shift; see `NormLayer` for the shapes."""
+    """Divides x by the power mean of its features, then applies gain and shift; see `NormLayer` for the shapes."""
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from ablab.tasks.task import Task, collection
 
 
 class Template(Task):
-    """Cross entropy in which samples that are right already count less, by (1 − p)^gamma of their probability p.
+    """Cross entropy weighted by (1 − p)^gamma, so that samples with high probability p of their class count less.
 
     To make it yours, change `loss` and the metrics. The data give `class_names`; data of numbers would give
     `target_names`, `target_mean` and `target_std`, of labels `label_names`, of text `characters_per_token`. Each
@@ -28,7 +28,7 @@ class Template(Task):
     Args:
         model, optimizer, scheduler, micro_batch_size, seed: see `Task`.
         class_names: the classes, in the order of their numbers.
-        gamma: how much less; 0 is cross entropy.
+        gamma: the exponent of the weight; 0 is plain cross entropy.
 
     Raises:
         ValueError: a negative gamma.

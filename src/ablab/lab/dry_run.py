@@ -525,8 +525,6 @@ def warn_of_short_training(cfg: DictConfig, num_batches: int) -> None:
     """Warn if the training ends before a warmup does, or before a callback starts.
 
     Training runs cut short by `trainer.limit_train_batches`, and those of one step, are trials and get no warning.
-
-    A training that `trainer.limit_train_batches` cuts short, or that has one step, is a trial: no line about it.
     """
     limit = cfg.trainer.limit_train_batches
     if limit is not None and not (isinstance(limit, float) and limit == 1):  # 1 is one batch, 1.0 is all of them

@@ -27,12 +27,13 @@ def cells(runs: pd.DataFrame, factors: Sequence[str], metrics: Sequence[str]) ->
 
     Args:
         runs: a row for each run, see `ablab.lab.ablation.results.Results`.
-        factors: that make a cell.
+        factors: the factors of a cell.
         metrics: columns of `runs`.
 
     Returns:
         A row for each cell and metric: the factors, `metric`, `n`, `mean`, `sd`, `low`, `high`; and how many of the
-        cell's runs are `diverged`, `failed`, or `missing` in whatever way; `none` counts finished runs without a value.
+        cell's runs are `diverged`, `failed`, or `missing` for any other reason; `none` counts finished runs without a
+        value.
     """
     rows = []
     for cell, group in by_cell(runs, factors):
@@ -59,7 +60,7 @@ def comparisons(runs: pd.DataFrame, factors: Sequence[str], baseline: dict[str, 
 
     Args:
         runs: a row for each run.
-        factors: that make a cell.
+        factors: the factors of a cell.
         baseline: the level of some factors, or of all.
         metric: a column of `runs`.
 

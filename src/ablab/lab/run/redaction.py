@@ -1,7 +1,7 @@
 """Hide secrets in copies of a run's facts: uploads, logs, the page of runs, reports, recorded commands.
 
 A run is rebuilt from config.yaml, the overrides in run.json and changes.patch. There, a secret is hidden only in the
-settings of loggers, which cannot change a result (`redact_loggers`, `redact_overrides`); all else stays as it was.
+settings of loggers, which cannot change a result (`redact_loggers`, `redact_overrides`); all else is unchanged.
 """
 
 from __future__ import annotations
