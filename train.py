@@ -16,10 +16,10 @@ from omegaconf import DictConfig
 
 from ablab.lab.config import help
 from ablab.lab.config.errors import readable_errors
-from ablab.lab.config.schema import check
+from ablab.lab.config.schema import check_config
 from ablab.lab.config.yaml_files import check_conf
 from ablab.lab.loading import loading
-from ablab.lab.run.resume import is_finished, resumed, words_for_hydra
+from ablab.lab.run.resume import hydra_argv, is_finished, resume_config
 
 CONF = Path(__file__).parent / "conf"
 TYPED = sys.argv
@@ -29,11 +29,11 @@ TYPED = sys.argv
 @readable_errors()  # within Hydra, which would put a line of its own before the message
 def main(cfg: DictConfig) -> None:
     sys.argv = TYPED  # Hydra has read its own, see below
-    cfg = resumed(cfg)
-    check(cfg, root=CONF / "train.yaml")
+    cfg = resume_config(cfg)
+    check_config(cfg, root=CONF / "train.yaml")
     if is_finished(cfg):
         return
-    with loading(said=not cfg.quiet):
+    with loading(announce=not cfg.quiet):
         from ablab.lab.train import train  # only now: torch and lightning take seconds to load, a typo should not
 
     train(cfg)
@@ -49,5 +49,5 @@ if __name__ == "__main__":
         completion.register()
     with readable_errors():
         check_conf()
-        sys.argv = words_for_hydra(TYPED)
+        sys.argv = hydra_argv(TYPED)
         main()

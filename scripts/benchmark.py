@@ -1,12 +1,12 @@
-"""Measure speed against a peer in the same process: pairs, taken in turns, and the spread of their ratios.
+"""Measure speed against a peer in the same process, and report the ratio of alternating runs.
 
     python scripts/benchmark.py norms            print the table
-    python scripts/benchmark.py norms --write    and put it into docs/benchmarks.md, the numbers beside it as JSON
+    python scripts/benchmark.py norms --write    write it to docs/benchmarks.md, and the numbers to a JSON file
     python scripts/benchmark.py data --threads 2 --root FOLDER
     python scripts/benchmark.py cifar10 --rounds 5 --root FOLDER
 
-A ratio of 1.00 is the peer's speed, 2.00 takes twice as long. Each is the median over the rounds of the two times of
-one round, with the quartiles; absolute times depend on what else the machine does, ratios much less.
+A ratio of 1.00 is the speed of the peer, 2.00 takes twice as long. Each is the median over rounds of the ratio within a
+round, with quartiles; absolute times depend on other load of the machine, ratios much less.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.measuring import Ratio, Time
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 
-# What is written --------------------------------------------------------------------------------------------------
+# Output -----------------------------------------------------------------------------------------------------------
 
 Rows = list[Ratio | Time]
 
@@ -47,7 +47,7 @@ SUITES: dict[str, Callable[[int, torch.device, Path | None], Iterator[Ratio | Ti
 
 
 def tables(rows: Rows) -> str:
-    """Ratios, and below them what has no peer."""
+    """Return a table of ratios and, below it, one of times without a peer."""
     unit = next((row.unit for row in rows if isinstance(row, Ratio)), "")
     ratios = [f"| where | what | against | ratio (quartiles) | {unit} |", "|---|---|---|---|---|"]
     times = ["| where | what | s (quartiles) |", "|---|---|---|"]
@@ -73,10 +73,10 @@ def machine(device: torch.device) -> str:
 
 
 def write(suite: str, rows: Rows, heading: str) -> None:
-    """Put the tables between the suite's marks in docs/benchmarks.md, and the numbers into a JSON file.
+    """Write the tables between the markers of a suite in docs/benchmarks.md, and the numbers to a JSON file.
 
     Args:
-        suite: its name, with `_gpu` behind it where it was measured on one.
+        suite: its name, with the suffix `_gpu` for results from a GPU.
     """
     begin, end = f"<!-- {suite} -->", f"<!-- end of {suite} -->"
     assert begin in PAGE.read_text(encoding="utf-8"), f"{PAGE.name} lacks the mark {begin}"
@@ -94,11 +94,11 @@ def write(suite: str, rows: Rows, heading: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", choices=SUITES)
-    parser.add_argument("--rounds", type=int, default=40, help="pairs of times, 40")
-    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU, 1")
+    parser.add_argument("--rounds", type=int, default=40, help="number of pairs of times (default: 40)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads on the CPU (default: 1)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--root", type=Path, help="a folder with CIFAR-10's parquet files, for data and cifar10")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
+    parser.add_argument("--root", type=Path, help="a folder with the parquet files of CIFAR-10, for data and cifar10")
+    parser.add_argument("--write", action="store_true", help="write the table to docs/benchmarks.md")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(0)
@@ -112,7 +112,7 @@ def main() -> None:
         rows.append(row)
         peer, ms = (row.peer, f"{row.ours:.1f} {row.unit}") if isinstance(row, Ratio) else ("", "s")
         print(f"{row.place:14} {row.what:32} {peer:18} {row.median:.2f}  {ms}", flush=True)
-        if chosen.write:  # each time: a long suite may be cut off
+        if chosen.write:  # after each row: a long suite may be interrupted
             write(chosen.suite + "_gpu" * (device.type == "cuda"), rows, heading)
 
 

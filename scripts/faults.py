@@ -1,4 +1,4 @@
-"""Kill runs at random, resume them until they are done, and compare: equal to the bit, or it says what is not.
+"""Kill runs at random, resume them until they finish, and check that the results are equal to the bit.
 
     python scripts/faults.py                                 100 kills (SIGKILL) over models, workers and processes
     python scripts/faults.py --kills 0 --signals 30          30 of each signal that stops a run in order
@@ -10,11 +10,11 @@
     python scripts/faults.py --kills 10 --ablation norm_batch_size trainer.max_epochs=1
                                                              a whole ablation, killed and started again
 
-A kill takes all processes of a run at once, as a machine that fails does: in a training step, in validation, in the
-test, in each part of writing a checkpoint, while the metrics are written, or at any moment. A run is killed several
-times, then left alone. A process that fails alone (--ranks) has to end all others and leave an exit code.
-Its metrics.csv, its final metrics and the hashes of its weights are then compared with those of
-a run that nobody disturbed. Exit code 1: some run differed.
+A kill hits all processes of a run at once, like a failing machine: in a training step, in validation, in the test, in
+each part of writing a checkpoint, while the metrics are written, or at any moment. A run is killed several times, then
+left alone. If a single process fails (--ranks), all others must end with an exit code. The metrics.csv, final metrics
+and weight hashes are then compared with those of an undisturbed run. Exit code 1: some run differed.
+
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-FAULT = "ABLAB_FAULT"  # EVENT:COUNT, for a process that is to kill itself
+FAULT = "ABLAB_FAULT"  # EVENT:COUNT, for a process that will kill itself
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 STOPPED = 75
-TRAINING_SECONDS = 1.5  # about what a short run takes, without its imports
+TRAINING_SECONDS = 1.5  # approximate duration of a short run, without imports
 
 SHORT = [
     *("logger=csv", "trainer.max_epochs=3", "trainer.limit_train_batches=6", "trainer.val_check_interval=2"),
     *("trainer.limit_val_batches=3", "trainer.limit_test_batches=2", "trainer.log_every_n_steps=1"),
 ]
-# Each model with what has a state or draws random numbers: augmentation, dropout, averages, schedules, parts.
+# Models with features that have state or draw random numbers: augmentation, dropout, averages, micro-batches.
 MODELS = {
     "resnet": ["data/augment=crop_flip", "data.augment.mixup=0.2", "callbacks=ema", "callbacks.ema.decay=0.9"],
     "transformer": [
@@ -58,10 +58,10 @@ MODELS = {
 }
 FAILURES = ("raise", "SIGKILL", "SIGSTOP")
 RESTARTED = "restarted"  # a failure of one worker that the run ends by itself
-ANSWER = 20  # seconds that a process waits for the others
+ANSWER = 20  # seconds that a process waits for others
 LIMIT = ANSWER + 60  # seconds from a failure to the end of all processes
 
-# Where a kill can be aimed, and how many times the place is passed in a short run.
+# Places for a kill, and how many times a short run passes each.
 EVENTS = {"training": 18, "validation": 20, "writing": 11, "before the rename": 11, "after the rename": 11}
 EVENTS |= {"metrics": 11, "test": 2, "any moment": 100}
 
@@ -69,15 +69,15 @@ EVENTS |= {"metrics": 11, "test": 2, "any moment": 100}
 # The victim -----------------------------------------------------------------------------------------------------------
 
 
-def be_killed(event: str, count: int) -> None:
-    """Have this process and all of its run killed when it comes to a place for the count-th time."""
+def kill_self_at(event: str, count: int) -> None:
+    """Kill this process and all of its run when it reaches a place for the count-th time."""
     import torch
 
     from ablab.lab.loggers.csv_file import MetricsCSV
     from ablab.tasks.task import Task
 
     def kill() -> None:
-        for pid in in_session(os.getsid(0)):
+        for pid in processes_of_session(os.getsid(0)):
             if pid != os.getpid():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -99,7 +99,7 @@ def be_killed(event: str, count: int) -> None:
 
     def write_half(state: Any, file: Any, **keywords: Any) -> None:
         save(state, file, **keywords)
-        if isinstance(file, io.BytesIO):  # no file: tensors on their way to another process
+        if isinstance(file, io.BytesIO):  # not a file: tensors sent to another process
             return
         written["times"] += 1
         if written["times"] >= count:
@@ -123,7 +123,7 @@ def be_killed(event: str, count: int) -> None:
             killing(os, "replace")
         case "after the rename":
             killing(os, "replace", after=True)
-        case "any moment":  # of three seconds from where training begins
+        case "any moment":  # within three seconds of the start of training
             original = Task.on_train_start
 
             def start(self: Task) -> None:
@@ -137,27 +137,27 @@ def be_killed(event: str, count: int) -> None:
 
 
 class Harness:
-    """Starts runs in a folder, disturbs them, and compares what they end with.
+    """Starts runs in a folder, disturbs them, and compares their results.
 
     Args:
-        folder: where the runs go.
-        seed: of what is killed when.
-        tell: gets a line for each run.
+        folder: for the runs.
+        seed: of the random disturbances.
+        tell: receives a line for each run.
     """
 
     def __init__(self, folder: Path, *, seed: int = 0, tell: Any = print) -> None:
         self.folder = folder
         self.random = random.Random(seed)
         self.tell = tell
-        self.seconds: dict[tuple[str, ...], float] = {}  # that a run takes if left alone
-        self.span = 0.0  # of those, the run in hand
+        self.seconds: dict[tuple[str, ...], float] = {}  # duration of an undisturbed run
+        self.span = 0.0  # of these, the current run
         self.slowest = 0.0  # seconds from a process's failure to the end of all
         self.references: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def start(self, *words: str, fault: str | None = None) -> subprocess.Popen[str]:
         script = ROOT / "train.py" if fault is None else Path(__file__)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **({} if fault is None else {FAULT: fault})}
-        here, known = str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")  # here is rank_fault
+        here, known = str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")  # finds rank_fault
         environment["PYTHONPATH"] = os.pathsep.join([here, *known.split(os.pathsep)])
         return subprocess.Popen(
             [sys.executable, str(script), *words],
@@ -174,7 +174,7 @@ class Harness:
         """Run to the end, undisturbed.
 
         Raises:
-            RuntimeError: it failed.
+            RuntimeError: the run failed.
         """
         process = self.start(*words)
         printed, _ = process.communicate(timeout=600)
@@ -182,7 +182,7 @@ class Harness:
             raise RuntimeError(f"{' '.join(words)}: exit code {process.returncode}\n{printed}")
 
     def reference(self, words: tuple[str, ...]) -> dict[str, Any]:
-        """What a run ends with that nobody disturbs."""
+        """Return the outcome of an undisturbed run."""
         if words not in self.references:
             place, begun = self.folder / f"reference{len(self.references)}", time.monotonic()
             self.finish(*words, f"output_dir={place}")
@@ -191,10 +191,10 @@ class Harness:
         return self.references[words]
 
     def disturbed(self, words: tuple[str, ...], name: str, disturb: Any, times: int) -> tuple[str, list[str]]:
-        """A run that is disturbed so many times and then left alone.
+        """Disturb a run a number of times, then let it finish.
 
         Returns:
-            what differs from the reference ("" if nothing does), and what was done to it.
+            The differences from the reference ("" if there are none), and the disturbances.
         """
         expected = self.reference(words)
         self.span = self.seconds[words]
@@ -204,7 +204,7 @@ class Harness:
             event = disturb(again)
             if run := only_run(place):
                 again = [f"resume={run}"]
-            if event is None:  # it was over before
+            if event is None:  # the run ended before
                 break
             done.append(event)
         if only_run(place) is None or outcome(only_run(place))["status"] != "finished":
@@ -213,7 +213,7 @@ class Harness:
         return ", ".join(key for key in expected if found.get(key) != expected[key]), done
 
     def kill(self, words: list[str]) -> str | None:
-        """Have a run die at some place; None if it is over before it comes there."""
+        """Kill a run at a random place; return None if it ends before it gets there."""
         event = self.random.choice(list(EVENTS))
         count = self.random.randint(1, EVENTS[event])
         process = self.start(*words, fault=f"{event}:{count}")
@@ -223,21 +223,21 @@ class Harness:
         return event if process.returncode else None
 
     def signal(self, name: str) -> Any:
-        """Have a run be asked to stop at a random moment of its life, its imports included."""
+        """Send a stop signal to a run at a random moment, imports included."""
 
         def send(words: list[str]) -> str:
             process = self.start(*words)
             if self.random.random() < 0.25:
                 time.sleep(self.random.uniform(0, self.span))
-            else:  # most of a short run's life is its imports
-                wait_until_it_trains(process, Path(words[-1].partition("=")[2]))
+            else:  # imports take most of the time of a short run
+                wait_for_training(process, Path(words[-1].partition("=")[2]))
                 time.sleep(self.random.uniform(0, TRAINING_SECONDS))
             process.send_signal(signal.Signals[name])
             printed, _ = process.communicate(timeout=600)
             if process.returncode == 0:
                 return None
             if process.returncode == -signal.Signals[name] and "run  " in printed:
-                return None  # it had ended, and Python was cleaning up
+                return None  # it had ended, during interpreter shutdown
             if process.returncode == -signal.Signals[name] and not printed:
                 return "before Python was up"
             if process.returncode != STOPPED:
@@ -247,7 +247,7 @@ class Harness:
         return send
 
     def fail(self, how: str, processes: int) -> Any:
-        """Have one process of a run fail, and see that all end within the limit, not well, and leave none behind."""
+        """Make one process of a run fail, and check that all end with an error in time, leaving none behind."""
 
         def make(words: list[str]) -> str | None:
             rank, step = self.random.randrange(processes), self.random.randrange(18)
@@ -267,7 +267,7 @@ class Harness:
             if how == "raise" and printed.count(f"RuntimeError: a bug in process {rank}\n") not in (1, 2):
                 raise RuntimeError(f"process {rank} of {processes}: its error is not said, or too often\n{printed}")
             time.sleep(0.5)
-            if in_session(process.pid):
+            if processes_of_session(process.pid):
                 raise RuntimeError(f"process {rank} of {processes}, {how}: processes are left behind")
             return f"process {rank} of {processes} before step {step}"
 
@@ -290,7 +290,7 @@ class Harness:
         """An ablation that is killed again and again, at any moment between its first run and its end.
 
         Returns:
-            how many runs it has, and those that differ from the undisturbed ones.
+            The number of runs, and the runs that differ from the undisturbed ones.
         """
         words = [*words, f"hydra.launcher.num_processes={processes}"]
         self.finish(*words, f"output_dir={self.folder / 'reference'}")
@@ -298,7 +298,7 @@ class Harness:
         place, span = self.folder / "killed", max(ended) - min(ended)
         for number in range(kills):
             process = self.start(*words, f"output_dir={place}")
-            wait_until_it_trains(process, place)
+            wait_for_training(process, place)
             time.sleep(self.random.uniform(0, span / kills))
             if process.poll() is not None:
                 raise RuntimeError(f"the ablation had ended before kill {number + 1}; it is too short for so many")
@@ -321,8 +321,8 @@ def fault_in(rank: int, step: int, how: str, once: Path) -> list[str]:
     return [f"+callbacks.fault.{key}={value}" for key, value in fault.items()]
 
 
-def wait_until_it_trains(process: subprocess.Popen[str], folder: Path) -> None:
-    """Wait until a process, or one that it has started, has a run's folder, below this one or this one itself."""
+def wait_for_training(process: subprocess.Popen[str], folder: Path) -> None:
+    """Wait until a process, or one of its session, has created the folder of a run."""
     while process.poll() is None:
         for record in (*folder.glob("run.json"), *folder.glob("*/run.json"), *folder.glob("*/*/run.json")):
             pid = json.loads(record.read_text(encoding="utf-8")).get("pid", 0)
@@ -332,7 +332,7 @@ def wait_until_it_trains(process: subprocess.Popen[str], folder: Path) -> None:
 
 
 def is_alive(entry: Path) -> bool:
-    """Whether an entry of /proc is a process that has not ended."""
+    """Return whether an entry of /proc is a live process."""
     try:
         return (
             entry.name.isdigit() and (entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
@@ -341,14 +341,14 @@ def is_alive(entry: Path) -> bool:
         return False
 
 
-def in_session(session: int) -> list[int]:
-    """The processes of a session: of a run, all that it has started."""
+def processes_of_session(session: int) -> list[int]:
+    """Return the processes of a session, which holds all processes of a run."""
     alive = [int(entry.name) for entry in Path("/proc").iterdir() if is_alive(entry)]
     return [pid for pid in alive if session_of(pid) == session]
 
 
 def session_of(pid: int) -> int | None:
-    """The session of a process, which is that of all that one started; None where it has gone."""
+    """Return the session of a process; None if the process is gone."""
     try:
         return os.getsid(pid)
     except ProcessLookupError:
@@ -356,14 +356,14 @@ def session_of(pid: int) -> int | None:
 
 
 def only_run(place: Path) -> Path | None:
-    """The run's folder of an output_dir that has seen one run; None if it came not so far."""
+    """Return the folder of the only run in an output_dir; None if the run did not get that far."""
     found = [path.parent for path in place.glob("*/run.json")] if place.exists() else []
     assert len(found) <= 1, f"one run became {len(found)}"
     return found[0] if found else None
 
 
 def outcome(run: Path | None) -> dict[str, Any]:
-    """What must be equal to the bit."""
+    """Return everything that must be equal to the bit."""
     assert run is not None
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     files = {
@@ -375,16 +375,16 @@ def outcome(run: Path | None) -> dict[str, Any]:
     return {**{key: record[key] for key in ("status", "metrics", "weights_sha256")}, **files, "left behind": left}
 
 
-def words_of(model: str, workers: int, processes: int) -> tuple[str, ...]:
-    return (*SHORT, *MODELS[model], f"data.num_workers={workers}", *several(processes))
+def run_overrides(model: str, workers: int, processes: int) -> tuple[str, ...]:
+    return (*SHORT, *MODELS[model], f"data.num_workers={workers}", *ddp_overrides(processes))
 
 
-def several(processes: int) -> list[str]:
+def ddp_overrides(processes: int) -> list[str]:
     return ["trainer=ddp_cpu", f"trainer.devices={processes}"] if processes > 1 else []
 
 
-def ablation(options: argparse.Namespace) -> int:
-    """Kill an ablation, and say what came of it."""
+def kill_ablation(options: argparse.Namespace) -> int:
+    """Kill an ablation repeatedly, and print the outcome."""
     different = 0
     for processes in options.processes:
         with tempfile.TemporaryDirectory(prefix="faults-") as folder:
@@ -399,19 +399,21 @@ def ablation(options: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100, help="how many, over all combinations (default: 100)")
-    parser.add_argument("--signals", type=int, default=0, help="how many of each signal (default: 0)")
+    parser.add_argument("--kills", type=int, default=100, help="number of kills over all combinations (default: 100)")
+    parser.add_argument("--signals", type=int, default=0, help="number of each signal (default: 0)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 2])
     parser.add_argument("--processes", nargs="+", type=int, choices=(1, 2, 4), default=[1, 2])
-    parser.add_argument("--ranks", type=int, default=0, help="failures of one process, of each kind (default: 0)")
+    parser.add_argument(
+        "--ranks", type=int, default=0, help="number of single-process failures of each kind (default: 0)"
+    )
     parser.add_argument("--restarts", type=int, default=0, help="failures that a run ends by itself (default: 0)")
-    parser.add_argument("--times", type=int, default=4, help="disturbances a run (default: 4)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is done when")
-    parser.add_argument("--ablation", nargs="+", metavar="WORD", help="its name, and words that narrow it")
+    parser.add_argument("--times", type=int, default=4, help="disturbances per run (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the disturbances")
+    parser.add_argument("--ablation", nargs="+", metavar="WORD", help="name of an ablation, and overrides")
     options = parser.parse_args()
     if options.ablation:
-        return ablation(options)
+        return kill_ablation(options)
 
     combinations = list(product(options.models, options.workers, options.processes))
     wanted = [("kill", options.kills), *((name, options.signals) for name in SIGNALS)]
@@ -430,8 +432,9 @@ def main() -> int:
                 else:
                     disturb = harness.fail(what, processes) if fails else harness.signal(what)
                 times = 1 if fails or what == RESTARTED else min(left, options.times)
-                harness.reference(words_of(model, workers, processes))
-                differs, done = harness.disturbed(words_of(model, workers, processes), f"run{number}", disturb, times)
+                overrides = run_overrides(model, workers, processes)
+                harness.reference(overrides)
+                differs, done = harness.disturbed(overrides, f"run{number}", disturb, times)
                 left, number = left - len(done), number + 1
                 tally.update(f"{what}: {event}" for event in done)
                 different += bool(differs)
@@ -447,7 +450,7 @@ def main() -> int:
 
 if (fault := os.environ.get(FAULT)) and __name__ in ("__main__", "__mp_main__"):  # the second in a run's workers
     event_to_die_in, _, times_to_pass = fault.rpartition(":")
-    be_killed(event_to_die_in, int(times_to_pass))
+    kill_self_at(event_to_die_in, int(times_to_pass))
 
 if __name__ == "__main__":
     if fault:

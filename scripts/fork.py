@@ -1,12 +1,13 @@
-"""Make this template a project of your own, and take in what the template has become since: docs/fork.md.
+"""Turn this template into a project of your own, and merge later changes of the template: docs/fork.md.
 
-    python scripts/fork.py myproject                    another name everywhere, a history that begins with you
+    python scripts/fork.py myproject                    a new name everywhere, and a new history
     python scripts/fork.py myproject --drop-examples    without the claims, experiments and figures of the template
-    python scripts/fork.py --update PLACE [REF]         the template's changes since, merged under your names
+    python scripts/fork.py --update PLACE [REF]         merge the template's changes since, under your names
 
-PLACE is where the template is: an address that git can fetch, or a folder. REF is a branch, a tag or a commit of it.
-Nothing may be uncommitted. A fork is left to be read and committed; an update is a commit, or a conflict as git has
-them. Exit code 2: it cannot be done, and nothing has been changed; 1: an update that leaves conflicts to you.
+PLACE is the template: a URL that git can fetch, or a folder. REF is a branch, a tag or a commit of it. There must be no
+uncommitted changes. A fork is left for you to review and commit; an update is a commit, or a merge conflict. Exit code
+2: it is not possible, and nothing has changed; 1: the update has conflicts to resolve.
+
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ from ablab.lab.config.errors import readable_errors
 
 ROOT = Path(__file__).parents[1]
 RUFF = [sys.executable, "-m", "ruff"]
-ORIGIN = ".template.toml"  # what a fork is a fork of; the template itself has no such file
+ORIGIN = ".template.toml"  # records the template of a fork; the template itself has no such file
 
-# What the template found out, which says nothing of a fork's own question.
+# Results of the template, which do not concern the question of a fork.
 EXAMPLES = ("conf/ablation/", "conf/experiment/", "docs/figures/", "tests/claims/")
-# A pattern of each kind, which tests run by name, and what scripts/benchmark.py cifar10 times.
+# An example of each kind, which tests run by name, and the configs of scripts/benchmark.py cifar10.
 KEPT = (
     "docs/figures/browse.png",
     *("conf/ablation/none.yaml", "conf/ablation/norm_batch_size.yaml"),
     *("conf/experiment/none.yaml", "conf/experiment/char_lstm.yaml"),
     *("conf/experiment/cifar10_speedrun.yaml", "conf/experiment/cifar10_speedrun_muon.yaml"),
 )
-# In a Markdown page, the lines from the first mark to the second are an example.
+# Examples in Markdown pages are enclosed by these two marks.
 MARKED = re.compile(r"\n?^<!-- example -->\n.*?^<!-- end of example -->\n", re.MULTILINE | re.DOTALL)
-OF_THE_TEMPLATE = ("tests/test_fork.py",)  # a fork is not forked
+OF_THE_TEMPLATE = ("tests/test_fork.py",)  # a fork is not forked again
 
 CHANGELOG = """# Changes
 
@@ -79,10 +80,10 @@ examples = {examples}
 
 
 def git(*words: str, root: Path = ROOT) -> str:
-    """What a git command prints.
+    """Run a git command and return its output.
 
     Raises:
-        ConfigError: it does not succeed.
+        ConfigError: the command fails.
     """
     result = subprocess.run(
         ["git", "-C", str(root), *words], capture_output=True, text=True, check=False, encoding="utf-8"
@@ -93,11 +94,11 @@ def git(*words: str, root: Path = ROOT) -> str:
 
 
 def check_ready() -> None:
-    """Refuse to begin what would stop half-way, or what nobody could undo.
+    """Refuse to start if the change would stop halfway or could not be undone.
 
     Raises:
-        ConfigError: there is no ruff, a file is not Python, the folder is no repository of its own, or something is
-            not committed.
+        ConfigError: ruff is missing, a file is not valid Python, the folder is not the root of a repository, or there
+            are uncommitted changes.
     """
     if subprocess.run([*RUFF, "--version"], capture_output=True).returncode != 0:
         raise ConfigError(f"{sys.executable} has no ruff, which sorts the imports anew; make env installs it")
@@ -125,10 +126,10 @@ def check_ready() -> None:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that cannot be the package's.
+    """Refuse an invalid package name.
 
     Raises:
-        ConfigError: it is none, or is taken.
+        ConfigError: the name is invalid, or taken.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise ConfigError(f"NAME={name}: a package's name is needed: small letters, digits and single underscores")
@@ -143,7 +144,7 @@ def check_name(name: str) -> None:
 
 
 def package(root: Path) -> str:
-    """The name that a checkout goes by."""
+    """Return the package name of a checkout."""
     return str(tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"])
 
 
@@ -152,20 +153,20 @@ def tracked(root: Path) -> list[str]:
 
 
 def make_own(root: Path, name: str, *, examples: bool, tree: str) -> None:
-    """Turn a checkout of the template into the same version of a fork, and stage what that changes.
+    """Turn a checkout of the template into the same version of a fork, and stage the changes.
 
     Args:
-        root: of the checkout, in which nothing is uncommitted.
-        name: the fork's.
-        examples: whether they stay.
-        tree: what the fork is to say of its version.
+        root: the checkout, without uncommitted changes.
+        name: of the fork.
+        examples: keep the examples.
+        tree: the template version that the fork records.
     """
     template = package(root)
     gone = [file for file in tracked(root) if file in OF_THE_TEMPLATE or (not examples and is_example(file))]
     for file in gone:
         (root / file).unlink()
     for compiled in [*root.glob("src/**/__pycache__"), *root.glob("src/*.egg-info")]:
-        shutil.rmtree(compiled)  # so that no folder stays under the old name
+        shutil.rmtree(compiled)  # leaves no folder with the old name
     for file in sorted({*tracked(root)} - {*gone}):
         rename(root, file, template, name)
 
@@ -191,7 +192,7 @@ def is_example(file: str) -> bool:
 
 
 def rename(root: Path, file: str, old: str, new: str) -> None:
-    """Put another word in a word's place, in a file's text and in its path; what is within a longer word stays."""
+    """Replace a word by another in the text and path of a file; parts of longer words stay."""
 
     def cased(found: re.Match[str]) -> str:
         word = found.group()
@@ -202,23 +203,23 @@ def rename(root: Path, file: str, old: str, new: str) -> None:
     if target != place:
         os.renames(place, target)
     content = target.read_bytes()
-    if b"\0" not in content:  # a picture is left alone
+    if b"\0" not in content:  # skip binary files
         text = content.decode(errors="surrogateescape")
         if (renamed := word.sub(cased, text)) != text:
             target.write_bytes(renamed.encode(errors="surrogateescape"))
 
 
 def in_order(root: Path) -> None:
-    """Sort imports and wrap lines as the new name has it; a comment that it makes too long is allowed to be."""
+    """Sort imports and wrap lines for the new name; comments that become too long are tolerated."""
     for words in (["check", "--fix-only", "--select=I"], ["format"], ["check", "--add-noqa", "--select=E501"]):
         subprocess.run([*RUFF, *words, "--quiet", "."], cwd=root, check=True, stdout=subprocess.DEVNULL)
 
 
 def fork(name: str, *, examples: bool) -> None:
-    """Give the repository another name, and leave the change to be committed.
+    """Rename the repository, and leave the changes to be committed.
 
     Raises:
-        ConfigError: the name cannot be, the repository is a fork already, or something is not committed.
+        ConfigError: the name is invalid, the repository is a fork already, or there are uncommitted changes.
     """
     check_ready()
     if (ROOT / ORIGIN).exists():
@@ -230,10 +231,10 @@ def fork(name: str, *, examples: bool) -> None:
 
 
 def update(place: str, ref: str) -> int:
-    """Merge what the template has become since the version that is in here, under the fork's names.
+    """Merge the changes of the template since the version in here, under the fork's names.
 
     Raises:
-        ConfigError: there is no such template, it never had this version, or something is not committed.
+        ConfigError: the template does not exist, never had this version, or there are uncommitted changes.
     """
     check_ready()
     if not (ROOT / ORIGIN).exists():
@@ -271,7 +272,7 @@ def update(place: str, ref: str) -> int:
 
 
 def own_tree(version: str, name: str, *, examples: bool, tree: str) -> str:
-    """A commit of the template as this fork would have it, see `make_own`; git's name of its files."""
+    """Return the tree hash of a template commit converted for this fork, see `make_own`."""
     with checkout(version) as root:
         make_own(root, name, examples=examples, tree=tree)
         return git("write-tree", root=root)
@@ -279,7 +280,7 @@ def own_tree(version: str, name: str, *, examples: bool, tree: str) -> str:
 
 @contextmanager
 def checkout(version: str) -> Iterator[Path]:
-    """A commit's files in a folder for a moment."""
+    """Check out the files of a commit into a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "template"
         git("worktree", "add", "--quiet", "--detach", str(root), version)
@@ -295,9 +296,11 @@ def commit(tree: str, message: str, *words: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", metavar="NAME", help="the project's and its package's")
-    parser.add_argument("--drop-examples", action="store_true", help="leave out what the template found out")
-    parser.add_argument("--update", nargs="*", metavar=("PLACE", "REF"), help="where the template is, and what of it")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="name of the project and its package")
+    parser.add_argument("--drop-examples", action="store_true", help="leave out the results of the template")
+    parser.add_argument(
+        "--update", nargs="*", metavar=("PLACE", "REF"), help="the template, and a branch, tag or commit of it"
+    )
     options = parser.parse_args()
     if options.update is not None:
         if not 1 <= len(options.update) <= 2 or options.name or options.drop_examples:

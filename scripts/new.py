@@ -1,4 +1,4 @@
-"""Begin something of your own: a Python file and a YAML that run and pass their tests, to be changed into your idea.
+"""Create a Python file and a YAML that run and pass their tests, as a start for your own code.
 
     python scripts/new.py norm my_norm            src/ablab/norms/my_norm.py, conf/norm/my_norm.yaml
     python scripts/new.py model my_model          src/ablab/models/my_model.py, conf/model/my_model.yaml
@@ -7,8 +7,9 @@
     python scripts/new.py optimizer my_optimizer  src/ablab/optim/my_optimizer.py, conf/optimizer/my_optimizer.yaml
     python scripts/new.py ablation my_ablation    conf/ablation/my_ablation.yaml
 
-Nothing else is written, and nothing that is there is changed. What to do with them: docs/extending.md. Exit code 2: the
-name cannot be taken, and nothing was written.
+No existing file is changed. Next steps: docs/extending.md. Exit code 2: the name is not available, and nothing was
+written.
+
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from ablab.lab.config.errors import menu, readable_errors
 
 ROOT = Path(__file__).parents[1]
 TEMPLATES = Path(__file__).parent / "templates"
-LONGEST = 40  # a longer name would not fit into the templates' lines
-OTHER_VALUES = {"null", "true", "false", "yes", "no", "on", "off", "nan", "inf"}  # to Hydra or YAML these are no words
+LONGEST = 40  # longer names would make lines of the templates too long
+OTHER_VALUES = {"null", "true", "false", "yes", "no", "on", "off", "nan", "inf"}  # Hydra and YAML parse these as values
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What can be begun.
+    """A kind of component that can be created.
 
     Args:
-        room: the folder of its Python file; None where the YAML is all.
-        tests: those that go through it.
+        room: the folder of its Python file; None if it only has a YAML.
+        tests: that cover it.
     """
 
     room: str | None
@@ -54,20 +55,20 @@ KINDS = {
 }
 
 
-def begin(kind: str, name: str) -> list[Path]:
-    """Write the files of something new; all of them, or none.
+def create_files(kind: str, name: str) -> list[Path]:
+    """Write the files of a new component; all of them, or none.
 
     Raises:
-        ConfigError: there is no such kind, or the name cannot be taken.
+        ConfigError: the kind does not exist, or the name is not available.
     """
     if kind not in KINDS:
         raise ConfigError(f"{kind}: it is nothing that can be begun; {menu(kind, [*KINDS], 'new.py')}")
-    check(kind, name)
-    texts = rendered(kind, name)
+    check_name(kind, name)
+    texts = render_files(kind, name)
     written: list[Path] = []
     try:
         for file, text in texts.items():
-            with file.open("x", encoding="utf-8") as opened:  # not even a file that is being made meanwhile
+            with file.open("x", encoding="utf-8") as opened:  # fails if the file has been created since
                 written.append(file)
                 opened.write(text)
     except BaseException:
@@ -77,8 +78,8 @@ def begin(kind: str, name: str) -> list[Path]:
     return written
 
 
-def rendered(kind: str, name: str) -> dict[Path, str]:
-    """The text of each file, the YAML, by which it is found, last."""
+def render_files(kind: str, name: str) -> dict[Path, str]:
+    """Return the text of each file; the YAML, which makes the component selectable, comes last."""
     texts = {}
     for file in files(kind, name):
         template = (TEMPLATES / f"{kind}{file.suffix}").read_text(encoding="utf-8")
@@ -96,14 +97,15 @@ def class_name(name: str) -> str:
     return "".join(part.capitalize() for part in name.split("_"))
 
 
-def check(kind: str, name: str) -> None:
-    """Refuse a name that cannot be taken.
+def check_name(kind: str, name: str) -> None:
+    """Refuse a name that is not available.
 
     Raises:
-        ConfigError: with another that can, where that is likely.
+        ConfigError: suggests another name, if one is likely.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
-        raise ConfigError(f"{name}: small letters, digits and single _ are needed, a letter first; {instead(name)}")
+        meant = suggest_name(name)
+        raise ConfigError(f"{name}: small letters, digits and single _ are needed, a letter first; {meant}")
     if len(name) > LONGEST:
         raise ConfigError(f"{name}: it has {len(name)} letters; choose a name of at most {LONGEST}")
     if keyword.iskeyword(name) or name in OTHER_VALUES:
@@ -111,29 +113,31 @@ def check(kind: str, name: str) -> None:
     for file in files(kind, name):
         for there in (file, file.with_suffix("")):
             if there.exists():
-                raise ConfigError(f"{name}: there is {shown(there)} already; choose another name, or change that file")
+                raise ConfigError(
+                    f"{name}: there is {relative_path(there)} already; choose another name, or change that file"
+                )
     room = KINDS[kind].room
     if room is None:
         return
     if importlib.util.find_spec(name) is not None:
         raise ConfigError(f"{name}: a module that can be imported has this name; choose {name}_{kind}, say")
-    if name in names(ROOT / room / "__init__.py"):
+    if name in names_in(ROOT / room / "__init__.py"):
         raise ConfigError(f"{name}: {room} has something else of this name; choose {name}_{kind}, say")
-    if class_name(name) in names(TEMPLATES / f"{kind}.py") | set(dir(builtins)):
+    if class_name(name) in names_in(TEMPLATES / f"{kind}.py") | set(dir(builtins)):
         raise ConfigError(
             f"{name}: its class would be {class_name(name)}, which is another one's name; choose {name}_{kind}, say"
         )
 
 
-def instead(name: str) -> str:
-    """A name that is like one and can be taken, where there is one."""
+def suggest_name(name: str) -> str:
+    """Suggest a similar name that is available."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
     likely = re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
     return f"choose {likely}" if re.match(r"[a-z]", likely) else "choose another, my_idea for example"
 
 
-def names(file: Path) -> set[str]:
-    """What a file imports or speaks of."""
+def names_in(file: Path) -> set[str]:
+    """Return the names that a file imports or uses."""
     nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
     imported = {
         alias.asname or alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
@@ -141,7 +145,7 @@ def names(file: Path) -> set[str]:
     return imported | {node.id for node in nodes if isinstance(node, ast.Name)}
 
 
-def shown(path: Path) -> str:
+def relative_path(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
@@ -154,8 +158,8 @@ def main() -> None:
     if len(words) != 2:
         raise ConfigError(f"a kind ({', '.join(KINDS)}) and a name are needed: python scripts/new.py norm my_norm")
     kind, name = words
-    for file in begin(kind, name):
-        print(f"wrote {shown(file)}")
+    for file in create_files(kind, name):
+        print(f"wrote {relative_path(file)}")
     where = "" if Path.cwd() == ROOT else f"cd {ROOT} && "
     print(f"try it:   {where}python train.py {kind}={name}")
     print(f"test it:  {where}python -m pytest {KINDS[kind].tests} -k {name}")

@@ -1,10 +1,11 @@
-"""Do what a newcomer does, in a clean clone and with an empty home, and say how long the first results took.
+"""Follow the first steps of a newcomer in a clean clone with an empty home, and report how long they take.
 
-    python3 scripts/newcomer.py      the commit that is checked out; Python, git, make and packages that pip can reach
+    python3 scripts/newcomer.py      the checked-out commit; needs Python, git, make and packages for pip
 
-Three things, and the minutes within which they should be there on two cores, installing included: a first run (3), a
-first ablation with its figure (6), a norm of one's own, trained and held to the tests of all norms (15). More cores are
-left alone. Exit code 1: a command failed. What took longer is said, and is no failure: machines differ.
+There are three goals, each with a time limit in minutes on two cores, installation included: a first run (3), a first
+ablation with its figure (6), a new norm, trained and run through the tests of all norms (15). Other cores are left
+unused. Exit code 1: a command failed. Exceeding a limit is reported, but is no failure: machines differ.
+
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FIGURES = "runs/norm_batch_size/report/figures"
-GOALS: dict[str, tuple[int, list[str]]] = {  # minutes since the start, and the commands that lead there
+GOALS: dict[str, tuple[int, list[str]]] = {  # minutes since the start, and the commands
     "a first run": (3, ["make train"]),
     "an ablation and its figure": (
         6,
@@ -39,8 +40,8 @@ GOALS: dict[str, tuple[int, list[str]]] = {  # minutes since the start, and the 
     ),
 }
 ACTIVATED = "source .venv/bin/activate && "
-LAST, LAST_OF_FAILED = 4, 40  # lines of what a command printed
-# How this machine reaches its packages; not where it keeps those that it has fetched: a newcomer has none.
+LAST, LAST_OF_FAILED = 4, 40  # lines of output to print
+# Variables for network access to packages, without pip's cache, which a newcomer does not have.
 NETWORK = re.compile(r"PIP_(?!CACHE_DIR).*|SSL_.*|.*_CA_BUNDLE|.*_proxy", re.IGNORECASE)
 
 
@@ -64,7 +65,7 @@ def main() -> int:
 
 
 def two_cores() -> int:
-    """Leave all but two of the machine's cores alone, where that can be done; how many there are now."""
+    """Restrict this process to two cores where possible; return the number of usable cores."""
     if not hasattr(os, "sched_setaffinity"):
         return os.cpu_count() or 1
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
@@ -72,8 +73,8 @@ def two_cores() -> int:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """What a new login has: a home, a path with the programs that are needed, the way to the packages."""
-    python = Path(sys.base_prefix) / "bin"  # not that of an environment that is active
+    """Return the environment of a new login: a home, a path with the required programs, and access to packages."""
+    python = Path(sys.base_prefix) / "bin"  # not the one of an active virtual environment
     programs = [shutil.which(name) for name in ("git", "make")]
     path = [str(python), *(str(Path(program).parent) for program in programs if program), os.confstr("CS_PATH") or ""]
     kept = {name: value for name, value in os.environ.items() if NETWORK.fullmatch(name)}
@@ -84,7 +85,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def done(command: str, clone: Path, environment: dict[str, str], started: float) -> bool:
-    """Give a command and say when, what it was, and the last of what it printed; whether it went well."""
+    """Run a command, print its time and the last lines of its output, and return whether it succeeded."""
     print(f"\n{clock(time.monotonic() - started)}  $ {command}", flush=True)
     words = command if command.startswith("make") else ACTIVATED + command
     result = subprocess.run(

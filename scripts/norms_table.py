@@ -1,7 +1,8 @@
-"""Write the table of docs/norms.md, from what the norms say of themselves and from the models that they fit into.
+"""Write the table of docs/norms.md, from the properties of the norms and the models that they fit.
 
 python scripts/norms_table.py            print it
-python scripts/norms_table.py --write    put it into docs/norms.md
+python scripts/norms_table.py --write    write it to docs/norms.md
+
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ COLUMNS = (
 
 
 def table() -> str:
-    """The whole table in Markdown, a row for each YAML of conf/norm."""
+    """Return the table in Markdown, with a row for each YAML of conf/norm."""
     rows = [COLUMNS, tuple("---" for _ in COLUMNS)]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for file in sorted((ROOT / "conf" / "norm").glob("*.yaml")):
@@ -55,12 +56,12 @@ def row(name: str, norm: Norm) -> tuple[str, ...]:
         f"`{name}`",
         statistics(norm, "image"),
         statistics(norm, "sequence"),
-        yes(norm.sees_batch),
-        yes(norm.train_equals_eval),
-        yes(norm.has_running_state),
+        yes_or_no(norm.sees_batch),
+        yes_or_no(norm.train_equals_eval),
+        yes_or_no(norm.has_running_state),
         "2 values" if any(s.source != "stored" for s in norm.statistics("image")) else "1 value",
-        yes(norm.supports_masks),
-        *(yes(fits(norm, *place)) for place in places()),
+        yes_or_no(norm.supports_masks),
+        *(yes_or_no(fits(norm, *place)) for place in example_models()),
     )
 
 
@@ -70,8 +71,8 @@ def statistics(norm: Norm, layout: str) -> str:
     return "; ".join(activations + weights) or "none"
 
 
-def places() -> list[tuple[type[nn.Module], dict[str, int], torch.Tensor]]:
-    """The architectures, with the sizes that they are built with and a batch."""
+def example_models() -> list[tuple[type[nn.Module], dict[str, int], torch.Tensor]]:
+    """Return the architectures, each with arguments and an input batch."""
     vectors, tokens = torch.zeros(4, 8, 8), torch.zeros(4, 8, dtype=torch.long)
     sequence = {"in_features": 8, "num_classes": 10, "context_length": 8}
     return [
@@ -89,13 +90,13 @@ def fits(norm: Norm, architecture: type[nn.Module], sizes: dict[str, int], input
     return not find_norm_problems(model, norm, lambda: model(inputs.to("meta")))
 
 
-def yes(value: bool) -> str:
+def yes_or_no(value: bool) -> str:
     return "yes" if value else "–"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/norms.md")
+    parser.add_argument("--write", action="store_true", help="write the table to docs/norms.md")
     if not parser.parse_args().write:
         print(table())
         return

@@ -1,10 +1,11 @@
 """Write the predictions of a run's weights to a CSV file: for a folder of images, a table, or a text.
 
 python scripts/predict.py RUN images/                        each image's class, and the probability of each class
-python scripts/predict.py RUN rows.csv --out predicted.csv   each row's class or numbers, in the target's own unit
+python scripts/predict.py RUN rows.csv --out predicted.csv   each row's class or values, in the unit of the target
 python scripts/predict.py RUN prompts.txt --num-tokens 100   each line's loss and perplexity, and a continuation
 
-What RUN was trained on decides which of them is read. Images are scaled to the training images' size.
+The inputs must be of the kind that RUN was trained on. Images are resized to the training images.
+
 """
 
 from __future__ import annotations
@@ -27,12 +28,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("source", type=Path, help="a folder of images or one image, a .csv or .parquet file, or a text")
-    parser.add_argument("--out", type=Path, default=Path("predictions.csv"), help="predictions.csv; it must not exist")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("predictions.csv"),
+        help="a file that does not exist yet (default: predictions.csv)",
+    )
     parser.add_argument("--weights", choices=("best", "last"), default="best")
-    parser.add_argument("--num-tokens", type=positive, default=50, help="of a line's continuation, 50")
-    parser.add_argument("--trust", action="store_true", help="build whatever its config names: docs/runs.md")
+    parser.add_argument("--num-tokens", type=positive, default=50, help="length of a line's continuation (default: 50)")
+    parser.add_argument("--trust", action="store_true", help="build any class that its config names: docs/runs.md")
     options = parser.parse_args()
-    with loading(said=True):
+    with loading(announce=True):
         from ablab.lab.predict import predict
 
     number = predict(

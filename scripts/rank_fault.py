@@ -1,4 +1,4 @@
-"""A callback that makes one process of a run fail, once; scripts/faults.py puts it into a run."""
+"""A callback that makes one process of a run fail once; scripts/faults.py adds it to a run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import lightning as L
 
 
 class RankFault(L.Callback):
-    """One process raises, is killed or hangs.
+    """Makes one process raise, be killed or hang.
 
     Args:
-        rank: which.
-        step: before which step.
-        how: an error, or the signal that it gets.
-        once: a file that says that it has happened.
+        rank: of the process.
+        step: fail before this step.
+        how: "raise", or the signal to send.
+        once: a file that marks that the failure has happened.
     """
 
     def __init__(self, *, rank: int, step: int, how: Literal["raise", "SIGKILL", "SIGSTOP"], once: str) -> None:

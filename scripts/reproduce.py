@@ -1,11 +1,12 @@
-"""Run a recorded run again, from its folder alone, and compare: equal to the bit, or the first step where they part.
+"""Repeat a recorded run from its folder alone, and compare: equal to the bit, or the first step that differs.
 
-    python scripts/reproduce.py RUN                    says what of code, data and environment has changed, then trains
+    python scripts/reproduce.py RUN                    list changes in code, data and environment, then train
     python scripts/reproduce.py RUN optimizer.lr=0.05  with a deliberate change
 
-The new run goes into `reproductions` beside the other, or into output_dir=FOLDER. A run that was stopped, killed or is
-going on is compared as far as it goes; one that diverged has to diverge again. Exit code 0: equal; 4: not equal; 2: no
-such run, or nothing in it to compare.
+The new run goes into `reproductions` beside the other, or into output_dir=FOLDER. A run that was stopped or killed, or
+is still running, is compared up to its last row; one that diverged must diverge again. Exit code 0: equal; 4: not
+equal; 2: not a run, or nothing to compare.
+
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ from omegaconf import DictConfig
 
 from ablab.errors import ConfigError, Diverged
 from ablab.lab.config.errors import readable_errors
-from ablab.lab.config.schema import check, is_guest
+from ablab.lab.config.schema import check_config, is_guest
 from ablab.lab.config.yaml_files import CONF
 from ablab.lab.loading import loading
 from ablab.lab.run import signals
-from ablab.lab.run.folder import config_of, read_environment, read_record
-from ablab.lab.run.identity import differences, plain
-from ablab.lab.run.resume import changed
+from ablab.lab.run.folder import read_config, read_environment, read_record
+from ablab.lab.run.identity import plain, result_differences
+from ablab.lab.run.resume import compose_changes
 from ablab.rank import rank
 from ablab.status import only_on_a_terminal
 
 NOT_EQUAL = 4
 
 
-def say(text: str) -> None:
+def print_once(text: str) -> None:
     if rank() == 0:
         print(text)
 
 
-def config_again(folder: Path, changes: list[str], *, trust: bool = False) -> DictConfig:
-    """The config of the run, to be run elsewhere, without loggers, and with what is changed on purpose.
+def reproduction_config(folder: Path, changes: list[str], *, trust: bool = False) -> DictConfig:
+    """Return the config of the run for a new folder, without loggers and with deliberate changes.
 
     Raises:
-        ConfigError: the folder is no run's, or there is no such key to change.
+        ConfigError: the folder is not a run, or a changed key does not exist.
     """
     for change in changes:
         key, equals, _ = change.partition("=")
@@ -52,10 +53,10 @@ def config_again(folder: Path, changes: list[str], *, trust: bool = False) -> Di
             raise ConfigError(f"{change}: this is no change of the run; say --trust")
         if key in ("resume", "folder"):
             raise ConfigError(f"{change}: a run is made again from its beginning; leave it out")
-    cfg, places = config_of(folder), [change for change in changes if change.startswith("output_dir=")]
+    cfg, places = read_config(folder), [change for change in changes if change.startswith("output_dir=")]
     if len(places) < len(changes):
-        with initialize_config_dir(str(CONF), version_base="1.3"):  # what depends on a changed value changes with it
-            cfg = changed(folder, cfg, changes, trust=trust)
+        with initialize_config_dir(str(CONF), version_base="1.3"):  # dependent values change as well
+            cfg = compose_changes(folder, cfg, changes, trust=trust)
     cfg.logger = {}
     beside = f"output_dir={folder.absolute().parent / 'reproductions'}"
     cfg.output_dir = [beside, *places][-1].partition("=")[2]
@@ -63,8 +64,8 @@ def config_again(folder: Path, changes: list[str], *, trust: bool = False) -> Di
     return cfg
 
 
-def run_again(cfg: DictConfig) -> Path:
-    """Train; the new run's folder, also where the run diverges."""
+def train_again(cfg: DictConfig) -> Path:
+    """Train, and return the new run's folder, even if the run diverges."""
     from ablab.lab.train import train
 
     parent = Path(cfg.output_dir)
@@ -72,7 +73,7 @@ def run_again(cfg: DictConfig) -> Path:
     try:
         return train(cfg).folder
     except Diverged as error:
-        say(f"diverged: {error}")
+        print_once(f"diverged: {error}")
         if rank() != 0:
             return parent
         new = set(parent.glob("*/run.json")) - others
@@ -83,39 +84,41 @@ def run_again(cfg: DictConfig) -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run's folder")
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="to be another than in the run")
-    parser.add_argument("--trust", action="store_true", help="build whatever its config names: docs/runs.md")
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="deliberate changes of the config")
+    parser.add_argument("--trust", action="store_true", help="build any class that its config names: docs/runs.md")
     options = parser.parse_args()
-    with loading(said=True):
+    with loading(announce=True):
         from ablab.lab.config.trust import check_targets
-        from ablab.lab.evaluate import take_threads
+        from ablab.lab.evaluate import match_threads
         from ablab.lab.run import provenance
-        from ablab.lab.run.compare import OF_ITSELF, check_comparable, compare, report
-        from ablab.lab.train import data_of
+        from ablab.lab.run.compare import SELF_ENDED, check_comparable, compare, format_comparison
+        from ablab.lab.train import build_data
 
     check_comparable(options.run)
-    cfg = config_again(options.run, options.changes, trust=options.trust)
+    cfg = reproduction_config(options.run, options.changes, trust=options.trust)
     cfg.trust = options.trust
-    check(cfg, root=CONF / "train.yaml")
+    check_config(cfg, root=CONF / "train.yaml")
     check_targets(cfg)
     record, environment = read_record(options.run), read_environment(options.run)
-    take_threads(environment)
+    match_threads(environment)
     changes = provenance.changes_since(record, environment, plain(cfg))
     then = record["data"]["fingerprint"]
-    now = then if is_guest(cfg) else data_of(cfg).fingerprint  # data from outside are read by the run itself
+    now = then if is_guest(cfg) else build_data(cfg).fingerprint  # external data are only read by the run itself
     changes += [f"the data: {then[:12]} then, {now[:12]} now"] if then != now else []
-    changes += [f"{key}: {a} then, {b} now" for key, a, b in differences(plain(config_of(options.run)), plain(cfg))]
+    changes += [
+        f"{key}: {a} then, {b} now" for key, a, b in result_differences(plain(read_config(options.run)), plain(cfg))
+    ]
     for line in changes:
-        say(f"not as it was: {line}")
+        print_once(f"not as it was: {line}")
     status = record["status"]
-    if status not in OF_ITSELF:
-        say(f"the run is {status}: it is compared as far as it goes")
+    if status not in SELF_ENDED:
+        print_once(f"the run is {status}: it is compared as far as it goes")
 
-    again = run_again(cfg)
+    again = train_again(cfg)
     if rank() != 0:
         return 0
     found = compare(options.run, again)
-    print(report(found))
+    print(format_comparison(found))
     return 0 if found.equal else NOT_EQUAL
 
 

@@ -1,10 +1,11 @@
-"""Count what grows with the number of processes.
+"""Measure costs that grow with the number of processes.
 
     python scripts/scaling.py                          2, 4 and 8 processes on this machine
     python scripts/scaling.py --processes 2 16 --trainer fsdp
 
-The first table is of real runs: how often process 0 exchanges something beside gradients and weights, and the bytes
-that it then has, by what it is for. The second is of the data: an epoch's batches of one process among 512.
+The first table shows real runs: the collective calls of rank 0 beside gradients and weights, and the bytes that it
+receives, by purpose. The second shows the data: an epoch's batches of one process among 512.
+
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ WORDS = (
 )
 EXCHANGES = ("all_reduce", "broadcast", "all_gather", "all_gather_into_tensor", "all_gather_object")
 EXCHANGES += ("broadcast_object_list", "barrier")
-SAMPLES, PROCESSES = 1_281_167, 512  # ImageNet's
+SAMPLES, PROCESSES = 1_281_167, 512  # the size of ImageNet
 
 
-class Count:
-    """Calls and bytes of this process's exchanges, by what they are for."""
+class ExchangeCounter:
+    """Calls and bytes of the collectives of this process, by purpose."""
 
     def __init__(self) -> None:
         self.purpose = "the rest"
@@ -53,7 +54,7 @@ class Count:
         self.inside = False
 
     def exchange(self, name: str) -> Any:
-        """Count the calls of one of torch's functions; those that it is made of are its own."""
+        """Count the calls of one of torch's collectives; nested calls count as part of it."""
         original = getattr(dist, name)
 
         def call(*arguments: Any, **settings: Any) -> Any:
@@ -69,7 +70,7 @@ class Count:
         return patch.object(dist, name, call)
 
     def part(self, owner: Any, name: str, purpose: str) -> Any:
-        """Have what a function exchanges counted for its purpose."""
+        """Attribute the collectives within a function to a purpose."""
         original = getattr(owner, name)
 
         def call(*arguments: Any, **settings: Any) -> Any:
@@ -83,7 +84,7 @@ class Count:
 
 
 def size(what: Any) -> int:
-    """The bytes of a tensor, or of several objects."""
+    """Return the bytes of a tensor, or of several objects."""
     return what.nbytes if isinstance(what, Tensor) else sum(size_of_part(part) for part in what)
 
 
@@ -91,9 +92,9 @@ def size_of_part(part: Any) -> int:
     return part.nbytes if isinstance(part, Tensor) else len(pickle.dumps(part))
 
 
-def counted(number: int, trainer: str) -> tuple[Count, float]:
-    """The exchanges of one run of so many processes, and how long it took."""
-    count, began = Count(), time.perf_counter()
+def count_exchanges(number: int, trainer: str) -> tuple[ExchangeCounter, float]:
+    """Return the collectives of one run with a number of processes, and its duration."""
+    count, began = ExchangeCounter(), time.perf_counter()
     with ExitStack() as stack:
         for name in EXCHANGES:
             stack.enter_context(count.exchange(name))
@@ -118,7 +119,7 @@ def main() -> None:
     print("| processes | " + " | ".join(purposes) + " | whole run |")
     print("|---" * (len(purposes) + 2) + "|")
     for number in options.processes:
-        count, seconds = counted(number, options.trainer)
+        count, seconds = count_exchanges(number, options.trainer)
         cells = [f"{count.calls[purpose]} ({count.bytes[purpose]:,} B)" for purpose in purposes]
         print(f"| {number} | " + " | ".join(cells) + f" | {seconds:.0f} s |", flush=True)
 

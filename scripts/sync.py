@@ -1,10 +1,11 @@
-"""Send runs that were offline to Weights & Biases: from the login node of a cluster, or once there is internet again.
+"""Upload offline runs to Weights & Biases, from the login node of a cluster or after going online.
 
     python scripts/sync.py runs/norm_batch_size    all runs of an ablation
-    python scripts/sync.py runs                    all runs that there are
+    python scripts/sync.py runs                    all runs
 
-What has been sent is not sent again, and a run that still goes on is left for the next time. Exit code 1: something
-could not be sent; the same command again sends the rest.
+Uploaded runs are not uploaded again, and runs in progress are skipped. Exit code 1: some uploads failed; repeat the
+command to upload the rest.
+
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from pathlib import Path
 from ablab.disk import is_locked
 from ablab.errors import ConfigError
 from ablab.lab.config.errors import readable_errors
-from ablab.lab.run.folder import LOCK, short
+from ablab.lab.run.folder import LOCK, relpath
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+", help="of runs, or above them")
-    parser.add_argument("--patience", type=float, default=600, help="seconds for one run at most, 600")
+    parser.add_argument("folders", type=Path, nargs="+", help="folders of runs, or folders above them")
+    parser.add_argument("--patience", type=float, default=600, help="maximum seconds per run (default: 600)")
     options = parser.parse_args()
     folders = options.folders
     for folder in folders:
@@ -35,28 +36,28 @@ def main() -> int:
     sent, there, failed = 0, 0, 0
     for run in runs:
         if is_locked(run / LOCK):
-            print(f"{short(run)}: still going on, left for later")
+            print(f"{relpath(run)}: still going on, left for later")
         elif is_sent(run):
             there += 1
         else:
             said = upload(run / "wandb", options.patience)
             if is_sent(run):
                 sent += 1
-                print(f"{short(run)}: sent")
+                print(f"{relpath(run)}: sent")
             else:
                 failed += 1
-                print(f"{short(run)}: could not be sent: {said}", file=sys.stderr)
+                print(f"{relpath(run)}: could not be sent: {said}", file=sys.stderr)
     print(f"{sent} sent, {there} had been before, {failed} could not be")
     return 1 if failed else 0
 
 
 def is_sent(run: Path) -> bool:
-    """Whether W&B has noted beside each of a run's files that it has been sent."""
+    """Return whether W&B has marked all offline files of a run as uploaded."""
     return all(Path(f"{file}.synced").exists() for file in run.glob("wandb/offline-run-*/*.wandb"))
 
 
 def upload(folder: Path, patience: float) -> str:
-    """What W&B's own command says last; its exit code is 0 whatever happens, and it tries for as long as it may."""
+    """Run `wandb sync` and return its last line; its exit code is always 0, and it retries until the timeout."""
     command = [str(Path(sys.executable).with_name("wandb")), "sync", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patience, encoding="utf-8")

@@ -36,7 +36,7 @@ from playwright.sync_api import Browser, sync_playwright
 from tests import forked
 from tests.polling import LIMIT
 
-from ablab.lab.config.schema import check
+from ablab.lab.config.schema import check_config
 from ablab.lab.run import provenance
 
 # The same examples in every run, however slow the machine: a test that fails now and then tells nobody anything.
@@ -88,7 +88,7 @@ def config() -> Callable[..., DictConfig]:
 
     def make(*words: str) -> DictConfig:
         cfg = copy.deepcopy(composed(words))
-        check(cfg, ROOT / "conf" / "train.yaml")
+        check_config(cfg, ROOT / "conf" / "train.yaml")
         return cfg
 
     return make
@@ -236,9 +236,9 @@ def faults() -> Any:
 @pytest.fixture
 def last_weights() -> Callable[[Path], dict[str, torch.Tensor]]:
     """The weights that a run's training ended with, from its folder."""
-    from ablab.lab.run.checkpoint_files import in_order, model_weights, read
+    from ablab.lab.run.checkpoint_files import list_checkpoints, model_weights, read
 
-    return lambda folder: model_weights(read(in_order(folder / "checkpoints")[-1]))
+    return lambda folder: model_weights(read(list_checkpoints(folder / "checkpoints")[-1]))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from torch import Tensor
 from ablab.data.batch import Batch
 from ablab.errors import Diverged
 from ablab.lab.loggers.csv_file import read_rows
-from ablab.lab.run.resume import resumed
+from ablab.lab.run.resume import resume_config
 from ablab.lab.train import train
 from ablab.tasks.task import Task
 
@@ -110,7 +110,7 @@ def test_a_run_that_is_stopped_on_a_gpu_goes_on_to_the_same_bits(
     whole = run(*words)
     folder = stop("training_step", 11, *words)
     assert folder is not None
-    train(resumed(OmegaConf.create({"resume": str(folder)})))
+    train(resume_config(OmegaConf.create({"resume": str(folder)})))
     expected, found = last_weights(whole.folder), last_weights(folder)
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert read_rows(folder) == read_rows(whole.folder)

@@ -22,8 +22,8 @@ from tests.polling import LIMIT, wait_until
 
 from ablab.errors import ConfigError, RunError
 from ablab.lab.evaluate import evaluate
-from ablab.lab.run.checkpoint_files import in_order
-from ablab.lab.run.resume import with_open_keys
+from ablab.lab.run.checkpoint_files import list_checkpoints
+from ablab.lab.run.resume import force_add_open_keys
 
 ROOT = Path(__file__).parents[1]
 DEMOS = "lightning.pytorch.demos.boring_classes"
@@ -76,7 +76,7 @@ def test_a_module_may_train_on_this_projects_data(run: Run) -> None:
 
 def test_keys_of_somebody_elses_class_need_no_plus() -> None:
     words = ["train.py", "task=lightning", "task.hidden=4", "data=digits", "data.batch_size=8", "~task.lr", "seed=1"]
-    assert with_open_keys(words) == [
+    assert force_add_open_keys(words) == [
         *("train.py", "task=lightning", "++task.hidden=4", "data=digits", "data.batch_size=8", "~task.lr", "seed=1")
     ]
 
@@ -197,5 +197,7 @@ def test_the_three_lines_of_the_page_train_and_resume(tmp_path: Path, monkeypatc
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guests.md").read_text(), re.DOTALL)
     code = code.replace("L.Trainer(", "L.Trainer(accelerator='cpu', logger=False, enable_checkpointing=False, ")
     exec(code, {})
-    assert [path.name for path in in_order(tmp_path / "runs" / "mine" / "checkpoints")][-1] == "00000128-end.ckpt"
+    assert [path.name for path in list_checkpoints(tmp_path / "runs" / "mine" / "checkpoints")][
+        -1
+    ] == "00000128-end.ckpt"
     exec(code, {})  # nothing is left to do

@@ -85,7 +85,7 @@ def there(place: Path) -> set[Path]:
 def test_it_writes_the_files_and_nothing_else(new: tuple[Any, Path], kind: str) -> None:
     script, place = new
     before = {path: path.read_bytes() for path in there(place)}
-    written = script.begin(kind, "my_own_2")
+    written = script.create_files(kind, "my_own_2")
     assert there(place) - set(before) == set(written)
     assert len(written) == (1 if kind == "ablation" else 2)
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -98,7 +98,7 @@ def test_it_writes_the_files_and_nothing_else(new: tuple[Any, Path], kind: str) 
 @pytest.mark.parametrize("name", ["q", "a_name_of_forty_letters_that_is_at_limit"])
 def test_whatever_the_name_the_linters_have_nothing_to_say(new: tuple[Any, Path], name: str) -> None:
     script, place = new
-    written = [str(path) for kind in KINDS for path in script.begin(kind, name) if path.suffix == ".py"]
+    written = [str(path) for kind in KINDS for path in script.create_files(kind, name) if path.suffix == ".py"]
     shutil.copy(ROOT / "pyproject.toml", place)
     for words in (["check"], ["format", "--check"]):
         result = subprocess.run(
@@ -156,7 +156,7 @@ def test_a_name_that_cannot_be_taken_is_refused_and_nothing_is_written(
     script, place = new
     before = there(place)
     with pytest.raises(ConfigError) as refused:
-        script.begin(kind, name)
+        script.create_files(kind, name)
     assert str(refused.value).startswith(message)
     assert there(place) == before
 
@@ -175,7 +175,7 @@ def test_what_cannot_be_written_whole_is_not_written_at_all(
 
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(OSError, match="no space left"):
-        script.begin("norm", "my_norm")
+        script.create_files("norm", "my_norm")
     assert there(place) == before
 
 
@@ -205,7 +205,7 @@ def test_it_is_started_from_anywhere_and_says_what_to_do_next(tmp_path: Path) ->
 def test_the_optimizer_that_is_written_takes_torchs_steps(new: tuple[Any, Path]) -> None:
     script, _ = new
     names: dict[str, Any] = {"__name__": "mine"}
-    exec(compile(script.begin("optimizer", "my_own")[0].read_text(), "mine", "exec"), names)
+    exec(compile(script.create_files("optimizer", "my_own")[0].read_text(), "mine", "exec"), names)
     nets = []
     for make in (names["MyOwn"], torch.optim.SGD):
         torch.manual_seed(0)

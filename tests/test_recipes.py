@@ -20,8 +20,8 @@ from tests.repository import committed
 from ablab.errors import Stopped
 from ablab.lab.exact.exact import Exact
 from ablab.lab.run import signals
-from ablab.lab.run.folder import config_of
-from ablab.lab.run.resume import with_open_keys
+from ablab.lab.run.folder import read_config
+from ablab.lab.run.resume import force_add_open_keys
 from ablab.lab.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +72,7 @@ def test_a_module_trains_and_resumes_to_the_same_bits(
     monkeypatch.chdir(tmp_path)
     for code in (command[2] for command in COMMANDS if command[1] == "-c"):
         exec(code, {})
-    words = [*with_open_keys(words), *SHORT, "trainer=cpu"]
+    words = [*force_add_open_keys(words), *SHORT, "trainer=cpu"]
     whole = run(*words, "output_dir=whole")
     metric = whole.cfg.monitor.metric
     if metric is not None:  # the best value, not the last
@@ -96,7 +96,7 @@ def test_a_module_trains_and_resumes_to_the_same_bits(
             run(*words, "output_dir=stopped")
     signals.requested = None
     [folder] = (tmp_path / "stopped").iterdir()
-    cfg = config_of(folder)
+    cfg = read_config(folder)
     cfg.resume, cfg.trust = str(folder), True
     train(cfg)
     assert results(folder) == results(whole.folder)

@@ -18,10 +18,10 @@ from tests.runs.test_resume import result
 
 from ablab.errors import ConfigError, RunError
 from ablab.lab.evaluate import evaluate
-from ablab.lab.run.checkpoint_files import in_order, newest_sound, read, read_weights, write, write_weights
-from ablab.lab.run.folder import config_of
-from ablab.lab.run.restorable import Unfit, check_state
-from ablab.lab.run.resume import resumed
+from ablab.lab.run.checkpoint_files import list_checkpoints, newest_valid, read, read_weights, write, write_weights
+from ablab.lab.run.folder import read_config
+from ablab.lab.run.restorable import Unfit, check_checkpoint
+from ablab.lab.run.resume import resume_config
 from ablab.lab.train import Parts, assemble, train
 
 Start = Callable[..., SimpleNamespace]
@@ -49,7 +49,7 @@ def change(file: Path, place: str, value: Any) -> None:
 
 
 def resume(folder: Path) -> None:
-    train(resumed(OmegaConf.create({"resume": str(folder), "trust": None})))
+    train(resume_config(OmegaConf.create({"resume": str(folder), "trust": None})))
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +62,15 @@ def sound(run: Start, parts_of_module: dict[str, Any]) -> SimpleNamespace:
     """What a run is made of, a file's name and the state in it; made once."""
     if not parts_of_module:
         done = run(*WORDS[:-2], "optimizer=adamw")
-        parts_of_module["parts"] = assemble(config_of(done.folder))
-        parts_of_module["path"] = path = in_order(done.folder / "checkpoints")[-1]
+        parts_of_module["parts"] = assemble(read_config(done.folder))
+        parts_of_module["path"] = path = list_checkpoints(done.folder / "checkpoints")[-1]
         parts_of_module["state"] = read(path)
     made = parts_of_module
     return SimpleNamespace(parts=made["parts"], path=made["path"], state=copy.deepcopy(made["state"]))
 
 
 def checker(parts: Parts) -> Callable[[Path, Any], None]:
-    return partial(check_state, task=parts.task, trainer=parts.trainer, data=parts.data)
+    return partial(check_checkpoint, task=parts.task, trainer=parts.trainer, data=parts.data)
 
 
 PROGRESS = "loops/fit_loop/epoch_loop.batch_progress"
@@ -170,9 +170,9 @@ def test_content_that_is_no_state_at_all_does_not_fit(sound: SimpleNamespace, st
 )
 def test_what_a_run_writes_fits_and_nothing_changes_by_looking(run: Start, words: list[str]) -> None:
     done = run("data.batch_size=16", "trainer.limit_train_batches=2", "trainer.max_steps=2", *words)
-    parts = assemble(config_of(done.folder))
+    parts = assemble(read_config(done.folder))
     before = copy.deepcopy(parts.task.state_dict())
-    for path in in_order(done.folder / "checkpoints"):
+    for path in list_checkpoints(done.folder / "checkpoints"):
         state = read(path)
         checker(parts)(path, state)
         assert not list(find_differences(state, read(path)))
@@ -205,7 +205,7 @@ def test_a_run_falls_back_to_the_checkpoint_before_and_finds_the_same(
     expected = result(run(*WORDS).folder)
     folder = stop("training_step", 5, *WORDS)
     assert folder is not None
-    newest = in_order(folder / "checkpoints")[-1]
+    newest = list_checkpoints(folder / "checkpoints")[-1]
     change(newest, FIRST, torch.zeros(3, 3))
     capsys.readouterr()
     resume(folder)
@@ -242,7 +242,7 @@ def test_where_no_state_fits_it_is_one_message_and_nothing_is_written(
 ) -> None:
     folder = stop("training_step", 5, *WORDS)
     assert folder is not None
-    for path in in_order(folder / "checkpoints"):
+    for path in list_checkpoints(folder / "checkpoints"):
         change(path, FIRST, torch.zeros(3, 3))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
     with pytest.raises(ConfigError, match=r"no checkpoint of this run fits what the code now makes .*; use"):
@@ -254,11 +254,11 @@ def test_the_last_weights_are_those_of_the_newest_checkpoint_that_fits(
     run: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = run(*WORDS).folder
-    newest = in_order(folder / "checkpoints")[-1]
+    newest = list_checkpoints(folder / "checkpoints")[-1]
     change(newest, FIRST, torch.zeros(3, 3))
     evaluate(folder, weights="last")
     assert f"{newest}: it does not fit the code (conv1.weight has shape (3, 3)" in capsys.readouterr().err
-    for path in in_order(folder / "checkpoints"):
+    for path in list_checkpoints(folder / "checkpoints"):
         change(path, "state_dict", "none")
     with pytest.raises(ConfigError, match="no checkpoint of this run fits what the code now makes"):
         evaluate(folder, weights="last")
@@ -280,7 +280,7 @@ def test_a_state_of_another_run_is_passed_over_whatever_its_id_is(tmp_path: Path
     said: list[str] = []
     for step, state in enumerate(({"run": "a"}, {"run": 3}, {"run": ["a"]}, [1], {})):
         write(state, tmp_path / f"{step:08d}-end.ckpt")
-    found = newest_sound(tmp_path, said.append, run="a")
+    found = newest_valid(tmp_path, said.append, run="a")
     assert found is not None
     assert found[0].name == "00000000-end.ckpt"
     assert [line.count("it is no checkpoint of this run") for line in said] == [1, 1, 1, 1]

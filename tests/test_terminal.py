@@ -19,7 +19,7 @@ from tests.polling import LIMIT
 from ablab import status
 from ablab.errors import STOPPED, Stopped
 from ablab.lab.ablation.ablation import Ablation
-from ablab.lab.ablation.grid import Grid, Prepared
+from ablab.lab.ablation.grid import Grid, PreparedRun
 from ablab.lab.config import help
 from ablab.lab.run import signals
 from ablab.lab.train import train
@@ -176,7 +176,7 @@ def test_the_groups_of_a_fork_come_behind(tmp_path: Path) -> None:
         (tmp_path / group).mkdir()
         (tmp_path / group / "one.yaml").touch()
     (tmp_path / "train.yaml").touch()
-    lines = help.menu(tmp_path, ("model", "norm"), {"norm": "one"}).splitlines()
+    lines = help.format_menu(tmp_path, ("model", "norm"), {"norm": "one"}).splitlines()
     assert [line.split() for line in lines] == [["model", "one"], ["norm", "one*"], ["alpha", "one"], ["zeta", "one"]]
 
 
@@ -262,11 +262,11 @@ def test_what_fails_within_is_over(tmp_path: Path) -> None:
     grid = Grid(ablation, [], refuse, tmp_path)
     plans = list(ablation.runs())
     with pytest.raises(ValueError, match="refused") as composing:  # its traceback keeps what has been begun
-        grid.prepared_all(plans)
+        grid.prepare_all(plans)
     assert not status.awaits
-    broken = [Prepared(plan, None, None, tmp_path, []) for plan in plans]  # type: ignore[arg-type]
+    broken = [PreparedRun(plan, None, None, tmp_path, []) for plan in plans]  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="NoneType") as trying:
-        grid.check(broken)
+        grid.check_runs(broken)
     assert not status.awaits
     assert composing.traceback
     assert trying.traceback

@@ -1,7 +1,7 @@
-"""The default run written by hand, as a careful person does without any framework: the peer of `startup`.
+"""The default run, written by hand without any framework: the peer of `startup`.
 
-A ResNet-8 on scikit-learn's digits, the same stratified parts, SGD with a warmup and a cosine, a CSV of losses. It
-prints the clock after its first step, and --epochs 0 leaves it at that.
+A ResNet-8 on scikit-learn's digits, with the same stratified splits, SGD with warmup and cosine schedule, and a CSV of
+losses. It prints the time after its first step; --epochs 0 ends it there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut."""
+    """Two convolutions with a shortcut."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()

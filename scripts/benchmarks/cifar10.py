@@ -1,7 +1,8 @@
-"""Time to 94 % on CIFAR-10: whole trainings of the speed run, against a loop of the same mathematics by hand.
+"""Time to 94 % on CIFAR-10: full training runs of the speed run, against a hand-written loop of the same mathematics.
 
-Both take the same network, rates and number of steps, in one process and in turns, one training of each before those
-that count. The loop looks at no gradient, counts nothing, logs nothing and saves nothing.
+Both use the same network, learning rates and number of steps, alternating in one process after one warmup run each. The
+loop checks no gradients, counts nothing, logs nothing and saves nothing.
+
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from benchmarks.step import CONF, now
 
 EXPERIMENTS = ("cifar10_speedrun", "cifar10_speedrun_muon")
 GOAL = 0.94
-# enough to see on a CPU that everything runs; the numbers mean nothing then
+# enough to check on a CPU that everything runs; the numbers are meaningless
 ON_A_CPU = (
     *("trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_steps=4", "data.batch_size=32"),
     "trainer.limit_test_batches=2",
@@ -35,50 +36,50 @@ ON_A_CPU = (
 
 
 def cifar10(rounds: int, device: torch.device, root: Path | None) -> Iterator[Ratio]:
-    """Whole trainings, with and without checkpoints, in seconds; `rounds` of them, each with a seed of its own.
+    """Measure full training runs with and without checkpoints, in seconds; `rounds` of each, with different seeds.
 
-    Each training's accuracy stands beside what was trained.
+    The accuracy of each training run is part of its label.
     """
     words = (*(() if root is None else (f"data.root={root}",)), *(() if device.type == "cuda" else ON_A_CPU))
     for experiment in EXPERIMENTS:
-        cfg = composed(f"experiment={experiment}", "logger=csv", *words)
-        unsaved = composed(f"experiment={experiment}", "logger=csv", "callbacks.checkpoints=null", *words)
+        cfg = compose_config(f"experiment={experiment}", "logger=csv", *words)
+        unsaved = compose_config(f"experiment={experiment}", "logger=csv", "callbacks.checkpoints=null", *words)
         without = [("a run without checkpoints", unsaved)] if experiment == EXPERIMENTS[0] else []
         for what, ours in (("a run", cfg), *without):
             reached: dict[str, list[float]] = {what: [], "by hand": []}
 
             def a_run(cfg: DictConfig = ours, found: list[float] = reached[what]) -> float:
-                seconds, accuracy = of_a_run(cfg, seed=len(found))
+                seconds, accuracy = time_run(cfg, seed=len(found))
                 found.append(accuracy)
                 return seconds
 
             def a_loop(cfg: DictConfig = ours, found: list[float] = reached["by hand"]) -> float:
-                seconds, accuracy = by_hand(cfg, seed=len(found))
+                seconds, accuracy = time_hand_written(cfg, seed=len(found))
                 found.append(accuracy)
                 return seconds
 
             ratio = measure(experiment, what, a_run, "by hand", a_loop, rounds, warmup=1)
-            ours_at, theirs_at = (described(values[1:] or values) for values in reached.values())
+            ours_at, theirs_at = (describe_accuracy(values[1:] or values) for values in reached.values())
             yield replace(ratio, what=f"{what}: {ours_at}", peer=f"by hand: {theirs_at}")
 
 
-def described(accuracies: list[float]) -> str:
-    """Mean ± standard deviation in %, n, and how many reached the goal."""
+def describe_accuracy(accuracies: list[float]) -> str:
+    """Return mean ± standard deviation in %, n, and the number of runs that reached the goal."""
     mean = 100 * statistics.mean(accuracies)
     spread = 100 * statistics.stdev(accuracies) if len(accuracies) > 1 else float("nan")
     share = sum(accuracy >= GOAL for accuracy in accuracies)
     return f"{mean:.2f} ± {spread:.2f} %, {share} of {len(accuracies)} at {100 * GOAL:.0f} %"
 
 
-def composed(*words: str) -> DictConfig:
+def compose_config(*words: str) -> DictConfig:
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", list(words))
 
 
-def of_a_run(cfg: DictConfig, seed: int) -> tuple[float, float]:
-    """Seconds of a run's training, as run.json has them, and the test accuracy."""
+def time_run(cfg: DictConfig, seed: int) -> tuple[float, float]:
+    """Return the training seconds of a run, from run.json, and the test accuracy."""
     cfg = cfg.copy()
     cfg.seed = seed
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -88,8 +89,8 @@ def of_a_run(cfg: DictConfig, seed: int) -> tuple[float, float]:
     return run.seconds, run.metrics["test/accuracy"]
 
 
-def by_hand(cfg: DictConfig, seed: int) -> tuple[float, float]:
-    """Seconds of the loop, data on the device and whitening done, and the test accuracy."""
+def time_hand_written(cfg: DictConfig, seed: int) -> tuple[float, float]:
+    """Return the seconds of the loop, with data on the device and whitening done, and the test accuracy."""
     cfg = cfg.copy()
     cfg.seed = seed
     with redirect_stdout(io.StringIO()):
@@ -117,7 +118,7 @@ def by_hand(cfg: DictConfig, seed: int) -> tuple[float, float]:
         flipped = ~mirror if epoch % 2 else mirror
         order = torch.randperm(len(images), device=device, generator=generator)
         for batch in order[: len(order) // size * size].view(-1, size)[: steps - taken]:
-            inputs = moved(images[batch], flipped[batch], cfg.data.augment.crop_padding, generator)
+            inputs = augment(images[batch], flipped[batch], cfg.data.augment.crop_padding, generator)
             with half:
                 loss = F.cross_entropy(model(inputs), targets[batch], label_smoothing=cfg.task.label_smoothing)
             optimizer.zero_grad()
@@ -149,8 +150,8 @@ def by_hand(cfg: DictConfig, seed: int) -> tuple[float, float]:
     return seconds, right / num
 
 
-def moved(images: Tensor, flipped: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Images flipped where it says so, and cut out anywhere of their reflected surroundings."""
+def augment(images: Tensor, flipped: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """Return images flipped where requested, and cropped at random after reflection padding."""
     images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
     padded = F.pad(images, (padding,) * 4, "reflect").permute(0, 2, 3, 1)
     shift = torch.randint(2 * padding + 1, (2, len(images), 1), device=images.device, generator=generator)

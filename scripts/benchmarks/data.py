@@ -1,4 +1,4 @@
-"""The way of images to the training step: ours against the usual one, sample by sample with Pillow."""
+"""The path of images to the training step, against the usual one, sample by sample with Pillow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCH, BATCHES, PADDING, WORKERS = 512, 16, 4, 2
 
 
 class PerSample(Dataset[tuple[Tensor, int]]):
-    """Images as a data set of torchvision gives them: opened with Pillow, cropped, flipped, and then a tensor."""
+    """Images as torchvision data sets load them: opened with Pillow, cropped, flipped, then converted to a tensor."""
 
     def __init__(self, images: list[Any], targets: list[int], open_image: Callable[[Any], Image.Image]) -> None:
         self.images = images
@@ -48,10 +48,10 @@ class PerSample(Dataset[tuple[Tensor, int]]):
 
 
 def data(rounds: int, device: torch.device, root: Path | None) -> Iterator[Ratio]:
-    """Cropped, flipped and standardized batches of 512 images of 32x32, as many as 16 batches have at a time.
+    """Measure cropped, flipped and standardized batches of 512 images of 32x32, 16 batches at a time.
 
     Args:
-        root: a folder with CIFAR-10's parquet files; None makes images of its size.
+        root: a folder with the parquet files of CIFAR-10; None generates images of the same size.
     """
     ours = training_data(root, device)
     assert ours.splits is not None
@@ -98,7 +98,7 @@ def training_data(root: Path | None, device: torch.device, augment: Augment | No
 
 
 def epoch(data: LabelledData, device: torch.device) -> Step:
-    """The first 16 batches of an epoch, as a model gets them."""
+    """Yield the first 16 batches of an epoch as the model receives them."""
     loader = data.train_dataloader()
 
     def step() -> None:

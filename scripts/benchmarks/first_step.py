@@ -1,4 +1,4 @@
-"""The end of a run's first step, for `startup`; named on the command line, as any callback of a fork's."""
+"""A callback that reports the end of a run's first step, for `startup`; selected on the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 
 
 class FirstStep(Callback):
-    """Prints the clock after the first step of the optimizer, and leaves at once: what follows is not asked for."""
+    """Prints the time after the first optimizer step, and exits at once."""
 
     def on_train_batch_end(self, *arguments: Any) -> None:
         print(time.monotonic(), flush=True)

@@ -1,6 +1,7 @@
-"""The cost of exact resuming for a LightningModule from outside, against a step of plain Lightning.
+"""The cost of exact resuming for an external LightningModule, against a step of plain Lightning.
 
 Both train the same module on the same loader, and log every ten steps.
+
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ STEPS = 200
 
 
 class Classifier(L.LightningModule):
-    """A module as tutorials have it."""
+    """A module as in tutorials."""
 
     def __init__(self, batch_size: int) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class Classifier(L.LightningModule):
 
 
 def seconds(batch_size: int, device: torch.device, *, attached: bool) -> float:
-    """Seconds a step, once the first ones are over."""
+    """Return the seconds per step, after the first ones."""
     torch.manual_seed(0)
     clock = Clock(SKIPPED + STEPS)
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +82,7 @@ def seconds(batch_size: int, device: torch.device, *, attached: bool) -> float:
 
 
 def guest(rounds: int, device: torch.device) -> Iterator[Ratio]:
-    """A step of a module from outside, with all that makes its run exact, against plain Lightning."""
+    """Measure a step of an external module with exact resuming, against plain Lightning."""
     for batch_size in (8, 64):
 
         def timed(attached: bool, batch_size: int = batch_size) -> Callable[[], float]:

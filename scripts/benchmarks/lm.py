@@ -1,4 +1,4 @@
-"""Tokens a second of a causal transformer: a run, a loop by hand, and torch's own encoder layers in that loop."""
+"""Tokens per second of a causal transformer: a run, a hand-written loop, and torch's encoder layers in that loop."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from benchmarks.measuring import Ratio, measure
-from benchmarks.step import by_hand, of_a_run, training
+from benchmarks.step import time_hand_written, time_run, training_config
 
-# on a CPU a small one; on a GPU one that fills it
+# small on a CPU; large enough to saturate a GPU
 SIZES = {
     "cpu": {"embed_dim": 128, "num_layers": 4, "num_heads": 4, "context_length": 128, "batch_size": 32, "steps": 10},
     "cuda": {"embed_dim": 768, "num_layers": 12, "num_heads": 12, "context_length": 512, "batch_size": 32, "steps": 30},
@@ -22,10 +22,10 @@ VOCABULARY = 256
 
 
 def lm(rounds: int, device: torch.device) -> Iterator[Ratio]:
-    """Steps of a run against those of a loop with the same network, and that network against torch's layers."""
+    """Measure steps of a run against a loop with the same network, and that network against torch's layers."""
     size = SIZES[device.type]
     steps, length, batch = size["steps"], size["context_length"], size["batch_size"]
-    cfg = training(
+    cfg = training_config(
         device,
         steps,
         *("model=transformer", "data=synthetic_text", f"data.vocab_size={VOCABULARY}"),
@@ -34,22 +34,22 @@ def lm(rounds: int, device: torch.device) -> Iterator[Ratio]:
         *(("trainer.precision=bf16-mixed",) if device.type == "cuda" else ()),
     )
     place = f"{size['num_layers']} blocks of {size['embed_dim']}, {batch} x {length}"
-    ours, hand = partial(of_a_run, cfg, steps), partial(by_hand, cfg, steps)
+    ours, hand = partial(time_run, cfg, steps), partial(time_hand_written, cfg, steps)
     for what, step, peer, peers_step in (
         ("a run's step", ours, "by hand", hand),
-        ("the transformer", hand, "nn.TransformerEncoder", partial(torchs, cfg, steps)),
+        ("the transformer", hand, "nn.TransformerEncoder", partial(time_torch_layers, cfg, steps)),
     ):
         ratio = measure(place, what, step, peer, peers_step, rounds, warmup=1)
         yield replace(ratio, what=f"{what}, {1000 * batch * length / ratio.ours:,.0f} tokens a second")
 
 
-def torchs(cfg: DictConfig, steps: int) -> float:
-    """Seconds a step of torch's encoder layers, made causal by a mask, in the loop by hand."""
-    return by_hand(cfg, steps, Torchs(cfg))
+def time_torch_layers(cfg: DictConfig, steps: int) -> float:
+    """Return the seconds per step of torch's encoder layers with a causal mask, in the hand-written loop."""
+    return time_hand_written(cfg, steps, TorchTransformer(cfg))
 
 
-class Torchs(nn.Module):
-    """What a user would write: an embedding, positions, `nn.TransformerEncoder`, a head."""
+class TorchTransformer(nn.Module):
+    """A typical model of a user: an embedding, positions, `nn.TransformerEncoder`, a head."""
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__()

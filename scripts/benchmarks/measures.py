@@ -1,4 +1,4 @@
-"""What a measure costs: whole runs with it, at the steps that its YAML sets, against the same runs without."""
+"""The cost of a diagnostic: full runs with it, at the steps that its YAML sets, against runs without."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = ("trainer.max_epochs=-1", "trainer.max_steps=200", "callbacks.checkpoint
 
 
 def measures(rounds: int, device: torch.device) -> Iterator[Ratio]:
-    """Each measure on 200 steps of the default network, a ResNet-8 of width 16 on digits, 32 at a time."""
+    """Measure each diagnostic on 200 steps of the default network, a ResNet-8 of width 16 on digits, batch size 32."""
     trainer = "gpu" if device.type == "cuda" else "cpu"
 
     def run(*words: str) -> None:

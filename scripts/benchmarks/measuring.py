@@ -1,4 +1,4 @@
-"""Pairs of times, taken in turns, and the spread of their ratios."""
+"""Alternating time measurements, and the spread of their ratios."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Literal
 
 import torch
 
-WARMUP = 3  # rounds that do not count
+WARMUP = 3  # untimed rounds
 
-Step = Callable[[], float | None]  # gives its own time in seconds, or none
+Step = Callable[[], float | None]  # may return its own time in seconds
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """One line of a table: what was measured, against what, and how the times of the rounds compare."""
+    """A row of a table: the measured object, its peer, and the ratio of their times over the rounds."""
 
     place: str
     what: str
@@ -32,7 +32,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Time:
-    """One line of a table without a peer: what something takes, in seconds."""
+    """A row of a table without a peer: a time in seconds."""
 
     place: str
     what: str
@@ -45,7 +45,7 @@ class Time:
 def measure(
     place: str, what: str, step: Step, peer: str, peers_step: Step, rounds: int, *, warmup: int = WARMUP
 ) -> Ratio:
-    """Take the two steps in turns, each first in every other round."""
+    """Run the two steps in turns, alternating which is first."""
     times: dict[Step, list[float]] = {step: [], peers_step: []}
     warmup = min(warmup, rounds)
     for round_number in range(warmup + rounds):
@@ -56,20 +56,20 @@ def measure(
             synchronize()
             if round_number >= warmup:
                 times[one].append(time.perf_counter() - start if own_time is None else own_time)
-    return compared(place, what, times[step], peer, times[peers_step])
+    return compare_times(place, what, times[step], peer, times[peers_step])
 
 
-def compared(
+def compare_times(
     place: str, what: str, ours: list[float], peer: str, theirs: list[float], *, unit: Literal["ms", "MiB"] = "ms"
 ) -> Ratio:
-    """The line of a table, from what each round took: seconds, or MiB."""
+    """Return the row for the seconds, or MiB, of each round."""
     first, median, third = quartiles([one / other for one, other in zip(ours, theirs, strict=True)])
     own = (1000 if unit == "ms" else 1) * statistics.median(ours)
     return Ratio(place, what, peer, median, first, third, len(ours), own, unit)
 
 
 def spread(place: str, what: str, step: Step, rounds: int, *, warmup: int = 1) -> Time:
-    """Take one step again and again."""
+    """Time one step repeatedly."""
     times = []
     for _ in range(warmup + rounds):
         start = time.perf_counter()

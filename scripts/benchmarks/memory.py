@@ -1,7 +1,8 @@
-"""What memory a training takes at most, a run against the loop written by hand of `step`: each in a fresh process.
+"""Peak memory of a training run, against the hand-written loop of `step`, each in a new process.
 
-On the CPU it is the largest part of the machine's memory that the process has had (`ru_maxrss`): all of it, and what it
-has above what both have once they have loaded their libraries. On a GPU it is what torch had allocated there at most.
+On the CPU this is the peak resident set size of the process (`ru_maxrss`): in total, and above the size after loading
+the libraries. On a GPU it is torch's peak allocation.
+
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ import torch
 from omegaconf import DictConfig
 
 from ablab.lab.train import train
-from benchmarks.measuring import Ratio, compared
-from benchmarks.step import SKIPPED, by_hand, composed
+from benchmarks.measuring import Ratio, compare_times
+from benchmarks.step import SKIPPED, compose_config, time_hand_written
 
 SCRIPTS = Path(__file__).parents[1]
 MIB = 2**20
-# words, and the steps that are taken on the CPU and on a GPU
+# overrides, and the number of steps on the CPU and on a GPU
 PLACES: dict[str, tuple[tuple[str, ...], int, int]] = {
     "resnet-8, 64 digits": (("data.batch_size=64",), 50, 50),
     "resnet18, 128 of 32x32": (
@@ -39,30 +40,30 @@ PLACES: dict[str, tuple[tuple[str, ...], int, int]] = {
 
 
 def memory(rounds: int, device: torch.device) -> Iterator[Ratio]:
-    """The most memory of a run against that of a loop by hand."""
+    """Measure the peak memory of a run against that of a hand-written loop."""
     cuda = device.type == "cuda"
     trainer = f"trainer={'gpu' if cuda else 'cpu'}"
     for place, (words, on_cpu, on_gpu) in PLACES.items():
         found: dict[str, list[dict[str, float]]] = {loop: [] for loop in LOOPS}
         for _ in range(rounds):
             for loop in LOOPS:
-                found[loop].append(most(loop, on_gpu if cuda else on_cpu, trainer, *words))
+                found[loop].append(peak_memory(loop, on_gpu if cuda else on_cpu, trainer, *words))
         for what in found["a run"][0]:
             ours, theirs = ([taken[what] for taken in found[loop]] for loop in LOOPS)
-            yield compared(place, f"a run: {what}", ours, "by hand", theirs, unit="MiB")
+            yield compare_times(place, f"a run: {what}", ours, "by hand", theirs, unit="MiB")
 
 
-def a_run(cfg: DictConfig, steps: int) -> None:
-    """All of a run: its training, a validation on the way, its checkpoints, the test of its best weights."""
+def run_training(cfg: DictConfig, steps: int) -> None:
+    """Execute a full run: training, validation, checkpoints and the test of the best weights."""
     with tempfile.TemporaryDirectory() as cfg.output_dir, redirect_stdout(io.StringIO()):
         train(cfg)
 
 
-LOOPS: dict[str, Callable[[DictConfig, int], object]] = {"a run": a_run, "by hand": by_hand}
+LOOPS: dict[str, Callable[[DictConfig, int], object]] = {"a run": run_training, "by hand": time_hand_written}
 
 
-def most(loop: str, steps: int, *words: str) -> dict[str, float]:
-    """The MiB that a training takes at most, in a process of its own."""
+def peak_memory(loop: str, steps: int, *words: str) -> dict[str, float]:
+    """Return the peak memory of a training run in MiB, measured in a new process."""
     command = [sys.executable, "-m", "benchmarks.memory", loop, str(steps), *words]
     path = os.pathsep.join([str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -74,11 +75,11 @@ def most(loop: str, steps: int, *words: str) -> dict[str, float]:
 
 
 def main(loop: str, steps: str, *words: str) -> None:
-    """What the process of its own does."""
+    """Run the measurement in its own process."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     length = (f"trainer.max_steps={SKIPPED + int(steps)}", "trainer.val_check_interval=3")
     limits = ("trainer.check_val_every_n_epoch=1", "trainer.limit_test_batches=2", "trainer.deterministic=false")
-    cfg = composed("logger=csv", *words, *length, *limits)
+    cfg = compose_config("logger=csv", *words, *length, *limits)
     LOOPS[loop](cfg, int(steps))
     if torch.cuda.is_available() and cfg.trainer.accelerator == "gpu":
         print(json.dumps({"on the GPU": torch.cuda.max_memory_allocated() / MIB}))

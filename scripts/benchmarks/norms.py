@@ -1,4 +1,4 @@
-"""Norms inside networks: what a whole forward and backward pass costs with each."""
+"""The cost of a full forward and backward pass of networks, with each norm."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from ablab.norms import (
 from benchmarks.measuring import Ratio, Step, measure
 
 
-class Torchs:
-    """Hands out torch's own modules, so that a network of ours can be built with them.
+class TorchNorm:
+    """Builds torch's own modules as norms, for use in this project's networks.
 
     Args:
-        image, sequence: make the module for so many features.
+        image, sequence: build the module for a number of features.
         wrap: reparametrizes a linear layer or a convolution.
-        needs_bias: whether the module before keeps its bias.
+        needs_bias: the preceding module keeps its bias.
     """
 
     def __init__(
@@ -57,17 +57,17 @@ class Torchs:
     ) -> nn.Module:
         module = self.make[layout](num_features)
         parts = [] if isinstance(module, nn.Identity) else [module]
-        return Alone(nn.Sequential(*parts, *([activation] if activation is not None else [])))
+        return InputOnly(nn.Sequential(*parts, *([activation] if activation is not None else [])))
 
     def recurrent(self, num_features: int, site: str, *, num_steps: int) -> nn.Module:
-        return Alone(self.make["sequence"](num_features))
+        return InputOnly(self.make["sequence"](num_features))
 
     def zero_init(self, layer: nn.Module, module: nn.Module) -> None:
         pass
 
 
-class Alone(nn.Module):
-    """Calls a module of torch's with the input alone."""
+class InputOnly(nn.Module):
+    """Calls a torch module with the input alone."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -77,8 +77,8 @@ class Alone(nn.Module):
         return self.module(x)
 
 
-class StepsLast(nn.Module):
-    """A module of torch's that wants its features in dimension 1."""
+class FeaturesFirst(nn.Module):
+    """A torch module that expects features in dimension 1."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -113,28 +113,31 @@ NORMS: dict[str, Norm] = {
     "evonorm_b0": EvoNormB0(),
     "dyt": DyT(),
 }
-# torch's own module in the same place, where it has one
+# torch's own module in the same place, if it has one
 IN_RESNET = {
-    "batchnorm": ("nn.BatchNorm2d", Torchs(image=nn.BatchNorm2d)),
-    "layernorm": ("nn.GroupNorm(1)", Torchs(image=lambda c: nn.GroupNorm(1, c))),
-    "groupnorm": ("nn.GroupNorm(8)", Torchs(image=lambda c: nn.GroupNorm(8, c))),
-    "instancenorm": ("nn.InstanceNorm2d", Torchs(image=lambda c: nn.InstanceNorm2d(c, affine=True))),
-    "weightnorm": ("weight_norm", Torchs(wrap=weight_normed, needs_bias=True)),
-    "spectralnorm": ("spectral_norm", Torchs(wrap=spectrally_normed, needs_bias=True)),
+    "batchnorm": ("nn.BatchNorm2d", TorchNorm(image=nn.BatchNorm2d)),
+    "layernorm": ("nn.GroupNorm(1)", TorchNorm(image=lambda c: nn.GroupNorm(1, c))),
+    "groupnorm": ("nn.GroupNorm(8)", TorchNorm(image=lambda c: nn.GroupNorm(8, c))),
+    "instancenorm": ("nn.InstanceNorm2d", TorchNorm(image=lambda c: nn.InstanceNorm2d(c, affine=True))),
+    "weightnorm": ("weight_norm", TorchNorm(wrap=weight_normed, needs_bias=True)),
+    "spectralnorm": ("spectral_norm", TorchNorm(wrap=spectrally_normed, needs_bias=True)),
 }
 IN_TRANSFORMER = {
-    "batchnorm": ("nn.BatchNorm1d", Torchs(sequence=lambda c: StepsLast(nn.BatchNorm1d(c)))),
-    "layernorm": ("nn.LayerNorm", Torchs(sequence=nn.LayerNorm)),
-    "groupnorm": ("nn.GroupNorm(8)", Torchs(sequence=lambda c: StepsLast(nn.GroupNorm(8, c)))),
-    "instancenorm": ("nn.InstanceNorm1d", Torchs(sequence=lambda c: StepsLast(nn.InstanceNorm1d(c, affine=True)))),
-    "rmsnorm": ("nn.RMSNorm", Torchs(sequence=lambda c: nn.RMSNorm(c, eps=1e-5))),
-    "weightnorm": ("weight_norm", Torchs(wrap=weight_normed)),
-    "spectralnorm": ("spectral_norm", Torchs(wrap=spectrally_normed)),
+    "batchnorm": ("nn.BatchNorm1d", TorchNorm(sequence=lambda c: FeaturesFirst(nn.BatchNorm1d(c)))),
+    "layernorm": ("nn.LayerNorm", TorchNorm(sequence=nn.LayerNorm)),
+    "groupnorm": ("nn.GroupNorm(8)", TorchNorm(sequence=lambda c: FeaturesFirst(nn.GroupNorm(8, c)))),
+    "instancenorm": (
+        "nn.InstanceNorm1d",
+        TorchNorm(sequence=lambda c: FeaturesFirst(nn.InstanceNorm1d(c, affine=True))),
+    ),
+    "rmsnorm": ("nn.RMSNorm", TorchNorm(sequence=lambda c: nn.RMSNorm(c, eps=1e-5))),
+    "weightnorm": ("weight_norm", TorchNorm(wrap=weight_normed)),
+    "spectralnorm": ("spectral_norm", TorchNorm(wrap=spectrally_normed)),
 }
 
 
 def norms(rounds: int, device: torch.device) -> Iterator[Ratio]:
-    """Each norm in the ResNet and the transformer, forward and backward, and the LSTM against torch's."""
+    """Measure each norm in the ResNet and the transformer, forward and backward, and the LSTM against torch's."""
     yield from lstm(rounds, torch.randn(32, 64, 128, device=device))
     images = torch.randn(32, 3, 32, 32, device=device)
     vectors = torch.randn(32, 64, 128, device=device)
@@ -150,7 +153,7 @@ def norms(rounds: int, device: torch.device) -> Iterator[Ratio]:
     for place, network, peers in networks:
         for name, norm in NORMS.items():
             if place == "transformer" and "weightstandardization" in name:
-                continue  # there are no convolutions
+                continue  # the transformer has no convolutions
             if name in peers:
                 peer, torchs = peers[name]
                 yield measure(place, name, network(norm), peer, network(torchs), rounds)
@@ -158,7 +161,7 @@ def norms(rounds: int, device: torch.device) -> Iterator[Ratio]:
 
 
 def lstm(rounds: int, vectors: Tensor) -> Iterator[Ratio]:
-    """Our LSTM with the norm at its three sites against torch's without one, T = 64, B = 32, H = 128."""
+    """Measure the LSTM with the norm at its three sites against torch's without one, T = 64, B = 32, H = 128."""
 
     def ours(norm: Any, inputs: Tensor) -> Step:
         return training(LSTMCell(128, 128, norm=norm, num_steps=64).to(vectors.device), inputs)
@@ -173,7 +176,7 @@ def lstm(rounds: int, vectors: Tensor) -> Iterator[Ratio]:
 
 
 def training(network: nn.Module, inputs: Tensor) -> Step:
-    """A forward and a backward pass, into the inputs too where they ask for it."""
+    """Return a forward and backward pass, including gradients of the inputs if they require them."""
 
     def step() -> None:
         outputs = network(inputs)

@@ -1,4 +1,4 @@
-"""What several processes gain and cost: whole trainings, each in the time that it takes once it has begun."""
+"""The speedup and overhead of several processes: full training runs, timed from their first step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORDS = (
 )
 ALONE, TOGETHER = ("trainer.devices=1",), ("trainer.devices=2",)
 DDP, FSDP = ("trainer=ddp",), ("trainer=fsdp",)
-# name, words, peer: the same steps on the same global batch
+# name, overrides, peer: the same steps with the same global batch
 SINGLE: list[tuple[str, tuple[str, ...], str]] = [("ddp, 1 process", DDP + ALONE, "no ddp")]
 SEVERAL = [
     ("ddp, 2 processes", DDP + TOGETHER, "no ddp"),
@@ -36,9 +36,9 @@ ON_GPUS = [("compression=bf16", (*DDP, *TOGETHER, "trainer.strategy.compression=
 
 
 def scaling(rounds: int, device: torch.device) -> Iterator[Ratio]:
-    """100 steps of the default network on 64 images of 32x32, in one process or shared by two, one thread each.
+    """Measure 100 steps of the default network on 64 images of 32x32, in one process or two, with one thread each.
 
-    On GPUs, what two of them take is left out where there is one.
+    On a machine with a single GPU, the measurement of two is skipped.
     """
     cuda = device.type == "cuda"
     several = SEVERAL if not cuda else [*SEVERAL, *ON_GPUS] if torch.cuda.device_count() > 1 else []
@@ -50,7 +50,7 @@ def scaling(rounds: int, device: torch.device) -> Iterator[Ratio]:
 
 
 def seconds(*words: str) -> float:
-    """What a training takes, from its first step on, in a process of its own."""
+    """Return the seconds of a training run from its first step on, in a new process."""
     ordered = sorted(words, key=lambda word: not word.startswith("trainer="))
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"

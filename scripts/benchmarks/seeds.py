@@ -1,7 +1,8 @@
-"""What five seeds at once cost on one device, against one: in processes of their own, and as one stacked network.
+"""The cost of five seeds in parallel on one device, against one: in separate processes, and as one stacked network.
 
-A process each is what `hydra.launcher.num_processes=5` does; every run is then the run that it is alone, to the bit.
-One network with a dimension more (`torch.func`) is written by hand here: it is no run, and rounds otherwise.
+Separate processes are `hydra.launcher.num_processes=5`; each run is then equal to the bit to the run alone. The stacked
+network with an additional dimension (`torch.func`) is written by hand here: it is no run, and rounds differently.
+
 """
 
 from __future__ import annotations
@@ -25,35 +26,35 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
 from ablab.lab.train import Parts, assemble
 from ablab.optim.optimizer import make_optimizer
-from benchmarks.measuring import Ratio, compared, measure
-from benchmarks.step import SKIPPED, STEPS, by_hand, composed, now
+from benchmarks.measuring import Ratio, compare_times, measure
+from benchmarks.step import SKIPPED, STEPS, compose_config, now, time_hand_written
 
 SCRIPTS = Path(__file__).parents[1]
 SEEDS = 5
 PLACE = "resnet-8, 32 digits"
-LENGTH = {"cpu": 300, "cuda": 1000}  # steps of a run: a few seconds, in which a late start of one matters little
+LENGTH = {"cpu": 300, "cuda": 1000}  # steps per run: a few seconds, so that a late start matters little
 
 
 def seeds(rounds: int, device: torch.device) -> Iterator[Ratio]:
-    """Five seeds at once against one, by processes and by stacking."""
+    """Measure five seeds in parallel against one, by processes and by stacking."""
     several: dict[str, list[float]] = {name: [] for name in Times._fields}
     one: dict[str, list[float]] = {name: [] for name in Times._fields}
     for number in range(rounds):
         for found, num_seeds in ((one, 1), (several, SEEDS))[:: -1 if number % 2 else 1]:
-            for name, seconds in launched(num_seeds, device)._asdict().items():
+            for name, seconds in launch_seeds(num_seeds, device)._asdict().items():
                 found[name].append(seconds)
     for name, what in (("step", "a step"), ("training", "training"), ("whole", "the whole command")):
-        yield compared(PLACE, f"{SEEDS} processes: {what}", several[name], "one run", one[name])
+        yield compare_times(PLACE, f"{SEEDS} processes: {what}", several[name], "one run", one[name])
     trainer = f"trainer={'gpu' if device.type == 'cuda' else 'cpu'}"
     steps = f"trainer.max_steps={SKIPPED + STEPS}"
     for norm in ("groupnorm", "batchnorm"):
-        cfg = composed(trainer, steps, "logger=csv", "trainer.deterministic=false", f"norm={norm}")
+        cfg = compose_config(trainer, steps, "logger=csv", "trainer.deterministic=false", f"norm={norm}")
 
         def stacked(norm: str = norm) -> float:
             return stacked_steps(trainer, steps, norm)
 
         def alone(cfg: Any = cfg) -> float:
-            return by_hand(cfg, STEPS)
+            return time_hand_written(cfg, STEPS)
 
         yield measure(PLACE, f"{SEEDS} stacked, {norm}: a step", stacked, "one by hand", alone, rounds, warmup=1)
 
@@ -62,7 +63,7 @@ def seeds(rounds: int, device: torch.device) -> Iterator[Ratio]:
 
 
 class Times(NamedTuple):
-    """Seconds of a step while all runs train, from the first one's first step to the last one's end, and of it all."""
+    """Seconds per step from the first step of the first run to the end of the last run, and seconds in total."""
 
     step: float
     training: float
@@ -70,7 +71,7 @@ class Times(NamedTuple):
 
 
 class Clock(L.Callback):
-    """Writes when a run's steps ended, by a clock that all processes of a machine share."""
+    """Writes when the steps of a run end, by a clock that all processes of a machine share."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -79,15 +80,15 @@ class Clock(L.Callback):
         self.times.append(time.monotonic())
 
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
-        self.times.append(time.monotonic())  # the look at the loss has waited for the device in each step
+        self.times.append(time.monotonic())  # the check of the loss has synchronized with the device in each step
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.times.append(time.monotonic())
         (Path(trainer.loggers[0].save_dir or ".") / "clock.json").write_text(json.dumps(self.times), encoding="utf-8")
 
 
-def launched(num_seeds: int, device: torch.device) -> Times:
-    """So many seeds of the default network at once, as a person types it."""
+def launch_seeds(num_seeds: int, device: torch.device) -> Times:
+    """Launch a number of seeds of the default network in parallel, as from the command line."""
     words = (
         *("-m", f"seed={','.join(map(str, range(num_seeds)))}", f"hydra.launcher.num_processes={num_seeds}"),
         *("logger=csv", f"trainer={'gpu' if device.type == 'cuda' else 'cpu'}", "trainer.max_epochs=-1"),
@@ -106,7 +107,7 @@ def launched(num_seeds: int, device: torch.device) -> Times:
 
 
 def step_of(clocks: Sequence[Sequence[float]]) -> float:
-    """Seconds of a step, over the time in which all runs train."""
+    """Return the seconds per step while all runs train."""
     first, last = max(clock[SKIPPED] for clock in clocks), min(clock[-2] for clock in clocks)
     if last <= first:
         raise RuntimeError("the runs did not train at the same time: give them more steps")
@@ -118,11 +119,11 @@ def step_of(clocks: Sequence[Sequence[float]]) -> float:
 
 
 class Stack:
-    """Several models of one kind as one, whose parameters have a dimension more, and their optimizer.
+    """Several models of one kind stacked into one, whose parameters have an additional dimension, and their optimizer.
 
     Args:
-        parts: what the runs are made of, one for each seed.
-        device: where the stack is to be.
+        parts: of the runs, one for each seed.
+        device: of the stack.
     """
 
     def __init__(self, parts: Sequence[Parts], device: torch.device) -> None:
@@ -136,12 +137,12 @@ class Stack:
         self.optimizer = parts[0].task.optimizer_factory(groups)
 
     def step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One step of each model on its own batch.
+        """Take one step of each model on its own batch.
 
         Shape:
             inputs `(S, N, …)`, targets `(S, N)` -> losses `(S)`, norms of the gradients `(S)`, logits `(S, N, classes)`
         """
-        with torch.no_grad():  # outside: what is within takes its gradients all the same
+        with torch.no_grad():  # torch.func computes its gradients even under no_grad
             gradients, (losses, logits) = vmap(grad_and_value(self.loss, has_aux=True))(
                 self.parameters, self.buffers, inputs, targets
             )
@@ -162,9 +163,9 @@ class Stack:
 
 
 def stacked_steps(trainer: str, length: str, norm: str) -> float:
-    """Seconds a step of a loop by hand that trains all seeds, each on its own batches."""
+    """Return the seconds per step of a hand-written loop that trains all seeds, each on its own batches."""
     words = (trainer, length, "logger=csv", "trainer.deterministic=false", f"norm={norm}")
-    parts = [assemble(composed(*words, f"seed={seed}")) for seed in range(SEEDS)]
+    parts = [assemble(compose_config(*words, f"seed={seed}")) for seed in range(SEEDS)]
     device = torch.device("cuda" if trainer.endswith("gpu") else "cpu")
     data = parts[0].data
     assert data.splits is not None

@@ -1,8 +1,9 @@
-"""What a step of training costs beside its mathematics: a run's own loop, bare Lightning, and a loop written by hand.
+"""The overhead of a training step beside its mathematics: a run, plain Lightning, and a hand-written loop.
 
-All three train the same network on as many samples with the same optimizer and count the accuracy of each epoch. The
-run and the loop by hand look at every loss and gradient norm, and write both and the rate every ten steps; tutorials,
-and so bare Lightning here, do without the look at gradients.
+All three train the same network on the same number of samples with the same optimizer, and compute the accuracy of each
+epoch. The run and the hand-written loop check every loss and gradient norm, and log both and the learning rate every
+ten steps; plain Lightning, as in tutorials, does not check gradients.
+
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from torch.nn.utils import get_total_norm
 from torchmetrics.classification import MulticlassAccuracy
 
 from ablab.lab.run.run import Run
-from ablab.lab.train import Parts, assemble, seen_by
+from ablab.lab.train import Parts, assemble, effective_batch_sizes
 from ablab.optim.optimizer import make_optimizer
 from benchmarks.measuring import Ratio, measure
 
 CONF = Path(__file__).parents[2] / "conf"
-SKIPPED, STEPS = 20, 100  # steps of a training that are not timed, and that are
-LAST = 2  # steps after those: before its last one, a run writes its state, once however long it is
+SKIPPED, STEPS = 20, 100  # untimed and timed steps of a training run
+LAST = 2  # untimed steps at the end: before the last one, a run saves a checkpoint, regardless of its length
 EVERY = 10  # steps between two rows of metrics.csv
 SMALL = {
     "resnet-8, 8 digits": ("data.batch_size=8",),
@@ -44,39 +45,41 @@ FAST = (*LARGE, "trainer.precision=bf16-mixed", "trainer.channels_last=true")
 
 
 def step(rounds: int, device: torch.device) -> Iterator[Ratio]:
-    """A step of a run, and one of bare Lightning, against one of a loop by hand."""
+    """Measure a step of a run, and of plain Lightning, against a hand-written loop."""
     places = {**SMALL, "resnet18, 128 of 32x32": LARGE}
     if device.type == "cuda":
         places["resnet18, 128 of 32x32, bf16, channels last"] = FAST
     for place, words in places.items():
         few = 4 if words[0] == LARGE[0] and device.type == "cpu" else STEPS
         turns = max(2, rounds // 4) if few < STEPS else rounds
-        cfg = training(device, few, *words)
+        cfg = training_config(device, few, *words)
 
         def timed(
             train: Callable[[DictConfig, int], float], cfg: DictConfig = cfg, few: int = few
         ) -> Callable[[], float]:
             return lambda: train(cfg, few)
 
-        yield measure(place, "a run's step", timed(of_a_run), "by hand", timed(by_hand), turns, warmup=1)
-        yield measure(place, "bare Lightning", timed(bare_lightning), "by hand", timed(by_hand), turns, warmup=1)
+        yield measure(place, "a run's step", timed(time_run), "by hand", timed(time_hand_written), turns, warmup=1)
+        yield measure(
+            place, "bare Lightning", timed(time_bare_lightning), "by hand", timed(time_hand_written), turns, warmup=1
+        )
 
 
-def training(device: torch.device, steps: int, *words: str) -> DictConfig:
-    """The config of a training of so many steps, and those before that do not count."""
+def training_config(device: torch.device, steps: int, *words: str) -> DictConfig:
+    """Return the config of a training run with a number of steps, and of warmup steps that are not timed."""
     trainer = f"trainer={'gpu' if device.type == 'cuda' else 'cpu'}"
     length = f"trainer.max_steps={SKIPPED + steps + LAST}"
-    return composed(trainer, length, "logger=csv", "trainer.deterministic=false", *words)
+    return compose_config(trainer, length, "logger=csv", "trainer.deterministic=false", *words)
 
 
-def composed(*words: str) -> DictConfig:
+def compose_config(*words: str) -> DictConfig:
     limits = ("trainer.max_epochs=-1", "trainer.limit_val_batches=1", "trainer.check_val_every_n_epoch=1000000")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", [*limits, "callbacks.samples=null", *words])
 
 
 class Clock(L.Callback):
-    """The time from one step to another."""
+    """Measures the time from one step to another."""
 
     def __init__(self, last: int) -> None:
         self.last = last
@@ -97,23 +100,23 @@ def now() -> float:
     return time.perf_counter()
 
 
-def of_a_run(cfg: DictConfig, steps: int) -> float:
-    """Seconds a step of a run with all that it does by default, checkpoints and the look at gradients among it."""
+def time_run(cfg: DictConfig, steps: int) -> float:
+    """Return the seconds per step of a run with all its defaults, including checkpoints and gradient checks."""
     cfg = cfg.copy()
     clock = Clock(SKIPPED + steps)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         cfg.output_dir = folder
         parts = assemble(cfg)
         parts.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
-        batch_sizes = seen_by(parts.data, parts.norm, parts.trainer)
+        batch_sizes = effective_batch_sizes(parts.data, parts.norm, parts.trainer)
         with Run.open(cfg, data=parts.data.record(), batch_sizes=batch_sizes) as run:
             parts.trainer.loggers = run.start([])
             parts.trainer.fit(parts.task, datamodule=parts.data)
     return clock.seconds / steps
 
 
-class Bare(L.LightningModule):
-    """A module as tutorials have it, of the same model, optimizer, data and schedule."""
+class BareModule(L.LightningModule):
+    """A module as in tutorials, with the same model, optimizer, data and schedule."""
 
     def __init__(self, parts: Parts) -> None:
         super().__init__()
@@ -133,8 +136,8 @@ class Bare(L.LightningModule):
         return self.parts[0].task.configure_optimizers()
 
 
-def bare_lightning(cfg: DictConfig, steps: int) -> float:
-    """Seconds a step of Lightning with one metric and its CSV logger."""
+def time_bare_lightning(cfg: DictConfig, steps: int) -> float:
+    """Return the seconds per step of Lightning with one metric and its CSV logger."""
     clock = Clock(SKIPPED + steps)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         parts = assemble(cfg)
@@ -151,19 +154,19 @@ def bare_lightning(cfg: DictConfig, steps: int) -> float:
             enable_progress_bar=False,
             precision=cfg.trainer.precision,
         )
-        module = Bare(parts)
+        module = BareModule(parts)
         parts.task.trainer = trainer
         trainer.fit(module, datamodule=parts.data)
     return clock.seconds / steps
 
 
-def by_hand(cfg: DictConfig, steps: int, model: nn.Module | None = None) -> float:
-    """Seconds a step of a loop without a framework.
+def time_hand_written(cfg: DictConfig, steps: int, model: nn.Module | None = None) -> float:
+    """Return the seconds per step of a loop without a framework.
 
     Args:
-        cfg: what is trained, on which device and in which precision.
-        steps: that are timed.
-        model: another one than the config's, of the same inputs and outputs.
+        cfg: the training run, its device and precision.
+        steps: the number of timed steps.
+        model: replaces the model of the config, with the same inputs and outputs.
     """
     with redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
         parts = assemble(cfg)
@@ -199,7 +202,7 @@ def by_hand(cfg: DictConfig, steps: int, model: nn.Module | None = None) -> floa
             optimizer.zero_grad()
             loss.backward()
             norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-            if device.type == "cuda":  # to ask in each step would wait for the device
+            if device.type == "cuda":  # reading it in each step would synchronize with the device
                 good &= loss.isfinite() & norm.isfinite()
             elif not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
                 raise RuntimeError(f"step {number}: the loss or its gradient is not finite")

@@ -1,4 +1,4 @@
-"""What a cell of a sweep costs beside its training, where one process does one after another."""
+"""The overhead of a cell of a sweep beside its training, with runs executed serially in one process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback
 
 from ablab.data.reading import read_once
-from ablab.lab.launch.local import at_work
+from ablab.lab.launch.local import run_logged
 from benchmarks.measuring import Time, spread
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -23,9 +23,9 @@ CLOCK = "+callbacks.clock._target_=benchmarks.sweep.Clock"
 
 
 class Clock(Callback):
-    """The time from a training's first batch to its last one's end: what is taken from a cell's."""
+    """Measures the time from the first batch of a training run to the end of its last batch."""
 
-    seconds: ClassVar[float]  # of the last training in this process
+    seconds: ClassVar[float]  # of the last training run in this process
 
     def on_train_batch_start(self, trainer: Any, *arguments: Any) -> None:
         if trainer.global_step == 0:
@@ -36,7 +36,7 @@ class Clock(Callback):
 
 
 def sweep(rounds: int, device: torch.device) -> Iterator[Time]:
-    """Cells of one epoch of the default network, one seed after another; all of them but the steps is counted."""
+    """Measure cells of one epoch of the default network, seed by seed; everything except the steps counts."""
     trainer = "trainer=gpu" if device.type == "cuda" else "trainer=cpu"
     os.environ["WANDB_SILENT"] = "true"
     for name, logger in LOGGERS.items():
@@ -47,10 +47,10 @@ def sweep(rounds: int, device: torch.device) -> Iterator[Time]:
                 words = [trainer, "trainer.max_epochs=1", *logger, CLOCK, f"seed={next(seeds)}", f"folder={folder}/run"]
                 cfg = compose("train", words)
                 began = time.perf_counter()
-                status = at_work(cfg)
+                status = run_logged(cfg)
                 assert status == "finished", (Path(folder) / "run" / "log.txt").read_text(encoding="utf-8")
                 return time.perf_counter() - began - Clock.seconds
 
-        with read_once():  # as `ablab.lab.ablation.sweep`
+        with read_once():  # as in `ablab.lab.ablation.sweep`
             measured = spread("a cell", f"beside its steps, {name}", cell, rounds)
         yield measured

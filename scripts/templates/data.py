@@ -1,4 +1,4 @@
-"""A data set of your own: made-up images of bars, to be made another."""
+"""A data set of your own: generated images of bars, as a starting point."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SIZE = 16  # pixels of each side
 
 
 class Template(LabelledData):
-    """Images of a bar in noise, to be told apart by the bar's direction.
+    """Images of a bar in noise, classified by the direction of the bar.
 
     To make it yours, let `load` read your files into tensors: inputs `(N, C, H, W)`, or `(N, L, features)` of the kind
     "sequences"; targets `(N)`, whole numbers from 0; a name for each in `class_names`. Where the data have an official
-    test part, give that to `OfficialSplits` instead of holding one out. Say in `model_sizes` what a model has to
-    know. All else is there: the validation part and folds, standardization by the training part, augmentation, shifts,
-    batches, and a fingerprint of every sample, which each run records. An argument of the constructor is a key of the
-    YAML, conf/data/template.yaml.
+    test part, give that to `OfficialSplits` instead of holding one out. Return the sizes that a model needs in
+    `model_sizes`. All else is inherited: the validation part and folds, standardization by the training part,
+    augmentation, shifts, batches, and a fingerprint of every sample, which each run records. An argument of the
+    constructor is a key of the YAML, conf/data/template.yaml.
 
     Args:
         num_samples: images in all; a fifth of them is the test part, the same for every run.
@@ -43,7 +43,7 @@ class Template(LabelledData):
         self.num_samples = num_samples
 
     def load(self) -> OfficialSplits:
-        generator = torch.Generator().manual_seed(0)  # a run's seed changes no sample
+        generator = torch.Generator().manual_seed(0)  # the same samples for every seed of a run
         targets = torch.arange(self.num_samples) % len(NAMES)
         rows, columns = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
         across = torch.stack([rows, columns, (rows + columns) / 2, (rows - columns + SIZE) / 2])

@@ -1,4 +1,4 @@
-"""A model of your own: a small plain network of convolutions, to be made another."""
+"""A model of your own: a small plain convolutional network, as a starting point."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Template(nn.Module):
         num_classes: the classes to tell apart.
         norm: makes the norm layers.
         depth: convolutions; each but the first halves the image.
-        width: channels of the first; each has twice those of the one before.
+        width: channels of the first; each later one doubles them.
 
     Shape:
         images `(N, in_channels, H, W)` -> logits `(N, num_classes)`
@@ -44,7 +44,7 @@ class Template(nn.Module):
         channels = in_channels
         for i in range(depth):
             conv = nn.Conv2d(channels, width * 2**i, 3, stride=1 if i == 0 else 2, padding=1)
-            if not norm.needs_bias:  # only now: the same seed draws the same weights for every norm
+            if not norm.needs_bias:  # last, so that the same seed draws the same weights for every norm
                 conv.register_parameter("bias", None)
             channels = conv.out_channels
             layers += [norm.wrap(conv), norm(channels, "image", activation=nn.ReLU())]

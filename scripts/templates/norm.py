@@ -1,4 +1,4 @@
-"""A norm of your own: power norm, a family with RMS norm in its middle, to be made another."""
+"""A norm of your own: power norm, a family that includes RMS norm, as a starting point."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Template(Norm):
     Power 1 divides by the mean magnitude, 2 is RMS norm with a shift, and the larger the power, the more the largest
     features count.
 
-    To make it yours, change the formula in `normalize` below, then say in `statistics` which values meet in what it
-    measures: what is refused, what docs/norms.md says and what the tests expect follows from that. An argument of the
+    To make it yours, change the formula in `normalize` below, then declare in `statistics` which values are averaged:
+    checks, docs/norms.md and the expectations of the tests follow from that. An argument of the
     constructor is a key of the YAML, conf/norm/template.yaml.
 
     Args:
-        power: of the mean, from 1 to 8.
+        power: the exponent of the mean, from 1 to 8.
         affine, weight: see `Norm`.
-        eps: as large beside any power as beside a mean square.
+        eps: relative to the mean square, whatever the power.
 
     Raises:
         ValueError: a power out of range, or an eps that is not above 0.
@@ -43,7 +43,7 @@ class Template(Norm):
         self.power = power
 
     def statistics(self, layout: Layout) -> tuple[Statistic, ...]:
-        return (Statistic("power mean", features="all"),)  # batch="the batch", positions=True: over these, too
+        return (Statistic("power mean", features="all"),)  # batch="the batch", positions=True: also over these
 
     def layer(
         self,
@@ -57,7 +57,7 @@ class Template(Norm):
 
 
 class TemplateLayer(NormLayer):
-    """x over the power mean of its features, then gain and shift; see `NormLayer` for the shapes."""
+    """Divides x by the power mean of its features, then applies gain and shift; see `NormLayer` for the shapes."""
 
     def __init__(
         self,
@@ -71,8 +71,8 @@ class TemplateLayer(NormLayer):
         self.power = norm.power
 
     def normalize(self, x: Tensor, valid: Tensor | None, step: int | None) -> Tensor:
-        x = at_least_float32(x)  # float32 at least
+        x = at_least_float32(x)  # at least float32
         mean = x.abs().pow(self.power).mean(self.feature_dim, keepdim=True)
-        # a mean over steps, too, would have to leave out those where `valid` is False: see `ablab.norms.layer.moments`
+        # a mean that includes steps must leave out those with `valid` False: see `ablab.norms.layer.moments`
         size = (mean + self.eps ** (self.power / 2)).pow(1 / self.power)
         return self.scale_and_shift(x / size)

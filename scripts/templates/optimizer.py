@@ -1,4 +1,4 @@
-"""An optimizer of your own: SGD with momentum, written out, to be made another."""
+"""An optimizer of your own: SGD with momentum, written out, as a starting point."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch.optim import Optimizer
 class Template(Optimizer):
     """Steps along a decaying sum of gradients.
 
-    g ← g + weight_decay · w, m ← momentum · m + g, w ← w − lr · m. As it is, it takes the steps of torch.optim.SGD, to
-    the bit.
+    g ← g + weight_decay · w, m ← momentum · m + g, w ← w − lr · m. Its steps equal those of torch.optim.SGD to the
+    bit.
 
-    To make it yours, change `update`. What it keeps in `state` is saved and resumed; a schedule changes `group["lr"]`.
-    The parameters come in two groups, one of which has weight_decay 0: biases, embeddings and what norms learn. An
+    To make it yours, change `update`. Its `state` is saved and resumed; a schedule changes `group["lr"]`.
+    The parameters come in two groups, one of which has weight_decay 0: biases, embeddings and parameters of norms. An
     argument of the constructor is a key of the YAML, conf/optimizer/template.yaml.
 
     Args:
         params: parameters, or groups of them.
         lr: multiplies each step.
-        momentum: what is kept of the sum in a step, at least 0 and below 1.
+        momentum: the decay of the sum per step, at least 0 and below 1.
         weight_decay: L2.
 
     Raises:
@@ -49,7 +49,7 @@ class Template(Optimizer):
         return loss
 
     def update(self, weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        """One step of one weight, in place."""
+        """Update one weight in place."""
         if not state:
             state["momentum"] = torch.zeros_like(weight)
         gradient = gradient.add(weight, alpha=group["weight_decay"])

@@ -1,4 +1,4 @@
-"""A task of your own: focal loss over classes, to be made another."""
+"""A task of your own: focal loss over classes, as a starting point."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ablab.tasks.task import Task, make_metrics
 
 
 class Template(Task):
-    """Cross entropy in which samples that are right already count less, by (1 − p)^gamma of their probability p.
+    """Cross entropy weighted by (1 − p)^gamma, so that samples with high probability p of their class count less.
 
     To make it yours, change `loss` and the metrics. The data give `class_names`; data of numbers would give
     `target_names`, `target_mean` and `target_std`, of labels `label_names`, of text `characters_per_token`. Each
@@ -28,7 +28,7 @@ class Template(Task):
     Args:
         model, optimizer, scheduler, micro_batch_size, seed: see `Task`.
         class_names: the classes, in the order of their numbers.
-        gamma: how much less; 0 is cross entropy.
+        gamma: the exponent of the weight; 0 is plain cross entropy.
 
     Raises:
         ValueError: a negative gamma.
@@ -37,7 +37,7 @@ class Template(Task):
         Lin et al. 2017, https://arxiv.org/abs/1708.02002
     """
 
-    # The metrics that may choose the best checkpoint, and whether more of them is better.
+    # The metrics that may select the best checkpoint, and whether higher is better.
     monitorable: ClassVar = {"loss": "min", "accuracy": "max"}
 
     def __init__(
@@ -64,13 +64,13 @@ class Template(Task):
             setattr(self, f"{stage}_metrics", make_metrics(metrics))
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the mean over samples, a scalar; in validation and test without the factor, so that runs compare."""
+        """Return the mean over samples, a scalar; validation and test omit the focal factor, so that runs compare."""
         each = F.cross_entropy(logits, batch.targets, reduction="none")
-        wrong = (1 - (-each).exp()).clamp(min=1e-6)  # of 0, a power below 1 has no finite derivative
+        wrong = (1 - (-each).exp()).clamp(min=1e-6)  # a power below 1 has no finite derivative at 0
         return (wrong**self.gamma * each if self.training else each).mean()
 
     def update(self, metrics: MetricCollection, logits: Tensor, loss: Tensor, batch: Batch) -> None:
-        """Count a batch in: torchmetrics keeps the sums, over all batches and processes."""
+        """Update the metrics with a batch; torchmetrics accumulates over all batches and processes."""
         for name, metric in metrics.items():
             if name == "loss":
                 metric.update(loss, weight=len(batch.targets))

@@ -14,7 +14,7 @@ class ConfigError(ValueError):
     """An invalid config, with the key, its value and a remedy; raised before training starts."""
 
 
-class Taken(ConfigError):
+class RunInUse(ConfigError):
     """A run that is in use by another process."""
 
 

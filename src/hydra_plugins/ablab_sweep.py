@@ -1,4 +1,4 @@
-"""What Hydra needs to find the project's sweeper and launcher: it looks for plugins in packages of this name."""
+"""The project's sweepers and launchers, in a package of the name in which Hydra looks for plugins."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ablab.lab.loading import loading
 
 
 class AblationSweeper(Sweeper):
-    """Runs an ablation, or the grid that the words of a command make; see `ablab.lab.ablation.sweep`."""
+    """Runs an ablation, or a grid of overrides; see `ablab.lab.ablation.sweep`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context = hydra_context
         self.config = config
         try:
             self.launcher = Plugins.instance().instantiate_launcher(
-                hydra_context=hydra_context, task_function=one_run, config=config
+                hydra_context=hydra_context, task_function=run_one, config=config
             )
-        except RuntimeError as error:  # Hydra knows no class of that name
+        except RuntimeError as error:  # Hydra finds no class of that name
             package = config.hydra.launcher._target_.split(".")[1].replace("_", "-")
             raise HydraException(f"hydra/launcher: {error}; pip install {package}") from error
 
@@ -34,14 +34,14 @@ class AblationSweeper(Sweeper):
         assert self.hydra_context is not None
         assert self.config is not None
         assert self.launcher is not None
-        with loading(said=not self.config.quiet):
-            from ablab.lab.ablation.sweep import sweep  # only now: it loads torch and pandas
+        with loading(announce=not self.config.quiet):
+            from ablab.lab.ablation.sweep import sweep  # imported late: it loads torch and pandas
 
         return sweep(arguments, self.config, self.hydra_context.config_loader, self.launcher)
 
 
-class OwnLauncher(Launcher):
-    """Where the runs of `AblationSweeper` take place; it does them itself."""
+class AblabLauncher(Launcher):
+    """Base of the launchers of `AblationSweeper`, which launches all runs itself."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.task_function = task_function
@@ -50,12 +50,12 @@ class OwnLauncher(Launcher):
         raise NotImplementedError("it is for ablab's own sweeper; with another one, choose hydra/launcher=basic")
 
 
-class LocalLauncher(OwnLauncher):
-    """Runs on this machine, one after another in this process, or several at once; see `ablab.lab.launch.local`.
+class LocalLauncher(AblabLauncher):
+    """Runs on this machine, serially in this process or several in parallel; see `ablab.lab.launch.local`.
 
     Args:
-        num_processes: how many runs go on at once, each in a process of its own, on one GPU of those that there are, in
-            turn; "gpus" is one for each GPU.
+        num_processes: runs in parallel, each in its own process, on one of the GPUs in turn; "gpus" is one for each
+            GPU.
     """
 
     is_local = True
@@ -63,17 +63,17 @@ class LocalLauncher(OwnLauncher):
     def __init__(self, num_processes: int | str = 1) -> None:
         self.num_processes = num_processes
 
-    def carry_out(self, runs: list[Any], progress: Any) -> None:
-        from ablab.lab.launch import local  # only now: it loads torch
+    def launch_runs(self, runs: list[Any], progress: Any) -> None:
+        from ablab.lab.launch import local  # imported late: it loads torch
 
         local.launch(runs, self.num_processes, progress)
 
 
-class SlurmLauncher(OwnLauncher):
-    """Runs as one array of jobs of Slurm; see `ablab.lab.launch.slurm`.
+class SlurmLauncher(AblabLauncher):
+    """Runs as one Slurm job array; see `ablab.lab.launch.slurm`.
 
     Args:
-        site: how this cluster wants its jobs, the keys of conf/hydra/launcher/slurm.yaml.
+        site: the job settings of this cluster, the keys of conf/hydra/launcher/slurm.yaml.
     """
 
     is_local = False
@@ -81,26 +81,26 @@ class SlurmLauncher(OwnLauncher):
     def __init__(self, **site: Any) -> None:
         self.site: Any = OmegaConf.to_container(OmegaConf.create(site))
 
-    def carry_out(self, runs: list[Any], progress: Any) -> None:
+    def launch_runs(self, runs: list[Any], progress: Any) -> None:
         from ablab.lab.launch import slurm
 
         slurm.launch(runs, slurm.Site(**self.site), progress)
 
 
-def one_run(cfg: DictConfig) -> str:
-    """What Hydra's other launchers do for each run; one that fails says so in its log.txt and disturbs no other."""
-    from ablab.lab.launch.local import at_work
+def run_one(cfg: DictConfig) -> str:
+    """Execute one run for Hydra's other launchers; a failed run reports in its log.txt and does not affect others."""
+    from ablab.lab.launch.local import run_logged
 
-    return at_work(cfg)
+    return run_logged(cfg)
 
 
 class OptunaSweeper(Sweeper):
-    """Searches instead of running a grid; see `ablab.lab.ablation.search`.
+    """Runs a search instead of a grid; see `ablab.lab.ablation.search`.
 
     Args:
         study: the name of the search, and of its folder in output_dir.
-        num_trials: how many there are to be, those of earlier launches included.
-        seed: of what is tried.
+        num_trials: the total number of trials, including those of earlier launches.
+        seed: of the sampler.
     """
 
     def __init__(self, study: str = "search", num_trials: int = 20, seed: int = 0) -> None:
@@ -116,7 +116,7 @@ class OptunaSweeper(Sweeper):
         assert self.hydra_context is not None
         assert self.config is not None
         try:
-            with loading(said=not self.config.quiet):
+            with loading(announce=not self.config.quiet):
                 from ablab.lab.ablation.search import search
         except ModuleNotFoundError as error:
             raise HydraException(f"hydra/sweeper=optuna: {error}; pip install 'ablab[search]'") from error

@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 
 from ablab.errors import ConfigError
 from ablab.lab.ablation.ablation import Ablation
-from ablab.lab.ablation.words import asked_for
-from ablab.lab.config.schema import quoted
+from ablab.lab.ablation.overrides import parse_ablation
+from ablab.lab.config.schema import quote_value
 
 GRID: dict[str, Any] = {
     "name": "small",
@@ -30,7 +30,7 @@ def test_every_level_meets_every_other_with_every_seed() -> None:
         "norm=batchnorm data.batch_size=2 seed=0",
         "norm=batchnorm data.batch_size=4 seed=0",
     ]
-    assert runs[0].words == ("norm=batchnorm", "data.batch_size=2", "optimizer.lr=0.1")
+    assert runs[0].overrides == ("norm=batchnorm", "data.batch_size=2", "optimizer.lr=0.1")
     assert len({run.label for run in runs}) == len(runs) == 8
 
 
@@ -45,7 +45,7 @@ def test_a_tuned_key_is_tried_in_every_cell() -> None:
     tried = list(grid.tuning_runs())
     assert [value for _, value in tried[:3]] == [0.01, 0.1, 1.0]
     assert len(tried) == 4 * 3
-    assert tried[0][0].words[-1] == "optimizer.lr=0.01"
+    assert tried[0][0].overrides[-1] == "optimizer.lr=0.01"
     assert tried[0][0].seed == 7
 
 
@@ -87,7 +87,7 @@ def test_the_runs_of_a_grid_are_those_that_take_place() -> None:
     tune = {"key": "optimizer.lr", "values": [1.0, 0.1, 0.01], "seeds": [1, 7]}
     exclude = [{"norm": "none", "data.batch_size": 4}]
     for grid in (Ablation(**GRID), Ablation(**GRID, tune=tune), Ablation(**GRID, tune=tune, exclude=exclude)):
-        chosen = [grid.at(run, 0.1) if grid.tune else run for run in grid.runs()]
+        chosen = [grid.with_tuned_value(run, 0.1) if grid.tune else run for run in grid.runs()]
         assert grid.num_runs() == len({run.label for run in [*chosen, *(run for run, _ in grid.tuning_runs())]})
     with pytest.raises(
         ConfigError, match=r"21 runs \(2 of norm × .* × \(3 of optimizer.lr × 2 seeds \+ 1 seeds more\), "
@@ -98,7 +98,7 @@ def test_the_runs_of_a_grid_are_those_that_take_place() -> None:
 
 def test_values_are_typed_so_that_hydra_reads_them_again(config: Callable[..., DictConfig]) -> None:
     for value in ("a b", "it's", "x,y", [1, 0.5], True, None, "last(train/loss)"):
-        assert config(f"cell={{value:{quoted(value)}}}").cell.value == value
+        assert config(f"cell={{value:{quote_value(value)}}}").cell.value == value
 
 
 def test_words_narrow_and_widen_an_ablation(config: Callable[..., DictConfig]) -> None:
@@ -109,10 +109,10 @@ def test_words_narrow_and_widen_an_ablation(config: Callable[..., DictConfig]) -
         "seed=range(7)",
         "trainer=gpu",
     ]
-    ablation, common = asked_for(words, config("ablation=norm_batch_size"))
+    ablation, common = parse_ablation(words, config("ablation=norm_batch_size"))
     assert ablation.factors == {"norm": ["batchnorm", "frn", "none"], "data.batch_size": ["4", "8"]}
     assert ablation.seeds == list(range(7))
-    assert ablation.words({"norm": "frn", "data.batch_size": "4"}) == [
+    assert ablation.cell_overrides({"norm": "frn", "data.batch_size": "4"}) == [
         "norm=frn",
         "data.batch_size=4",
         "optimizer.lr=0.0125",
@@ -121,13 +121,13 @@ def test_words_narrow_and_widen_an_ablation(config: Callable[..., DictConfig]) -
 
 
 def test_another_word_with_several_values_is_one_factor_more(config: Callable[..., DictConfig]) -> None:
-    ablation, _ = asked_for(["norm=batchnorm", "model.depth=8,14"], config("ablation=norm_batch_size"))
+    ablation, _ = parse_ablation(["norm=batchnorm", "model.depth=8,14"], config("ablation=norm_batch_size"))
     assert ablation.factors["norm"] == ["batchnorm"]
     assert ablation.factors["model.depth"] == ["8", "14"]
 
 
 def test_words_alone_make_a_grid_whose_baseline_is_the_first_level(config: Callable[..., DictConfig]) -> None:
-    ablation, common = asked_for(["norm=none,batchnorm", "optimizer.lr=0.1", "seed=3"], config("seed=3"))
+    ablation, common = parse_ablation(["norm=none,batchnorm", "optimizer.lr=0.1", "seed=3"], config("seed=3"))
     assert ablation.name.startswith("sweep_norm_")
     assert (ablation.baseline, ablation.seeds, ablation.metrics) == ({"norm": "none"}, [3], ["test/accuracy"])
     assert common == ["optimizer.lr=0.1", "seed=3"]
@@ -158,7 +158,7 @@ def test_a_word_that_would_not_do_what_it_says_is_refused(
 ) -> None:
     cfg = config("ablation=norm_batch_size", *(word for word in words if word == TUNED))
     with pytest.raises(ConfigError) as refused:
-        asked_for(["ablation=norm_batch_size", *words], cfg)
+        parse_ablation(["ablation=norm_batch_size", *words], cfg)
     assert str(refused.value).startswith(message)
 
 
@@ -171,7 +171,7 @@ def test_every_ablation_is_a_grid_of_runs_that_compose(
     if ablation_choice == "none":
         assert cfg.ablation is None
         return
-    ablation, common = asked_for([f"ablation={ablation_choice}"], cfg)
+    ablation, common = parse_ablation([f"ablation={ablation_choice}"], cfg)
     assert ablation.name == ablation_choice, "two that have one name would have one folder"
     if ablation.claims:
         assert ablation.question.endswith("?")
@@ -180,7 +180,7 @@ def test_every_ablation_is_a_grid_of_runs_that_compose(
     for cell in ablation.cells():
         levels = {f"{name}={level}" for name, level in cell.items()}
         if every or levels - composed:
-            config(*common, *ablation.words(cell))
+            config(*common, *ablation.cell_overrides(cell))
             composed |= levels
 
 
@@ -214,7 +214,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_is_no_folder_of_its_own_is_refused(config: Callable[..., DictConfig], name: str) -> None:
     with pytest.raises(ConfigError, match=r"name=.*it names a folder in output_dir, and is a word, not a path"):
-        asked_for(["norm=none,batchnorm", f"name={name}"], config(f"name={name}"))
+        parse_ablation(["norm=none,batchnorm", f"name={name}"], config(f"name={name}"))
     with pytest.raises(ConfigError, match=r"ablation\.name=.*it names a folder in output_dir"):
         Ablation(**{**GRID, "name": name.strip("'")})
 
@@ -222,19 +222,19 @@ def test_a_name_that_is_no_folder_of_its_own_is_refused(config: Callable[..., Di
 @pytest.mark.parametrize("word", ["name=a,b", "output_dir=a,b"])
 def test_the_folder_of_a_sweep_is_no_factor(config: Callable[..., DictConfig], word: str) -> None:
     with pytest.raises(ConfigError, match=f"{word}: all runs of a sweep are in one folder; give one value"):
-        asked_for([word], config())
+        parse_ablation([word], config())
 
 
 def test_a_name_beside_an_ablation_with_a_file_is_refused(config: Callable[..., DictConfig]) -> None:
     with pytest.raises(ConfigError, match=r"name=mine: an ablation's file names its folder; give ablation.name=mine"):
-        asked_for(["ablation=norm_batch_size", "name=mine"], config("ablation=norm_batch_size", "name=mine"))
+        parse_ablation(["ablation=norm_batch_size", "name=mine"], config("ablation=norm_batch_size", "name=mine"))
 
 
 def test_sweeps_of_one_factor_that_find_different_things_have_different_names(
     config: Callable[..., DictConfig],
 ) -> None:
     def name(*words: str) -> str:
-        return asked_for(["norm=none,batchnorm", *words], config())[0].name
+        return parse_ablation(["norm=none,batchnorm", *words], config())[0].name
 
     assert name() == name("seed=3") == name("logger=csv", "quiet=true", "data.num_workers=2") == "sweep_norm"
     others = [name("model=rnn"), name("model=transformer"), name("optimizer.lr=0.3"), name("~scheduler")]
@@ -245,7 +245,7 @@ def test_sweeps_of_one_factor_that_find_different_things_have_different_names(
 
 def test_a_sweep_of_very_many_factors_has_a_name_that_fits(config: Callable[..., DictConfig]) -> None:
     words = [f"+callbacks.x.{'long' * 12}{i}=1,2" for i in range(6)]
-    name = asked_for(words, config())[0].name
+    name = parse_ablation(words, config())[0].name
     assert len(name) < 200
     assert name.startswith("sweep_6_factors_")
 

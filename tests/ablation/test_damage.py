@@ -14,9 +14,9 @@ import pytest
 from tests.ablation.test_report import RECORD, ablation
 
 from ablab.errors import ConfigError
-from ablab.lab.ablation.report import compose
-from ablab.lab.ablation.results import read, reason, status_of
-from ablab.lab.run.folder import death, failure
+from ablab.lab.ablation.report import compose_report
+from ablab.lab.ablation.results import failure_summary, read_results, status_of
+from ablab.lab.run.folder import describe_exit, failure_reason
 
 ROOT = Path(__file__).parents[2]
 assert ablation  # a fixture
@@ -49,16 +49,16 @@ TRACE = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\
 )
 def test_the_reason_of_a_failure_is_no_progress_bar_and_no_warning(tmp_path: Path, log: str, why: str) -> None:
     (tmp_path / "log.txt").write_text(log)
-    assert failure(tmp_path) == why
+    assert failure_reason(tmp_path) == why
 
 
 def test_the_record_of_a_failure_is_believed_before_its_log(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("run: runs/x\nerror: 0.3 in this step\nEpoch 1\n")
     (tmp_path / "run.json").write_text(json.dumps({**RECORD, "status": "failed", "error": "RuntimeError: a bug\nmore"}))
-    assert reason(tmp_path) == "RuntimeError: a bug"
+    assert failure_summary(tmp_path) == "RuntimeError: a bug"
     with (tmp_path / "log.txt").open("a") as log:
         log.write("error: the data are not those of the run\n")
-    assert reason(tmp_path) == "the data are not those of the run", "a newer try, which got no further"
+    assert failure_summary(tmp_path) == "the data are not those of the run", "a newer try, which got no further"
 
 
 @pytest.mark.parametrize(
@@ -72,17 +72,17 @@ def test_the_record_of_a_failure_is_believed_before_its_log(tmp_path: Path) -> N
     ],
 )
 def test_a_death_is_told_by_the_exit_code(code: int, why: str) -> None:
-    assert death(code) == why
+    assert describe_exit(code) == why
 
 
 def test_a_process_that_left_no_word_is_said_to_have_left_none(tmp_path: Path) -> None:
-    assert (status_of(tmp_path), reason(tmp_path)) == ("missing", "not begun")
+    assert (status_of(tmp_path), failure_summary(tmp_path)) == ("missing", "not begun")
     (tmp_path / "log.txt").write_text("Epoch 3:  40%|####\n")
-    assert (status_of(tmp_path), reason(tmp_path)) == ("failed", "its process ended without a message")
+    assert (status_of(tmp_path), failure_summary(tmp_path)) == ("failed", "its process ended without a message")
     (tmp_path / "run.json").write_text(json.dumps({**RECORD, "status": "running"}))
-    assert (status_of(tmp_path), reason(tmp_path)) == ("stopped", "its process ended without a message")
+    assert (status_of(tmp_path), failure_summary(tmp_path)) == ("stopped", "its process ended without a message")
     (tmp_path / "run.json").write_text(json.dumps({**RECORD, "status": "stopped", "error": "Stopped: SIGTERM"}))
-    assert (status_of(tmp_path), reason(tmp_path)) == ("stopped", "stopped")
+    assert (status_of(tmp_path), failure_summary(tmp_path)) == ("stopped", "stopped")
 
 
 def test_a_worker_that_is_killed_is_named_with_its_signal(
@@ -117,9 +117,9 @@ def test_a_damaged_run_takes_no_other_from_the_report(ablation: Path, tmp_path: 
     if isinstance(content, dict):
         content = json.dumps({**RECORD, **content})
     (folder / "none" / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    found = read(folder)
+    found = read_results(folder)
     assert list(found.runs["status"]) == ["finished", "failed"]
-    report = compose(found)
+    report = compose_report(found)
     assert report.facts[0] == "1 of 2 runs finished: 2 of norm × 1 seeds."
     [trouble] = report.troubles
     assert trouble.startswith("norm none, seed 0: ")
@@ -136,7 +136,7 @@ def test_a_metric_without_a_value_in_one_run_is_counted(
     folder = Path(shutil.copytree(ablation, tmp_path / "two"))
     record = json.dumps({**RECORD, "metrics": {"test/accuracy": 0.0}}).replace("0.0}", f"{value}}}")
     (folder / "none" / "run.json").write_text(record)
-    report = compose(read(folder))
+    report = compose_report(read_results(folder))
     assert report.tables[-1].rows[1] == ["norm none", counted]
 
 
@@ -144,7 +144,7 @@ def test_runs_that_the_report_is_not_about_are_counted(ablation: Path, tmp_path:
     folder = Path(shutil.copytree(ablation, tmp_path / "two"))
     shutil.copytree(folder / "none", folder / "norm=frn,seed=0_12345678")
     note = "1 more run in this folder is not in this report: other levels, seeds, settings or code."
-    assert read(folder).notes == [note]
+    assert read_results(folder).notes == [note]
 
 
 def test_cells_that_need_different_modules_are_no_mix_of_code(ablation: Path, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_cells_that_need_different_modules_are_no_mix_of_code(ablation: Path, tm
 
     sources("batchnorm", mylab__batch="b")
     sources("none")
-    assert read(folder).notes == []
+    assert read_results(folder).notes == []
     sources("none", mylab__batch="c")
     with pytest.raises(ConfigError, match=r"made by different code: mylab/batch\.py: 1 by b"):
-        read(folder)
+        read_results(folder)

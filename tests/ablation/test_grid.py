@@ -14,11 +14,11 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, open_dict
 
 from ablab.errors import ConfigError
-from ablab.lab.ablation.ablation import Ablation, Planned
-from ablab.lab.ablation.grid import Grid, Prepared, check_folders, folder_name
-from ablab.lab.ablation.words import asked_for
+from ablab.lab.ablation.ablation import Ablation, PlannedRun
+from ablab.lab.ablation.grid import Grid, PreparedRun, check_distinct_folders, folder_name
+from ablab.lab.ablation.overrides import parse_ablation
 from ablab.lab.launch import slurm
-from ablab.lab.run.code import hashed_once
+from ablab.lab.run.code import cache_hashes
 
 ROOT = Path(__file__).parents[2]
 Grids = Callable[..., Grid]
@@ -40,14 +40,14 @@ def grid(tmp_path: Path) -> Grids:
         cfg = composed(tuple(word for word in words if "," not in word and "range(" not in word)).copy()
         with open_dict(cfg):
             del cfg["hydra"]
-        ablation, common = asked_for(list(words), cfg)
+        ablation, common = parse_ablation(list(words), cfg)
         return Grid(ablation, common, lambda words: composed(tuple(words)), tmp_path)
 
     return make
 
 
-def prepared(grid: Grid) -> list[Prepared]:
-    return [grid.prepared(plan) for plan in grid.ablation.runs()]
+def prepared(grid: Grid) -> list[PreparedRun]:
+    return [grid.prepare(plan) for plan in grid.ablation.runs()]
 
 
 def folders(grid: Grid) -> list[str]:
@@ -81,7 +81,7 @@ def test_cells_whose_data_alone_differ_have_folders_of_their_own(grid: Grids, le
 
 def test_a_name_of_wide_letters_is_short_enough_for_a_file_system() -> None:
     level = "\U00020000" * 300  # four bytes each
-    name = folder_name(Planned({"norm": level}, 0, ()), "a" * 16)
+    name = folder_name(PlannedRun({"norm": level}, 0, ()), "a" * 16)
     assert len(name.encode()) <= 160
     name.encode().decode()
 
@@ -100,9 +100,9 @@ def test_levels_with_names_have_folders_of_their_own_though_their_words_differ_i
 
 def test_two_runs_with_one_folder_are_refused(grid: Grids, tmp_path: Path) -> None:
     one, other = prepared(grid("norm=none,batchnorm"))
-    same = Prepared(other.plan, other.cfg, other.hydra, one.folder, [])
+    same = PreparedRun(other.plan, other.cfg, other.hydra, one.folder, [])
     with pytest.raises(ConfigError, match="norm=none seed=0 and norm=batchnorm seed=0 have the same folder"):
-        check_folders([one, same])
+        check_distinct_folders([one, same])
 
 
 def test_mixing_code_takes_a_run_of_the_same_cell(grid: Grids, tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_mixing_code_takes_a_run_of_the_same_cell(grid: Grids, tmp_path: Path) -
             json.dumps({**record, "batch_sizes": {"norm": 8}, "data": {"fingerprint": "f"}, "git_commit": None})
         )
     for place in ("/a", "/b"):
-        assert made.same_config("same", {"data.path": place}) == made.folder / f"old{place[1:]}"
-    assert made.same_config("same", {"data.path": "/c"}) is None
-    assert made.same_config("other", {"data.path": "/a"}) is None
+        assert made.find_same_config("same", {"data.path": place}) == made.folder / f"old{place[1:]}"
+    assert made.find_same_config("same", {"data.path": "/c"}) is None
+    assert made.find_same_config("other", {"data.path": "/a"}) is None
 
 
 def test_an_edit_of_a_users_own_module_or_file_gives_new_folders(
@@ -138,7 +138,7 @@ def test_an_edit_of_a_users_own_module_or_file_gives_new_folders(
     )
 
     def names() -> set[str]:
-        with hashed_once():
+        with cache_hashes():
             return set(folders(grid(*words)))
 
     before = names()
@@ -160,7 +160,7 @@ def test_an_edit_of_a_users_own_module_or_file_gives_new_folders(
 def record(grid: Grid) -> Grid:
     """The grid, as if its first run had been done."""
     runs = prepared(grid)
-    grid.record("python train.py", runs, None)
+    grid.write_record("python train.py", runs, None)
     runs[0].folder.mkdir(parents=True)
     (runs[0].folder / "run.json").write_text("{}")
     return grid
@@ -210,7 +210,7 @@ def test_an_ablation_with_a_file_names_the_key_that_renames_it(grid: Grids) -> N
 
 def test_a_folder_in_which_nothing_has_run_can_be_had(grid: Grids) -> None:
     first = grid(*NORMS)
-    first.record("python train.py", prepared(first), None)
+    first.write_record("python train.py", prepared(first), None)
     grid("model=rnn", *NORMS).check_folder()
 
 
@@ -238,9 +238,9 @@ def test_a_file_in_the_place_of_the_folder_is_refused(grid: Grids, tmp_path: Pat
 
 def test_a_level_with_line_breaks_is_one_line_of_an_array_of_jobs(grid: Grids) -> None:
     for run in prepared(grid(*TEXT, "data.path='a\nb\tc\u2028d',x")):
-        line = slurm.command(run, slurm.Site(python="printf '%s\\0'"), {})
+        line = slurm.run_command(run, slurm.Site(python="printf '%s\\0'"), {})
         assert line.isprintable()
         done = subprocess.run(
             ["bash", "-c", 'eval "exec $command"'], env={"command": line}, capture_output=True, check=True
         )
-        assert done.stdout.decode().split("\0")[2:-1] == list(run.words)
+        assert done.stdout.decode().split("\0")[2:-1] == list(run.overrides)

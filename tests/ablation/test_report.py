@@ -17,11 +17,11 @@ import pytest
 from rich.console import Console
 
 from ablab.errors import ConfigError
-from ablab.lab.ablation.ablation import Ablation, Planned
-from ablab.lab.ablation.figures import Drawing, figures, is_numeric, label, readable
+from ablab.lab.ablation.ablation import Ablation, PlannedRun
+from ablab.lab.ablation.figures import Drawing, cell_label, figures, is_numeric, readable_name
 from ablab.lab.ablation.progress import Progress
-from ablab.lab.ablation.report import Report, compose, show, write
-from ablab.lab.ablation.results import Results, read
+from ablab.lab.ablation.report import Report, compose_report, print_report, write_report
+from ablab.lab.ablation.results import Results, read_results
 
 NORMS = ["batchnorm", "groupnorm", "none"]
 SIZES = [2, 8, 32]
@@ -81,11 +81,11 @@ def spoiled() -> Results:
 def spoiled_report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
     """A report on results some of which are missing, and the folder that it is in."""
     folder = tmp_path_factory.mktemp("spoiled")
-    return write(spoiled(), folder), folder / "report"
+    return write_report(spoiled(), folder), folder / "report"
 
 
 def test_the_verdict_is_what_the_numbers_are() -> None:
-    report = compose(results())
+    report = compose_report(results())
     assert report.facts == ["45 of 45 runs finished: 3 of norm × 3 of batch size × 5 seeds."]
     assert report.verdicts[0] == "test accuracy, 6 comparisons: 3 higher, 3 cannot tell."
     [first] = [line for line in report.verdicts if line.startswith("groupnorm against batchnorm at batch size 2: ")]
@@ -95,8 +95,8 @@ def test_the_verdict_is_what_the_numbers_are() -> None:
 
 
 def test_a_few_seeds_cannot_tell_and_one_says_nothing() -> None:
-    assert "cannot tell with n = 1" in compose(results(seeds=1)).verdicts[1]
-    assert "cannot tell with n = 2; " in compose(results(seeds=2)).verdicts[-1]
+    assert "cannot tell with n = 1" in compose_report(results(seeds=1)).verdicts[1]
+    assert "cannot tell with n = 2; " in compose_report(results(seeds=2)).verdicts[-1]
 
 
 def test_runs_that_did_not_end_well_are_counted_where_they_are_missing(spoiled_report: tuple[Report, Path]) -> None:
@@ -126,7 +126,7 @@ def test_a_verdict_of_some_seeds_alone_says_so(spoiled_report: tuple[Report, Pat
     assert ", higher † (Holm p = " in line
     assert any(note.startswith("† Some seeds have no pair, because a run diverged") for note in report.notes)
     assert r"higher \dag{}" in (place / "tables.tex").read_text()
-    whole = compose(results())
+    whole = compose_report(results())
     assert not any("lost" in table.header for table in whole.tables)
     assert not any(note.startswith("†") for note in whole.notes)
 
@@ -138,13 +138,13 @@ def test_a_level_that_never_gets_there_is_told_from_one_without_a_value() -> Non
     found = results(metrics=[UNTIL, "test/accuracy"])
     at = (found.runs["norm"] == "none") & (found.runs["data.batch_size"] == "2")
     found.runs.loc[at, [UNTIL, "test/accuracy"]] = math.nan
-    report = compose(found)
+    report = compose_report(found)
     assert (
         "norm none against batchnorm at batch size 2: cannot tell with n = 0; seeds without a pair: 5 "
         "(never in 5 of 5, against 0 of 5)" in report.verdicts
     )
     cells = {table.title: table.rows for table in report.tables}
-    rows = cells[f"{readable(UNTIL)}: mean ± standard deviation (n)"]
+    rows = cells[f"{readable_name(UNTIL)}: mean ± standard deviation (n)"]
     assert ["norm none", "5 never"] in [row[:2] for row in rows]
     rows = cells["test accuracy: mean ± standard deviation (n)"]
     assert ["norm none", "5 without a value"] in [row[:2] for row in rows]
@@ -157,28 +157,28 @@ def test_a_level_that_never_gets_there_is_told_from_one_without_a_value() -> Non
 def test_equal_differences_have_no_spread_to_judge_by() -> None:
     found = results(factors={"norm": ["batchnorm", "none"]}, metrics=[UNTIL], seeds=2)
     found.runs.loc[found.runs["norm"] == "none", UNTIL] += 20
-    assert compose(found).verdicts == [
-        f"{readable(UNTIL)}, 1 comparisons: 1 cannot tell.",
+    assert compose_report(found).verdicts == [
+        f"{readable_name(UNTIL)}, 1 comparisons: 1 cannot tell.",
         "norm none against batchnorm: +20, cannot tell with n = 2: every pair differs by the same amount, so there is "
         "no spread to judge by",
     ]
 
 
 def test_cells_whose_baseline_is_excluded_are_counted() -> None:
-    report = compose(results(exclude=[{"norm": "batchnorm", "data.batch_size": 2}]))
+    report = compose_report(results(exclude=[{"norm": "batchnorm", "data.batch_size": 2}]))
     assert "2 cells have no baseline, which is excluded: they are compared with nothing." in report.notes
 
 
 def test_tuning_runs_that_did_not_end_well_are_counted() -> None:
     found = results(tune=True)
     assert found.tuning is not None
-    assert not any("tuning runs" in note for note in compose(found).notes)
+    assert not any("tuning runs" in note for note in compose_report(found).notes)
     found.tuning.loc[[0, 1], ["status", "score"]] = ["diverged", math.nan]
-    assert "Not all of the 27 tuning runs ended well: 25 finished, 2 diverged." in compose(found).notes
+    assert "Not all of the 27 tuning runs ended well: 25 finished, 2 diverged." in compose_report(found).notes
 
 
 def test_every_form_of_the_report_is_written_and_the_page_needs_nothing_else(tmp_path: Path) -> None:
-    report = write(results(tune=True), tmp_path)
+    report = write_report(results(tune=True), tmp_path)
     place = tmp_path / "report"
     for name, _ in report.figures:
         for suffix in ("pdf", "png", "svg"):
@@ -201,7 +201,7 @@ def test_every_form_of_the_report_is_written_and_the_page_needs_nothing_else(tmp
 
 
 def test_a_rate_at_the_edge_of_its_grid_is_flagged() -> None:
-    notes = compose(results(tune=True)).notes
+    notes = compose_report(results(tune=True)).notes
     assert notes[0].startswith("Each cell has its own learning rate, the best of 0.01, 0.1, 1 by validation accuracy: ")
     assert (
         sum(note.startswith("WARNING: ") and "1, is the largest that was tried; widen" in note for note in notes) == 9
@@ -223,7 +223,7 @@ SHAPES = {
     [pytest.param(shape, marks=[pytest.mark.thorough] * (shape in ("one of numbers", "many"))) for shape in SHAPES],
 )
 def test_a_grid_of_any_shape_has_a_report(tmp_path: Path, shape: str) -> None:
-    report = write(results(seeds=2, **SHAPES[shape]), tmp_path)
+    report = write_report(results(seeds=2, **SHAPES[shape]), tmp_path)
     assert report.tables
     assert report.figures
 
@@ -232,7 +232,7 @@ def test_nothing_finished_is_no_report() -> None:
     found = results()
     found.runs["status"] = "missing"
     with pytest.raises(ConfigError, match=r"made_up: none of its 45 runs has finished \(45 missing\)"):
-        compose(found)
+        compose_report(found)
 
 
 def test_means_over_a_third_factor_are_not_drawn_as_cells() -> None:
@@ -255,7 +255,7 @@ def test_a_curve_of_one_validation_is_a_point_and_a_band_is_whole() -> None:
 
 def test_a_level_that_says_nothing_alone_is_named_with_its_factor() -> None:
     cell = {"norm": "none", "norm.affine": "true", "data.batch_size": "full", "model.norm": "layernorm"}
-    assert label(cell) == "norm none, affine true, batch size full, layernorm"
+    assert cell_label(cell) == "norm none, affine true, batch size full, layernorm"
 
 
 def test_a_level_has_one_colour_in_all_figures() -> None:
@@ -270,9 +270,9 @@ def test_a_level_has_one_colour_in_all_figures() -> None:
 
 
 def test_names_are_those_that_a_person_says() -> None:
-    assert readable("data.batch_size") == "batch size"
-    assert readable("optimizer.lr") == "learning rate"
-    assert readable("last(train/loss)") == "last(training loss)"
+    assert readable_name("data.batch_size") == "batch size"
+    assert readable_name("optimizer.lr") == "learning rate"
+    assert readable_name("last(train/loss)") == "last(training loss)"
     assert is_numeric(["1", "8", "full"])
     assert not is_numeric(["1", "none"])
 
@@ -282,7 +282,7 @@ def test_colours_are_for_terminals(
     terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
-    show(compose(results()), Path(), Console(force_terminal=terminal, width=140))
+    print_report(compose_report(results()), Path(), Console(force_terminal=terminal, width=140))
     assert ("\x1b[" in capsys.readouterr().out) == terminal
 
 
@@ -297,8 +297,8 @@ def test_what_a_report_is_about_is_text_and_no_markup(tmp_path: Path, capsys: py
         frames.append(found.runs.assign(norm=norm))
     found.ablation = Ablation(**{**found.ablation.arguments, "factors": {"norm": norms}})
     found.runs = pd.concat(frames, ignore_index=True)
-    report = write(found, tmp_path)
-    show(report, tmp_path, Console(width=400, force_terminal=False))
+    report = write_report(found, tmp_path)
+    print_report(report, tmp_path, Console(width=400, force_terminal=False))
     printed = capsys.readouterr().out
     assert f"Is {STRANGE} better? # no heading" in printed
     html = (tmp_path / "report" / "report.html").read_text()
@@ -315,18 +315,18 @@ def test_what_a_report_is_about_is_text_and_no_markup(tmp_path: Path, capsys: py
 
 def test_verdicts_are_read_again_as_they_were(tmp_path: Path) -> None:
     from ablab.lab.ablation.report import markdown
-    from ablab.lab.browse.collect import verdicts
+    from ablab.lab.browse.collect import read_verdicts
 
-    report = compose(results())
+    report = compose_report(results())
     report.verdicts = [STRANGE, *report.verdicts]
     (tmp_path / "report.md").write_text(markdown(report))
-    assert verdicts(tmp_path / "report.md") == report.verdicts
+    assert read_verdicts(tmp_path / "report.md") == report.verdicts
 
 
 def test_a_progress_shows_labels_as_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    run: Any = Run(Planned({"norm": "[red]x[/] :fire: [/bold]"}, 0, ()))
+    run: Any = Run(PlannedRun({"norm": "[red]x[/] :fire: [/bold]"}, 0, ()))
     progress = Progress([run])
-    progress.ended(run, "finished")
+    progress.run_ended(run, "finished")
     assert "norm=[red]x[/] :fire: [/bold] seed=0: finished" in capsys.readouterr().out
     console = Console(width=200)
     with console.capture() as shown:
@@ -341,7 +341,7 @@ def test_a_metric_that_no_run_has_a_finite_value_of_is_drawn_nowhere(tmp_path: P
     for curve in found.curves.values():
         curve.loc[1:, "val/loss"] = np.inf
         curve["train/loss"] = np.nan
-    report = write(found, tmp_path)
+    report = write_report(found, tmp_path)
     assert [name for name, _ in report.figures] == ["curves_val_loss"]
     assert {row[-1].removesuffix(" †") for row in report.tables[0].rows} == {"cannot tell"}
 
@@ -351,7 +351,7 @@ def test_no_value_is_called_the_best_where_none_gave_a_result() -> None:
     assert found.tuning is not None
     found.tuning.loc[found.tuning["norm"] == "none", "score"] = np.nan
     found.tuning.loc[found.tuning["norm"] == "none", "status"] = "diverged"
-    notes = compose(found).notes
+    notes = compose_report(found).notes
     assert sum("norm none" in note and "no tuning run has a validation accuracy" in note for note in notes) == 3
     assert not any("norm none" in note and "its best" in note for note in notes)
 
@@ -413,11 +413,11 @@ def test_a_half_done_ablation_says_what_is_missing(ablation: Path, tmp_path: Pat
 
     folder = Path(shutil.copytree(ablation, tmp_path / "half"))
     (folder / "none" / "run.json").unlink()
-    report = compose(read(folder))
+    report = compose_report(read_results(folder))
     assert report.facts[1] == "1 missing: norm none, seed 0."
     (folder / "batchnorm" / "run.json").unlink()
     with pytest.raises(ConfigError, match="none of its 2 runs has finished"):
-        compose(read(folder))
+        compose_report(read_results(folder))
 
 
 def test_runs_of_different_code_are_not_mixed_unless_told(ablation: Path, tmp_path: Path) -> None:
@@ -429,14 +429,14 @@ def test_runs_of_different_code_are_not_mixed_unless_told(ablation: Path, tmp_pa
         json.dumps({**record, "identity": {**record["identity"], "code": "b" * 16}})
     )
     with pytest.raises(ConfigError, match=r"its runs were made by different code: 1 by aaaaaaaa .*; 1 by bbbbbbbb"):
-        read(folder)
-    [note] = compose(read(folder, mix_code=True)).notes
+        read_results(folder)
+    [note] = compose_report(read_results(folder, mix_code=True)).notes
     assert note.startswith("The runs were made by different code: ")
 
 
 def test_what_is_no_ablation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="it is no ablation's folder"):
-        read(tmp_path)
+        read_results(tmp_path)
 
 
 def test_metrics_are_read_from_the_record_and_the_curves(ablation: Path, tmp_path: Path) -> None:
@@ -456,13 +456,13 @@ def test_metrics_are_read_from_the_record_and_the_curves(ablation: Path, tmp_pat
     }
     record["ablation"]["metrics"] = list(wanted)
     (folder / "ablation.json").write_text(json.dumps(record))
-    row = read(folder).runs.iloc[0]
+    row = read_results(folder).runs.iloc[0]
     for metric, value in wanted.items():
         assert row[metric] == pytest.approx(value, nan_ok=True), metric
     record["ablation"]["metrics"] = ["last(train/los)"]
     (folder / "ablation.json").write_text(json.dumps(record))
     with pytest.raises(ConfigError, match=r"train/los was never logged; did you mean train/loss\?"):
-        read(folder)
+        read_results(folder)
 
 
 def test_a_run_that_lacks_what_another_logs_has_no_value(ablation: Path, tmp_path: Path) -> None:
@@ -473,11 +473,11 @@ def test_a_run_that_lacks_what_another_logs_has_no_value(ablation: Path, tmp_pat
     record = json.loads((folder / "ablation.json").read_text())
     record["ablation"]["metrics"] = ["last(norms/mean)"]
     (folder / "ablation.json").write_text(json.dumps(record))
-    batchnorm, none = read(folder).runs["last(norms/mean)"]
+    batchnorm, none = read_results(folder).runs["last(norms/mean)"]
     assert batchnorm == 0.25
     assert math.isnan(none)
     assert (
-        compose(read(folder)).verdicts[1]
+        compose_report(read_results(folder)).verdicts[1]
         == "batchnorm against norm none: cannot tell with n = 0; seeds without a pair: 1"
     )
 
@@ -486,20 +486,20 @@ def test_a_run_that_lacks_what_another_logs_has_no_value(ablation: Path, tmp_pat
 class Run:
     """What a progress asks of a run."""
 
-    plan: Planned
-    done: bool = False
+    plan: PlannedRun
+    is_done: bool = False
     status: str = "missing"
 
 
 def test_a_metric_is_looked_for_once_every_cell_has_a_finished_run() -> None:
     cells = [{"norm": norm} for norm in ("batchnorm", "none")]
-    runs: list[Any] = [Run(Planned(cell, seed, ())) for seed in (0, 1) for cell in cells]
+    runs: list[Any] = [Run(PlannedRun(cell, seed, ())) for seed in (0, 1) for cell in cells]
     looked: list[list[Any]] = []
-    progress = Progress(runs, look=looked.append)
-    progress.ended(runs[0], "finished")
-    progress.ended(runs[2], "finished")
+    progress = Progress(runs, check_first_runs=looked.append)
+    progress.run_ended(runs[0], "finished")
+    progress.run_ended(runs[2], "finished")
     assert not looked
-    progress.ended(runs[1], "finished")
+    progress.run_ended(runs[1], "finished")
     assert looked == [[runs[0], runs[1]]]
 
 
@@ -516,7 +516,7 @@ def test_a_tuning_that_is_not_complete_is_said(ablation: Path, tmp_path: Path) -
     with pytest.raises(
         ConfigError, match=r"two: its tuning is not complete \(2 finished, 1 missing\); the ablation's co"
     ):
-        compose(read(folder))
+        compose_report(read_results(folder))
 
 
 def test_a_report_without_comparisons_goes_to_wandb_without_them(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ablab.lab.launch.slurm import Site, command
+from ablab.lab.launch.slurm import Site, run_command
 
 WORDS = ["norm=batchnorm", "logger.wandb.notes='it\\'s $HOME `x` \"abcdefgh\" https://me:pa55@host'", "data.token=hf_1"]
 
@@ -18,9 +18,9 @@ WORDS = ["norm=batchnorm", "logger.wandb.notes='it\\'s $HOME `x` \"abcdefgh\" ht
 def test_a_word_with_a_secret_reaches_a_job_and_not_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "abcdefgh")
     hidden: dict[str, str] = {}
-    runs: list[Any] = [SimpleNamespace(words=[*WORDS, f"seed={seed}"]) for seed in range(2)]
+    runs: list[Any] = [SimpleNamespace(overrides=[*WORDS, f"seed={seed}"]) for seed in range(2)]
     lines = [
-        command(run, Site(python=f"{sys.executable} -c 'import sys; print(sys.argv[3:])'"), hidden) for run in runs
+        run_command(run, Site(python=f"{sys.executable} -c 'import sys; print(sys.argv[3:])'"), hidden) for run in runs
     ]
     assert not any(secret in line for secret in ("abcdefgh", "pa55", "hf_1") for line in lines)
     assert hidden == {"ABLAB_WORD_0": WORDS[1], "ABLAB_WORD_1": WORDS[2]}

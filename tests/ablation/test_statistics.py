@@ -75,7 +75,7 @@ def test_the_seeds_that_are_needed_are_those_of_statsmodels(effect: float, alpha
     assert st.seeds_needed(effect, 1.0, alpha) == math.ceil(theirs)
     for n in (5, 20):
         least = TTestPower().solve_power(nobs=n, alpha=alpha, power=0.8)
-        assert st.tells(n, 2.0, alpha) == pytest.approx(2 * least, rel=1e-6)
+        assert st.minimum_detectable_difference(n, 2.0, alpha) == pytest.approx(2 * least, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_the_seeds_that_are_needed_are_those_of_statsmodels(effect: float, alpha
     [(2, 1, 11.5), (2, 4, 46), (2, 8, 92), (3, 12, 11.3), (3, 30, 17.9)],  # found by simulation
 )
 def test_few_seeds_and_many_comparisons_tell_only_huge_differences(n: int, comparisons: int, least: float) -> None:
-    assert st.tells(n, 1.0, 0.05 / comparisons) == pytest.approx(least, rel=1e-2)
+    assert st.minimum_detectable_difference(n, 1.0, 0.05 / comparisons) == pytest.approx(least, rel=1e-2)
 
 
 @pytest.mark.parametrize(("effect", "comparisons", "seeds"), [(6, 12, 4), (20, 30, 3), (40, 8, 3), (100, 8, 2)])
@@ -119,7 +119,7 @@ def test_a_paired_effect_is_cohens_d_with_hedges_correction() -> None:
     differences = np.array([0.1, 0.2, 0.4, 0.5])
     d = differences.mean() / differences.std(ddof=1)
     exact = math.exp(math.lgamma(1.5) - math.lgamma(1.0)) / math.sqrt(1.5)  # Hedges' J for 3 degrees of freedom
-    assert st.compared(differences)["effect"] == pytest.approx(d * exact, rel=0.01)
+    assert st.summarize(differences)["effect"] == pytest.approx(d * exact, rel=0.01)
 
 
 def test_a_run_without_a_partner_is_lost_and_counted() -> None:

@@ -222,12 +222,12 @@ def test_each_cell_is_run_at_the_rate_that_was_best_for_it(command: Command, tmp
 
 
 def test_long_levels_have_tags_that_wandb_takes_and_that_differ() -> None:
-    from ablab.lab.ablation.grid import tag
+    from ablab.lab.ablation.grid import wandb_tag
 
     one, other = (
-        tag("data.path", f"{folder}/a-folder-whose-name-is-long/another/part/train.parquet") for folder in "ab"
+        wandb_tag("data.path", f"{folder}/a-folder-whose-name-is-long/another/part/train.parquet") for folder in "ab"
     )
-    assert tag("norm", "none") == "norm=none"
+    assert wandb_tag("norm", "none") == "norm=none"
     assert one != other
     assert len(one) == len(other) == 64
 
@@ -295,20 +295,20 @@ def test_runs_that_no_process_is_left_for_are_named(command: Command) -> None:
 @pytest.mark.parametrize("num_processes", ["0", "-1", "abc"])
 def test_no_number_of_processes_is_refused(num_processes: str) -> None:
     with pytest.raises(ConfigError, match=rf"hydra.launcher.num_processes={num_processes}: give a whole number from 1"):
-        local.workers(num_processes)
+        local.worker_devices(num_processes)
 
 
 def test_each_process_has_a_gpu_of_those_that_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert local.workers("gpus") == ["0", "1"]
+    assert local.worker_devices("gpus") == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-8932f937")
-    assert local.workers("gpus") == ["5", "GPU-8932f937"]
-    assert local.workers(3) == ["5", "GPU-8932f937", "5"], "more processes than GPUs share them"
-    assert local.workers(1) == [None], "one sees all"
+    assert local.worker_devices("gpus") == ["5", "GPU-8932f937"]
+    assert local.worker_devices(3) == ["5", "GPU-8932f937", "5"], "more processes than GPUs share them"
+    assert local.worker_devices(1) == [None], "one sees all"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert local.workers("gpus") == [None]
-    assert local.workers(3) == [None] * 3
+    assert local.worker_devices("gpus") == [None]
+    assert local.worker_devices(3) == [None] * 3
 
 
 def test_a_run_beside_others_has_workers_for_its_data(command: Command, undisturbed: Path, tmp_path: Path) -> None:
@@ -350,8 +350,8 @@ def test_a_job_of_slurm_is_one_run_of_an_ablation_with_a_file(undisturbed: Path,
         "seed=1",
         f"folder={tmp_path}/run",
     ]
-    run: Any = SimpleNamespace(words=[*words, "optimizer.lr=0.025"])
-    subprocess.run(slurm.command(run, slurm.Site(), {}), shell=True, cwd=tmp_path, check=True, timeout=LIMIT)
+    run: Any = SimpleNamespace(overrides=[*words, "optimizer.lr=0.025"])
+    subprocess.run(slurm.run_command(run, slurm.Site(), {}), shell=True, cwd=tmp_path, check=True, timeout=LIMIT)
     [record] = records(tmp_path).values()
     name = next(name for name in records(undisturbed) if name.startswith("norm=groupnorm,batch_size=8,seed=1"))
     assert record["metrics"] == records(undisturbed)[name]["metrics"]

@@ -17,7 +17,7 @@ import pytest
 
 from ablab.errors import ConfigError
 from ablab.lab.browse.collect import collect
-from ablab.lab.browse.curves import POINTS, curves, fit, thinned
+from ablab.lab.browse.curves import MAX_POINTS, fit_to_page, read_curves, thinned_indices
 from ablab.lab.browse.page import page
 from ablab.lab.loggers.csv_file import read_rows
 
@@ -100,7 +100,7 @@ def test_what_configs_have_in_common_is_written_once(made: Path) -> None:
 
 def test_curves_are_the_rows_of_metrics_csv(made: Path) -> None:
     folder = next(made.glob("sweep_norm/norm=batchnorm,seed=0*"))
-    found, _ = curves(folder)
+    found, _ = read_curves(folder)
     rows = read_rows(folder)
     there = {name for row in rows for name in row if not name.startswith("test/")} - {"step", "epoch"}
     assert {name for _, values, _ in found for name in values} == there
@@ -114,25 +114,25 @@ def test_curves_are_the_rows_of_metrics_csv(made: Path) -> None:
 
 def test_a_row_that_is_being_written_is_left_out(runs: Path) -> None:
     folder = next(runs.glob("sweep_norm/norm=batchnorm,seed=0*"))
-    before = curves(folder)
+    before = read_curves(folder)
     with (folder / "metrics.csv").open("a") as file:
         file.write("99,3,0.")
-    assert curves(folder) == before
+    assert read_curves(folder) == before
 
 
 def test_a_long_curve_keeps_its_ends_and_few_points(tmp_path: Path) -> None:
     lines = ["step,epoch,train/loss", *(f"{step},0,{'nan' if step == 4999 else step / 7}" for step in range(5000))]
     (tmp_path / "metrics.csv").write_text("\n".join(lines) + "\n")
-    [(steps, values, length)], epoch = curves(tmp_path)
-    assert (len(steps), steps[0], steps[-1], length) == (POINTS, 0, 4999, 5000)
+    [(steps, values, length)], epoch = read_curves(tmp_path)
+    assert (len(steps), steps[0], steps[-1], length) == (MAX_POINTS, 0, 4999, 5000)
     assert values["train/loss"][-1] is None
     assert epoch is None
-    assert thinned(3, POINTS) == [0, 1, 2]
+    assert thinned_indices(3, MAX_POINTS) == [0, 1, 2]
 
 
 def test_very_many_curves_get_fewer_points() -> None:
     parts = [[list(range(200)), {f"norms/{i}": [0.0] * 200 for i in range(100)}, 200] for _ in range(300)]
-    points = fit([{"curves": [part]} for part in parts])
+    points = fit_to_page([{"curves": [part]} for part in parts])
     assert points == 25
     assert [parts[0][0][0], parts[0][0][-1], len(parts[0][0])] == [0, 199, 25]
 

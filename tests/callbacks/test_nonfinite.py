@@ -20,7 +20,7 @@ from ablab.data.batch import Batch
 from ablab.errors import DIVERGED, Diverged, Stopped
 from ablab.lab.loggers.csv_file import read_rows
 from ablab.lab.run import signals
-from ablab.lab.run.resume import resumed
+from ablab.lab.run.resume import resume_config
 from ablab.lab.train import train
 from ablab.tasks.task import Task
 
@@ -140,7 +140,7 @@ def test_a_run_that_left_a_step_out_goes_on_with_the_same_rows(
             run(*words, f"output_dir={tmp_path}/stopped")
     signals.requested = None
     [folder] = (tmp_path / "stopped").iterdir()
-    train(resumed(OmegaConf.create({"resume": str(folder)})))
+    train(resume_config(OmegaConf.create({"resume": str(folder)})))
     assert (folder / "metrics.csv").read_text() == expected
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator
 
-from ablab.lab.config.json_schema import schemas
+from ablab.lab.config.json_schema import build_schemas
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -23,7 +23,7 @@ FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml"))
 
 @cache
 def validator(name: str) -> Draft7Validator:
-    schema = schemas(CONF)[name]
+    schema = build_schemas(CONF)[name]
     Draft7Validator.check_schema(schema)
     return Draft7Validator(schema)
 
@@ -86,7 +86,7 @@ def test_a_class_that_is_newer_than_the_schema_may_be_given_anything() -> None:
 
 
 def test_arguments_are_described_by_their_docstring_and_else_by_the_comment_in_the_file() -> None:
-    definitions = schemas(CONF)["norm"]["definitions"]
+    definitions = build_schemas(CONF)["norm"]["definitions"]
     group_norm = definitions["norm:ablab.norms.GroupNorm"]["properties"]
     assert group_norm["num_groups"]["description"].startswith("the features are split into this many groups")
     assert group_norm["affine"]["description"] == "learn gamma and beta"

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ablab.errors import ConfigError
 from ablab.lab.config import schema
-from ablab.lab.config.schema import check, read_signature
+from ablab.lab.config.schema import check_config, read_signature
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -71,7 +71,7 @@ def problems(config: Callable[..., DictConfig]) -> Callable[..., str]:
         for place, value in changes.items():
             OmegaConf.update(cfg, place, value)
         with pytest.raises(ConfigError) as raised:
-            check(cfg, CONF / "train.yaml")
+            check_config(cfg, CONF / "train.yaml")
         return str(raised.value)
 
     return find

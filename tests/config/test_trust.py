@@ -17,11 +17,11 @@ from tests.conftest import choices
 from tests.runs.test_evaluate import files_of
 
 from ablab.errors import ConfigError
-from ablab.lab.config.schema import SEVERAL
-from ablab.lab.config.trust import KINDS, annotation_of, check_targets, kinds_in, problems
+from ablab.lab.config.schema import MULTIPLE_CHOICE_GROUPS
+from ablab.lab.config.trust import KINDS, check_targets, find_annotation, find_problems, kinds_of_annotation
 from ablab.lab.config.yaml_files import CONF
 from ablab.lab.evaluate import evaluate
-from ablab.lab.run.resume import check_overrides, resumed
+from ablab.lab.run.resume import check_overrides, resume_config
 from ablab.lab.train import train
 
 Config = Callable[..., DictConfig]
@@ -64,8 +64,8 @@ def test_every_shipped_choice_is_of_the_kind_that_its_group_takes(group: str) ->
         content.pop("defaults", None)
         parts = {top: content} if group != "task" else {name: content[name] for name in content.keys() & KINDS.keys()}
         for name, part in parts.items():
-            for node in part.values() if name in SEVERAL else [part]:
-                assert list(problems(node, tuple(map(get_object, KINDS[name])), group, strict=True)) == []
+            for node in part.values() if name in MULTIPLE_CHOICE_GROUPS else [part]:
+                assert list(find_problems(node, tuple(map(get_object, KINDS[name])), group, strict=True)) == []
 
 
 PARENTS = {
@@ -213,9 +213,9 @@ def test_the_kinds_of_an_annotation_are_those_of_its_items_without_plain_values(
     def function(a: list[Path] | None, b: Callable[..., DictConfig], c: int, d: Any, e: Nowhere) -> Path | None:  # noqa: F821
         raise NotImplementedError
 
-    kinds = {name: kinds_in(annotation_of(function, name), items=True) for name in "abcde"}
+    kinds = {name: kinds_of_annotation(find_annotation(function, name), items=True) for name in "abcde"}
     assert kinds == {"a": (Path,), "b": (DictConfig,), "c": (), "d": (), "e": ()}
-    assert kinds_in(annotation_of(function, "return")) == (Path,)
+    assert kinds_of_annotation(find_annotation(function, "return")) == (Path,)
 
 
 # Every entry ---------------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def reproduce(folder: Path) -> None:
 
 
 def resume(folder: Path) -> None:
-    train(resumed(OmegaConf.create({"resume": str(folder), "trust": None})))
+    train(resume_config(OmegaConf.create({"resume": str(folder), "trust": None})))
 
 
 @pytest.mark.parametrize("entry", [resume, evaluate, reproduce])
@@ -254,10 +254,10 @@ def test_a_folder_that_names_a_command_is_refused_wherever_it_is_read(
 
 
 def test_trust_is_the_commands_own(evil: Path) -> None:
-    cfg = resumed(OmegaConf.create({"resume": str(evil), "trust": True}))
+    cfg = resume_config(OmegaConf.create({"resume": str(evil), "trust": True}))
     assert cfg.trust is True
     check_targets(cfg)
-    assert resumed(OmegaConf.create({"resume": str(evil), "trust": None})).trust is False
+    assert resume_config(OmegaConf.create({"resume": str(evil), "trust": None})).trust is False
 
 
 @pytest.mark.parametrize("value", ["${oc.env:HOME}", "a ${seed}", "${hydra:runtime.cwd}", "${oc.decode:'1'}"])

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 from ablab.data.reading import read_once
-from ablab.lab.train import data_of
+from ablab.lab.train import build_data
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,8 +26,8 @@ def test_what_is_shared_is_what_would_have_been_read(
     one = config(*words)
     another = config(*words, "seed=7", "data.batch_size=4", "data.micro_batch_size=2")
     with read_once():
-        first, shared = data_of(one), data_of(another)
-    own = data_of(another)
+        first, shared = build_data(one), build_data(another)
+    own = build_data(another)
     assert shared.splits is first.splits
     assert shared.splits is not own.splits
     assert vars(shared).keys() == vars(own).keys()
@@ -40,13 +40,13 @@ def test_what_is_shared_is_what_would_have_been_read(
 def test_data_are_read_anew_for_other_settings_and_outside_a_sweep(config: Callable[..., DictConfig]) -> None:
     cfg, other = config(), config("data.split_seed=1")
     with read_once():
-        first, second, third = data_of(cfg), data_of(other), data_of(cfg)
+        first, second, third = build_data(cfg), build_data(other), build_data(cfg)
         assert first.fingerprint == third.fingerprint != second.fingerprint
         assert first.splits is not third.splits  # only the newest is kept
         with read_once():
-            assert data_of(cfg).splits is third.splits
-        assert data_of(cfg).splits is third.splits
-    assert data_of(cfg).splits is not third.splits
+            assert build_data(cfg).splits is third.splits
+        assert build_data(cfg).splits is third.splits
+    assert build_data(cfg).splits is not third.splits
 
 
 def test_data_are_read_anew_once_a_file_changes(config: Callable[..., DictConfig], tmp_path: Path) -> None:
@@ -55,17 +55,17 @@ def test_data_are_read_anew_once_a_file_changes(config: Callable[..., DictConfig
     (tmp_path / "txt" / "a.txt").write_text(text)
     cfg = config("data=text", "model=transformer", f"data.path={tmp_path}/txt")
     with read_once():
-        first = data_of(cfg)
-        assert data_of(cfg).splits is first.splits
+        first = build_data(cfg)
+        assert build_data(cfg).splits is first.splits
         (tmp_path / "txt" / "a.txt").write_text(text[::-1])  # as long as before
         os.utime(tmp_path / "txt" / "a.txt", ns=(10**18, 10**18))
-        second = data_of(cfg)
+        second = build_data(cfg)
         assert second.fingerprint != first.fingerprint
         (tmp_path / "txt" / "b.txt").write_text("one file more")
-        third = data_of(cfg)
+        third = build_data(cfg)
         assert third.fingerprint != second.fingerprint
         (tmp_path / "txt" / ".hidden").write_text("not read")
-        assert data_of(cfg).splits is third.splits
+        assert build_data(cfg).splits is third.splits
 
 
 def test_data_are_read_anew_once_an_image_changes_that_a_table_points_to(
@@ -83,18 +83,18 @@ def test_data_are_read_anew_once_an_image_changes_that_a_table_points_to(
         parquet.write_table(pyarrow.table(rows), tmp_path / "table" / f"{split}.parquet")
     cfg = config("data=hf_image", f"data.root={tmp_path}/table", "data.batch_size=4", "data.val_fraction=0.2")
     with read_once():
-        first = data_of(cfg)
-        assert data_of(cfg).splits is first.splits
+        first = build_data(cfg)
+        assert build_data(cfg).splits is first.splits
         Image.new("RGB", (4, 4), (200, 0, 0)).save(tmp_path / "test3.png")
         os.utime(tmp_path / "test3.png", ns=(10**18, 10**18))
-        assert data_of(cfg).fingerprint != first.fingerprint
+        assert build_data(cfg).fingerprint != first.fingerprint
 
 
 def test_a_batch_that_is_too_large_for_shared_data_is_refused(config: Callable[..., DictConfig]) -> None:
     with read_once():
-        data_of(config())
+        build_data(config())
         with pytest.raises(ValueError, match="batch_size=5000 is more than the 1149 training samples"):
-            data_of(config("data.batch_size=5000"))
+            build_data(config("data.batch_size=5000"))
 
 
 def test_runs_that_share_their_data_find_the_same_bits_and_leave_the_data_as_they_were(
@@ -107,10 +107,10 @@ def test_runs_that_share_their_data_find_the_same_bits_and_leave_the_data_as_the
     words = ["data/augment=crop_flip", "data/shift=gaussian_noise"]
     with read_once():
         shared = [weights(run(*words, *cell)) for cell in cells]
-        data = data_of(config(*words))
+        data = build_data(config(*words))
     assert shared == [weights(run(*words, *cell)) for cell in cells]
     assert data.splits is not None
-    fresh = data_of(config(*words))
+    fresh = build_data(config(*words))
     assert fresh.splits is not None
     for part in ("train", "val", "test"):
         assert getattr(data.splits, part).digest() == getattr(fresh.splits, part).digest()

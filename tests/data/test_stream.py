@@ -19,7 +19,7 @@ from torch import Tensor
 from ablab.data import stream as module
 from ablab.data.stream import ImageStream, Row, StreamLoader
 from ablab.errors import ConfigError, RunError
-from ablab.lab.run.resume import resumed
+from ablab.lab.run.resume import resume_config
 from ablab.lab.train import train
 from ablab.tasks.task import Task
 
@@ -139,7 +139,7 @@ def test_an_image_that_breaks_while_a_run_trains_ends_it_and_once_it_is_mended_t
     [folder] = (tmp_path / "again").iterdir()
     assert list((folder / "checkpoints").iterdir())
     file.write_bytes(content)
-    assert train(resumed(OmegaConf.create({"resume": str(folder), "trust": None}))).metrics == expected.metrics
+    assert train(resume_config(OmegaConf.create({"resume": str(folder), "trust": None}))).metrics == expected.metrics
 
 
 def test_an_image_that_is_broken_from_the_beginning_is_bad_input(

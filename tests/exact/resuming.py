@@ -11,7 +11,7 @@ import lightning as L
 import torch
 
 from ablab.lab.exact.fit import fit
-from ablab.lab.run.checkpoint_files import in_order
+from ablab.lab.run.checkpoint_files import list_checkpoints
 
 Make = Callable[[], tuple[L.LightningModule, Any]]
 
@@ -66,7 +66,7 @@ def resume_everywhere(
         the number of checkpoints resumed from.
     """
     weights, rows = train(make, folder / "whole", **settings)
-    saved = in_order(folder / "whole" / "checkpoints")
+    saved = list_checkpoints(folder / "whole" / "checkpoints")
     chosen = saved[:: -(-len(saved) // at_most)]
     for path in chosen:
         copy = folder / path.stem

@@ -34,7 +34,7 @@ from ablab.errors import ConfigError, RunError, Stopped
 from ablab.lab.exact.fit import fit
 from ablab.lab.exact.loaders import digest_of
 from ablab.lab.run import signals
-from ablab.lab.run.checkpoint_files import VerifiedFiles, in_order
+from ablab.lab.run.checkpoint_files import VerifiedFiles, list_checkpoints
 
 FEW: dict[str, Any] = {"limit_train_batches": 6, "limit_val_batches": 2}
 
@@ -265,7 +265,7 @@ def test_objects_in_a_checkpoint_come_back(tmp_path: Path) -> None:
 
 def test_objects_are_not_read_from_a_folder_that_is_not_trusted(tmp_path: Path) -> None:
     train(lambda: (guests.HoldsObjects(), DataLoader(guests.Rows(12), 3)), tmp_path)
-    path = in_order(tmp_path / "checkpoints")[-1]
+    path = list_checkpoints(tmp_path / "checkpoints")[-1]
     with pytest.raises(RunError, match=r"it holds pickled objects, .* add trust=true"):
         VerifiedFiles(prefix="", keeps_objects=True).load_checkpoint(path)
     own = VerifiedFiles(prefix="", keeps_objects=True, trusted=True).load_checkpoint(path)["own"]
@@ -280,7 +280,7 @@ def test_an_object_whose_class_is_gone_is_an_error_with_a_remedy(
     train(lambda: (guests.HoldsObjects(), DataLoader(guests.Rows(12), 3)), tmp_path)
     monkeypatch.delattr(guests, "Average")
     with pytest.raises(RunError, match=r"its pickled objects cannot be read .*use the code that wrote them"):
-        VerifiedFiles(prefix="", trusted=True).load_checkpoint(in_order(tmp_path / "checkpoints")[-1])
+        VerifiedFiles(prefix="", trusted=True).load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1])
 
 
 def test_an_object_that_cannot_be_pickled_is_named(tmp_path: Path) -> None:

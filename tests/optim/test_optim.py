@@ -240,9 +240,9 @@ def test_every_optimizer_lowers_the_loss_and_goes_on_from_its_state_to_the_same_
 def test_what_a_training_is_too_short_for_is_said_once(
     config: Callable[..., Any], capsys: pytest.CaptureFixture[str], words: list[str], said: list[str]
 ) -> None:
-    from ablab.lab.train import tried
+    from ablab.lab.train import build_and_check
 
-    tried(config("trainer=cpu", "logger=csv", "trainer.max_epochs=2", "data.batch_size=574", *words))
+    build_and_check(config("trainer=cpu", "logger=csv", "trainer.max_epochs=2", "data.batch_size=574", *words))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(lines) == len(said)
     assert all(text in line for text, line in zip(said, lines, strict=True))

@@ -19,7 +19,15 @@ import torch
 from ablab.errors import ConfigError, RunError
 from ablab.lab.loggers.csv_file import MetricsCSV, read_rows
 from ablab.lab.run import checkpoint_files
-from ablab.lab.run.checkpoint_files import BrokenFile, in_order, newest_sound, read, read_weights, write, write_weights
+from ablab.lab.run.checkpoint_files import (
+    BrokenFile,
+    list_checkpoints,
+    newest_valid,
+    read,
+    read_weights,
+    write,
+    write_weights,
+)
 
 STATE: dict[str, Any] = {"state_dict": {"model.a": torch.arange(100.0)}, "num_rows": 3}
 
@@ -94,16 +102,16 @@ def test_a_file_that_would_run_code_is_not_read(tmp_path: Path) -> None:
 
 
 def test_the_newest_sound_one_is_found(tmp_path: Path) -> None:
-    assert newest_sound(tmp_path) is None
+    assert newest_valid(tmp_path) is None
     for name in ("00000009-end", "00000010-validation", "00000010-training", "00000002-training"):
         write({**STATE, "name": name}, tmp_path / f"{name}.ckpt")
     write(STATE, tmp_path / "other.ckpt")  # no name of ours
     order = ["00000002-training", "00000009-end", "00000010-validation", "00000010-training"]
-    assert [path.stem for path in in_order(tmp_path)] == order
+    assert [path.stem for path in list_checkpoints(tmp_path)] == order
     (tmp_path / "00000010-training.ckpt").write_bytes(b"")
     (tmp_path / "00000010-validation.ckpt").write_bytes(b"x" * 1000)
     said: list[str] = []
-    found = newest_sound(tmp_path, said.append)
+    found = newest_valid(tmp_path, said.append)
     assert found is not None
     assert (found[0].stem, found[1]["name"]) == ("00000009-end", "00000009-end")
     assert len(said) == 2

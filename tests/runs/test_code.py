@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ablab.lab.run import code
-from ablab.lab.run.code import code_of, hashed_once
+from ablab.lab.run.code import cache_hashes, code_of
 from ablab.lab.run.identity import plain
 
 MODULES = {
@@ -188,7 +188,7 @@ def test_home_and_addresses_of_files_are_understood(project: Path, monkeypatch: 
 
 def test_a_sweep_hashes_once_and_the_next_launch_anew(project: Path) -> None:
     config = {"model": {"_target_": "single.Net"}}
-    with hashed_once():
+    with cache_hashes():
         before = code_of(config).digest
         (project / "single.py").write_text("# edited\n")
         assert code_of(config).digest == before

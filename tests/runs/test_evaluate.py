@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from ablab.errors import ConfigError
 from ablab.lab.config.build import build
-from ablab.lab.evaluate import evaluate, scoring, shift_of
+from ablab.lab.evaluate import describe_shift, evaluate, scoring_config
 
 Start = Callable[..., SimpleNamespace]
 WORDS = ["trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=4", "trainer.max_steps=4"]
@@ -117,7 +117,7 @@ def test_weights_that_are_broken_or_missing_are_named(run: Start, tmp_path: Path
     with pytest.raises(ConfigError, match=r"best\.safetensors: there is none, the run has not validated"):
         evaluate(folder)
     evaluate(folder, weights="last")
-    with pytest.raises(ConfigError, match=r"nowhere: it is no run's folder; there is no run\.json in it"):
+    with pytest.raises(ConfigError, match=r"nowhere: it is not a run's folder; there is no run\.json in it"):
         evaluate(tmp_path / "nowhere")
 
 
@@ -143,10 +143,10 @@ def test_a_broken_newest_checkpoint_is_passed_over_and_other_models_weights_are_
 
 def test_a_shift_is_named_as_on_the_command_line(run: Start) -> None:
     folder = run("data/shift=contrast", "data.shift.severity=5").folder
-    assert shift_of(scoring(folder)) == "contrast, severity 5"
-    assert shift_of(scoring(folder, severity=2)) == "contrast, severity 2"
-    assert shift_of(scoring(folder, shift="rotation")) == "rotation, severity 3"
-    assert shift_of(scoring(folder, shift="none")) == "none"
+    assert describe_shift(scoring_config(folder)) == "contrast, severity 5"
+    assert describe_shift(scoring_config(folder, severity=2)) == "contrast, severity 2"
+    assert describe_shift(scoring_config(folder, shift="rotation")) == "rotation, severity 3"
+    assert describe_shift(scoring_config(folder, shift="none")) == "none"
 
 
 def test_other_data_are_refused_and_other_code_is_said(

@@ -23,7 +23,7 @@ def test_killed_runs_end_as_if_nothing_had_been(
     faults: Any, tmp_path: Path, model: str, workers: int, processes: int, times: int
 ) -> None:
     harness = faults.Harness(tmp_path, seed=3)
-    words = faults.words_of(model, workers, processes)
+    words = faults.run_overrides(model, workers, processes)
     differs, done = harness.disturbed(words, "killed", harness.kill, times)
     assert differs == "", done
     assert done
@@ -32,7 +32,7 @@ def test_killed_runs_end_as_if_nothing_had_been(
 @pytest.mark.slow
 def test_runs_that_get_signals_end_as_if_nothing_had_been(faults: Any, tmp_path: Path) -> None:
     harness = faults.Harness(tmp_path, seed=0)
-    words = faults.words_of("transformer", 0, 1)
+    words = faults.run_overrides("transformer", 0, 1)
     harness.reference(words)
     for name in faults.SIGNALS:
         differs, _ = harness.disturbed(words, name, harness.signal(name), 1)

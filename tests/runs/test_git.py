@@ -227,7 +227,7 @@ def test_without_a_commit_the_reason_is_given(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("PATH", str(tmp_path))
     assert read_checkout(place, CODE).problem == "git is not installed"
     dubious = f"fatal: detected dubious ownership in repository at '{place}'\nTo add an exception ..."
-    assert module.reason(dubious, place) == (
+    assert module.failure_reason(dubious, place) == (
         f"detected dubious ownership in repository at '{place}'; git config --global --add safe.directory {place}"
     )
 

@@ -18,7 +18,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 from ablab.data.breast_cancer import BreastCancer
 from ablab.data.digits import Digits
 from ablab.errors import ConfigError
-from ablab.lab.evaluate import scoring, with_weights
+from ablab.lab.evaluate import assemble_with_weights, scoring_config
 from ablab.lab.predict import predict
 
 Start = Callable[..., SimpleNamespace]
@@ -44,7 +44,7 @@ def test_images_get_the_classes_of_the_runs_own_test(run: Start, tmp_path: Path)
     (images / "notes.txt").write_text("not an image")
     assert predict(folder, images, tmp_path / "out.csv") == 300
     rows = rows_of(tmp_path / "out.csv")
-    parts = with_weights(folder, scoring(folder))
+    parts = assemble_with_weights(folder, scoring_config(folder))
     parts.task.eval()
     with torch.inference_mode():
         expected = parts.model(data.on_after_batch_transfer(test, 0).inputs).softmax(-1)

@@ -231,7 +231,7 @@ def test_processes_that_have_composed_different_configs_do_not_train(tmp_path: P
             ["trainer=cpu"],
             "error: trainer.devices, trainer.num_nodes: they make 1 processes, and torchrun has started 2",
         ),
-        (["trainer=ddp_cpu", "resume=nowhere"], "error: resume=nowhere: it is no run's folder"),
+        (["trainer=ddp_cpu", "resume=nowhere"], "error: resume=nowhere: it is not a run's folder"),
     ],
 )
 def test_what_cannot_be_under_torchrun_is_said_once(tmp_path: Path, words: list[str], message: str) -> None:
@@ -399,7 +399,7 @@ def test_a_run_of_two_processes_that_another_has_is_refused_once(command: Comman
 @pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGSTOP", marks=pytest.mark.thorough)])
 def test_a_process_that_is_killed_or_hangs_ends_all(how: str, faults: Any, tmp_path: Path) -> None:
     harness = faults.Harness(tmp_path, seed=len(how))
-    assert harness.fail(how, 2)([*faults.words_of("rnn", 0, 2), f"output_dir={tmp_path}/failed"])
+    assert harness.fail(how, 2)([*faults.run_overrides("rnn", 0, 2), f"output_dir={tmp_path}/failed"])
     assert harness.slowest <= faults.LIMIT
 
 
@@ -412,7 +412,7 @@ def test_a_process_that_fails_ends_all_and_the_run_goes_on_to_the_same_bits(
 ) -> None:
     """The short form of python scripts/faults.py --kills 0 --ranks 20 --processes 2 4."""
     harness = faults.Harness(tmp_path, seed=len(how))
-    differs, done = harness.disturbed(faults.words_of("rnn", 0, 2), how, harness.fail(how, 2), 1)
+    differs, done = harness.disturbed(faults.run_overrides("rnn", 0, 2), how, harness.fail(how, 2), 1)
     assert (differs, len(done)) == ("", 1)
     assert harness.slowest <= faults.LIMIT
 

@@ -10,14 +10,14 @@ import pytest
 
 from ablab.errors import ConfigError
 from ablab.lab.run import provenance
-from ablab.lab.run.folder import config_of
+from ablab.lab.run.folder import read_config
 
 
 def test_a_config_that_cannot_be_read_is_named(run: Any) -> None:
     done = run()
     (done.folder / "config.yaml").write_text("data: *nothing\n")
     with pytest.raises(ConfigError, match=r"its config\.yaml cannot be read .*; bring it back"):
-        config_of(done.folder)
+        read_config(done.folder)
 
 
 def test_the_environment_names_every_package_and_the_threads() -> None:

@@ -16,8 +16,8 @@ from tests.runs.test_evaluate import files_of
 from ablab.errors import ConfigError
 from ablab.lab.evaluate import evaluate
 from ablab.lab.run.compare import check_comparable
-from ablab.lab.run.folder import config_of, read_environment, read_record
-from ablab.lab.run.resume import resumed
+from ablab.lab.run.folder import read_config, read_environment, read_record
+from ablab.lab.run.resume import resume_config
 from ablab.lab.train import train
 
 RECORD: dict[str, Any] = {
@@ -154,7 +154,7 @@ def test_every_reader_of_a_damaged_folder_gives_one_message_and_writes_nothing(
     try:
         file.write_text(re.sub(rf"^{old}", new, text, count=1, flags=re.MULTILINE))
         before = files_of(finished)
-        for reader in (config_of, evaluate, check_comparable, resume):
+        for reader in (read_config, evaluate, check_comparable, resume):
             with pytest.raises(ConfigError, match=problem):
                 reader(finished)
         assert files_of(finished) == before
@@ -168,7 +168,7 @@ def finished(run: Callable[..., SimpleNamespace]) -> Path:
 
 
 def resume(folder: Path) -> None:
-    train(resumed(OmegaConf.create({"resume": str(folder), "trust": None})))
+    train(resume_config(OmegaConf.create({"resume": str(folder), "trust": None})))
 
 
 def test_records_of_other_types_stop_every_reader(finished: Path) -> None:

@@ -15,10 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from ablab.errors import ConfigError
 from ablab.lab.browse.collect import collect
-from ablab.lab.evaluate import scoring
-from ablab.lab.run.folder import config_of
+from ablab.lab.evaluate import scoring_config
+from ablab.lab.run.folder import read_config
 from ablab.lab.run.redaction import first_line, redact, redact_loggers, redact_overrides
-from ablab.lab.run.resume import resumed
+from ablab.lab.run.resume import resume_config
 
 Start = Callable[..., SimpleNamespace]
 Stop = Callable[..., Path | None]
@@ -155,7 +155,7 @@ def test_a_secret_of_a_logger_is_in_no_file_and_its_key_in_the_record(
         "logger.wandb.notes='${oc.env:DEPLOY_PASSWORD}'",
         "logger.wandb.group='${oc.env:DEPLOY_PASSWORD}'",
     )
-    cfg = config_of(done.folder)
+    cfg = read_config(done.folder)
     assert (cfg.logger.wandb.notes, cfg.logger.wandb.group) == ("***", "***")
     assert cfg.trainer._target_ == "ablab.lab.trainer.Trainer", "it can be built again"
     assert files_with(done.folder, odd[:20]) == []
@@ -179,10 +179,10 @@ def test_a_run_is_rebuilt_from_the_values_that_it_had(
         monkeypatch.setenv(name, value)
     done = run("model=rnn", "data=text", f"data.path={text}", "data.context_length=8", "+cell={cls_token:a,api_key:b}")
     before: Any = OmegaConf.to_container(done.cfg, resolve=True)
-    after: Any = OmegaConf.to_container(config_of(done.folder))
+    after: Any = OmegaConf.to_container(read_config(done.folder))
     assert after == {**before, "trust": False}, "a folder may be somebody else's"
-    assert resumed(OmegaConf.create({"resume": str(done.folder)})).data.path == str(text)
-    assert scoring(done.folder).trainer.precision == "32-true"
+    assert resume_config(OmegaConf.create({"resume": str(done.folder)})).data.path == str(text)
+    assert scoring_config(done.folder).trainer.precision == "32-true"
     assert "hidden" not in json.loads((done.folder / "run.json").read_text())
 
 
@@ -194,10 +194,10 @@ def test_a_logger_is_never_resumed_with_a_hidden_secret(
     folder = stop("training_step", 1, *words, "trainer.limit_train_batches=2")
     assert folder is not None
     with pytest.raises(ConfigError, match=r"hidden in config\.yaml.*; give it again, logger\.wandb\.notes=…, or"):
-        resumed(OmegaConf.create({"resume": str(folder)}))
+        resume_config(OmegaConf.create({"resume": str(folder)}))
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**record, "status": "finished"}))
-    assert resumed(OmegaConf.create({"resume": str(folder)})).resume == str(folder), "nothing is logged any more"
+    assert resume_config(OmegaConf.create({"resume": str(folder)})).resume == str(folder), "nothing is logged any more"
 
 
 def test_an_error_and_a_command_are_recorded_without_secrets(

@@ -17,7 +17,7 @@ import torch
 
 from ablab.errors import Diverged
 from ablab.lab.config.errors import readable_errors
-from ablab.lab.run.compare import compare, report
+from ablab.lab.run.compare import compare, format_comparison
 
 Start = Callable[..., SimpleNamespace]
 Command = Callable[..., Any]
@@ -181,7 +181,7 @@ def test_a_run_that_diverged_has_to_diverge_again(run: Start, again: Again, tmp_
 def test_the_program_refuses_what_is_no_runs_folder(command: Command) -> None:
     done = command("nowhere", script="scripts/reproduce.py")
     assert done.returncode == 2
-    assert done.stderr == "error: nowhere: it is no run's folder; there is no run.json in it\n"
+    assert done.stderr == "error: nowhere: it is not a run's folder; there is no run.json in it\n"
 
 
 def test_words_that_change_nothing_are_refused(run: Start, again: Again) -> None:
@@ -219,7 +219,7 @@ def test_a_folder_with_which_nothing_can_be_compared_is_refused_before_training(
     done = again(str(folder))
     assert done.err == f"error: {folder}: the run is failed and has logged nothing; there is nothing to compare\n"
     (folder / "run.json").unlink()
-    assert again(str(folder)).err == f"error: {folder}: it is no run's folder; there is no run.json in it\n"
+    assert again(str(folder)).err == f"error: {folder}: it is not a run's folder; there is no run.json in it\n"
     assert not (folder.parent / "reproductions").exists()
 
 
@@ -228,7 +228,7 @@ def test_a_single_changed_value_is_found(run: Start) -> None:
     first, second = run(*words).folder, run(*words).folder
     found = compare(first, second)
     assert found.equal
-    assert report(found).startswith("equal to the bit: ")
+    assert format_comparison(found).startswith("equal to the bit: ")
     file = second / "metrics.csv"
     lines = file.read_text().splitlines()
     step, *rest = lines[2].split(",")
@@ -243,7 +243,7 @@ def test_a_single_changed_value_is_found(run: Start) -> None:
     file.write_text("\n".join(lines[:3]) + "\n")
     missing = compare(first, second)
     assert missing.first is not None, "rows that are missing"
-    assert " and is none; " in report(missing)
+    assert " and is none; " in format_comparison(missing)
 
 
 def test_nan_equals_nan_and_every_end_is_compared(run: Start) -> None:

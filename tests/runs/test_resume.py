@@ -26,9 +26,9 @@ from tests.results import result
 from ablab.disk import Lock
 from ablab.errors import ConfigError, RunError
 from ablab.lab.run import signals
-from ablab.lab.run.checkpoint_files import in_order, read
-from ablab.lab.run.folder import config_of, go_on_command
-from ablab.lab.run.resume import changed, is_finished, own_overrides, resumed, words_for_hydra
+from ablab.lab.run.checkpoint_files import list_checkpoints, read
+from ablab.lab.run.folder import read_config, resume_command
+from ablab.lab.run.resume import compose_changes, hydra_argv, is_finished, own_overrides, resume_config
 from ablab.lab.train import train
 from ablab.tasks.task import Task
 
@@ -88,7 +88,7 @@ def go_on() -> Callable[[Path], None]:
     from ablab.lab.train import train
 
     def resume(folder: Path) -> None:
-        train(resumed(OmegaConf.create({"resume": str(folder)})))
+        train(resume_config(OmegaConf.create({"resume": str(folder)})))
 
     return resume
 
@@ -118,7 +118,7 @@ def test_a_run_stopped_in_any_step_goes_on_to_the_same_bits(
             folder = stop(step, k, *words)
             assert folder is not None
             assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
-            places.add(in_order(folder / "checkpoints")[-1].name)
+            places.add(list_checkpoints(folder / "checkpoints")[-1].name)
             go_on(folder)
             assert result(folder) == expected, f"stopped in {step} number {k}"
     assert {name.partition("-")[2] for name in places} == {"training.ckpt", "validation.ckpt", "end.ckpt"}
@@ -134,7 +134,7 @@ def test_a_schedule_free_run_goes_on_to_the_same_bits(
     assert folder is not None
     go_on(folder)
     assert result(folder) == result(done.folder)
-    state = read(in_order(done.folder / "checkpoints")[0])  # saved before the last validation
+    state = read(list_checkpoints(done.folder / "checkpoints")[0])  # saved before the last validation
     assert state["optimizer_states"][0]["param_groups"][0]["train_mode"]
     assert not torch.equal(state["state_dict"]["model.head.weight"], last_weights(done.folder)["head.weight"])
 
@@ -159,7 +159,7 @@ def test_a_run_that_is_resumed_with_other_workers_goes_on_to_the_same_bits(run: 
     words = ["trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=4", *SHORT]
     expected = result(run(*words).folder)
     folder = stop("training_step", 2, *words)
-    cfg = resumed(OmegaConf.create({"resume": str(folder)}))
+    cfg = resume_config(OmegaConf.create({"resume": str(folder)}))
     cfg.data.num_workers = 2
     train(cfg)
     assert folder is not None
@@ -216,7 +216,7 @@ def test_a_checkpoint_of_another_run_is_passed_over(
     done, other = run(*words), run(*words, "model.width=8")
     expected = result(done.folder)
     strange = done.folder / "checkpoints" / "00000099-training.ckpt"
-    shutil.copy(in_order(other.folder / "checkpoints")[-1], strange)
+    shutil.copy(list_checkpoints(other.folder / "checkpoints")[-1], strange)
     go_on(done.folder)
     assert (
         f"warning: {strange}: it is no checkpoint of this run; falling back to the previous checkpoint"
@@ -232,7 +232,7 @@ def test_a_broken_newest_checkpoint_is_passed_over(
     words = ["trainer=cpu", "trainer.max_epochs=2", "trainer.limit_train_batches=3", *SHORT]
     done = run(*words)
     expected = result(done.folder)
-    [before, newest] = in_order(done.folder / "checkpoints")
+    [before, newest] = list_checkpoints(done.folder / "checkpoints")
     content = bytearray(newest.read_bytes())
     content[len(content) // 3] ^= 16
     newest.write_bytes({"truncated": content[: len(content) // 2], "flipped": content, "empty": b""}[damage])
@@ -256,8 +256,8 @@ def test_in_a_notebook_the_signals_stay_what_they_are(run: Start) -> None:
 
 
 def test_a_folder_that_is_no_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"resume=.*nowhere: it is no run's folder; there is no run.json in it"):
-        resumed(OmegaConf.create({"resume": str(tmp_path / "nowhere")}))
+    with pytest.raises(ConfigError, match=r"resume=.*nowhere: it is not a run's folder; there is no run.json in it"):
+        resume_config(OmegaConf.create({"resume": str(tmp_path / "nowhere")}))
 
 
 def test_a_run_from_before_the_project_had_its_name_is_told_so(run: Start) -> None:
@@ -267,7 +267,7 @@ def test_a_run_from_before_the_project_had_its_name_is_told_so(run: Start) -> No
     with pytest.raises(
         ConfigError, match=r"resume=.*: it was made by formerly, which is not here, and this is ablab; "
     ):
-        resumed(OmegaConf.create({"resume": str(folder)}))
+        resume_config(OmegaConf.create({"resume": str(folder)}))
 
 
 def test_a_record_that_is_cut_off_is_named(run: Start) -> None:
@@ -319,7 +319,7 @@ def test_where_no_checkpoint_is_sound_the_run_begins_anew_and_says_so(
     expected = result(run(*words).folder)
     folder = stop("training_step", 2, *words)
     assert folder is not None
-    for file in in_order(folder / "checkpoints"):
+    for file in list_checkpoints(folder / "checkpoints"):
         file.write_bytes(file.read_bytes()[:-100])
     (folder / "checkpoints" / "best.safetensors").unlink()
     capsys.readouterr()
@@ -347,7 +347,7 @@ def test_a_run_that_is_going_on_is_refused(stop: Stop, go_on: Callable[[Path], N
     assert folder is not None
     lock = Lock(folder / ".lock")
     assert lock.acquire()
-    with pytest.raises(ConfigError, match=r"this run is going on, in process \d+ on "):
+    with pytest.raises(ConfigError, match=r"this run is in use by process \d+ on "):
         go_on(folder)
     lock.release()
 
@@ -384,9 +384,9 @@ def test_a_finished_run_is_not_taken_for_that_of_other_data(
     words = ["trainer=smoke", "logger=csv", "model=rnn", "data=text", "data.context_length=8"]
     words += [f"folder={tmp_path / 'mine'}"]
     run(*words, f"data.path={texts[0]}")
-    assert is_finished(resumed(config(*words, f"data.path={texts[0]}")))
+    assert is_finished(resume_config(config(*words, f"data.path={texts[0]}")))
     with pytest.raises(ConfigError, match=rf"data\.path: {texts[0]} in the run, {texts[1]} now"):
-        resumed(config(*words, f"data.path={texts[1]}"))
+        resume_config(config(*words, f"data.path={texts[1]}"))
 
 
 def test_a_folder_that_has_something_else_in_it_is_left_alone(run: Start, tmp_path: Path) -> None:
@@ -394,7 +394,9 @@ def test_a_folder_that_has_something_else_in_it_is_left_alone(run: Start, tmp_pa
     mine.mkdir()
     for name in ("config.yaml", "metrics.csv"):
         (mine / name).write_text("my own")
-    with pytest.raises(ConfigError, match=r"mine: it is no run's, and is not empty \(metrics\.csv\); name a new one"):
+    with pytest.raises(
+        ConfigError, match=r"mine: the directory is not empty and is not a run \(metrics\.csv\); name a new one"
+    ):
         run(f"folder={mine}")
     assert {path.name: path.read_text() for path in mine.iterdir() if path.name != ".lock"} == {
         "config.yaml": "my own",
@@ -472,7 +474,7 @@ def test_a_run_whose_data_have_moved_goes_on_to_the_same_bits(
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         HydraConfig.instance().set_config(compose("train", [f"resume={folder}"], return_hydra_config=True))
         assert own_overrides() == [f"resume={folder}", f"data.path={new}", "quiet=true"]
-        cfg = resumed(OmegaConf.create({"resume": str(folder)}))
+        cfg = resume_config(OmegaConf.create({"resume": str(folder)}))
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     assert cfg.data.path == str(new)
     train(cfg)
@@ -484,12 +486,12 @@ def test_of_a_run_that_a_program_made_single_values_can_be_changed(run: Start) -
     type_words(folder, None)
     old = OmegaConf.load(folder / "config.yaml")
     assert isinstance(old, DictConfig)
-    new = changed(folder, old, ["data.num_workers=3", "quiet=true", "++trainer.profile=false"])
+    new = compose_changes(folder, old, ["data.num_workers=3", "quiet=true", "++trainer.profile=false"])
     assert (new.data.num_workers, new.quiet, new.trainer.profile) == (3, True, False)
     assert old.data.num_workers == 0, "it is a copy"
     for word in ("logger=wandb", "~callbacks.progress", "optimizer.lr=1", "data.roots=x", "data.num_workers=1,2"):
         with pytest.raises(ConfigError, match="was made in a program, not by train"):
-            changed(folder, old, [word])
+            compose_changes(folder, old, [word])
 
 
 def test_other_loggers_leave_the_settings_of_the_runs_own_behind(run: Start, config: Callable[..., DictConfig]) -> None:
@@ -498,8 +500,8 @@ def test_other_loggers_leave_the_settings_of_the_runs_own_behind(run: Start, con
     type_words(folder, words)
     old = config(*words)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        assert changed(folder, old, ["logger=csv"]).logger.wandb is None
-        assert changed(folder, old, ["data.num_workers=1"]).logger.wandb.mode == "offline"
+        assert compose_changes(folder, old, ["logger=csv"]).logger.wandb is None
+        assert compose_changes(folder, old, ["data.num_workers=1"]).logger.wandb.mode == "offline"
 
 
 @pytest.mark.parametrize(
@@ -520,12 +522,12 @@ def test_other_loggers_leave_the_settings_of_the_runs_own_behind(run: Start, con
     ],
 )
 def test_hydra_is_not_given_the_overrides_beside_resume(typed: str, for_hydra: str) -> None:
-    assert words_for_hydra(["train.py", *typed.split()]) == ["train.py", *for_hydra.split()]
+    assert hydra_argv(["train.py", *typed.split()]) == ["train.py", *for_hydra.split()]
 
 
 def test_the_command_that_goes_on_can_be_typed(tmp_path: Path) -> None:
-    assert go_on_command(tmp_path / "a") == f"python train.py resume={tmp_path / 'a'}"
-    [_, _, word] = shlex.split(go_on_command(tmp_path / "norm=layernorm,seed=0 it's"))
+    assert resume_command(tmp_path / "a") == f"python train.py resume={tmp_path / 'a'}"
+    [_, _, word] = shlex.split(resume_command(tmp_path / "norm=layernorm,seed=0 it's"))
     [parsed] = OverridesParser.create().parse_overrides([word])
     assert parsed.value() == str(tmp_path / "norm=layernorm,seed=0 it's")
 
@@ -567,17 +569,17 @@ def test_the_command_line_goes_on_and_refuses_another_run(command: Callable[...,
 
 
 def test_a_configs_difference_is_that_of_values_which_can_change_the_result(config: Callable[..., DictConfig]) -> None:
-    from ablab.lab.run.identity import differences, identity
+    from ablab.lab.run.identity import identity, result_differences
 
     def plain(*words: str) -> Any:
         return OmegaConf.to_container(config(*words), resolve=True)
 
     old = plain("seed=0")
     same = plain("name=x", "output_dir=elsewhere", "logger=csv", "data.num_workers=3", "callbacks.samples=null")
-    assert differences(old, same) == []
+    assert result_differences(old, same) == []
     assert identity(old, code="c", data="d") == identity(same, code="c", data="d")
-    assert differences(old, plain("optimizer.lr=0.2")) == [("optimizer.lr", 0.1, 0.2)]
-    assert differences(old, plain("~callbacks.nonfinite"))[0] == (
+    assert result_differences(old, plain("optimizer.lr=0.2")) == [("optimizer.lr", 0.1, 0.2)]
+    assert result_differences(old, plain("~callbacks.nonfinite"))[0] == (
         "callbacks.nonfinite._target_",
         "ablab.callbacks.nonfinite.NonFinite",
         "(none)",
@@ -610,7 +612,7 @@ def test_another_environment_is_said_and_the_threads_are_those_of_the_run(
 
 def test_trust_reaches_hydra_beside_resume() -> None:
     words = ["train.py", "resume=runs/x", "trust=true", "data.num_workers=2"]
-    assert words_for_hydra(words) == ["train.py", "resume=runs/x", "trust=true"]
+    assert hydra_argv(words) == ["train.py", "resume=runs/x", "trust=true"]
 
 
 def test_a_record_without_its_batch_sizes_is_refused(run: Start) -> None:
@@ -618,7 +620,7 @@ def test_a_record_without_its_batch_sizes_is_refused(run: Start) -> None:
     about = json.loads((folder / "run.json").read_text())
     del about["batch_sizes"]
     (folder / "run.json").write_text(json.dumps({**about, "status": "stopped"}))
-    cfg = config_of(folder)
+    cfg = read_config(folder)
     cfg.resume = str(folder)
     with pytest.raises(ConfigError, match=r"its run.json is not what a run writes .it lacks batch_sizes."):
         train(cfg)

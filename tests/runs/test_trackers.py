@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ablab.errors import ConfigError, Diverged
 from ablab.lab.loggers.csv_file import read_rows
 from ablab.lab.loggers.trackers import shield
-from ablab.lab.run.resume import resumed
+from ablab.lab.run.resume import resume_config
 from ablab.lab.train import train
 
 BOTH = "logger=[tensorboard,mlflow]"
@@ -95,7 +95,7 @@ def test_a_run_that_is_stopped_and_resumed_is_one_run_with_each_step_once(
 ) -> None:
     folder = stop("training_step", 6, BOTH, *SHORT, "trainer=cpu", "name=stopped")
     assert folder is not None
-    train(resumed(OmegaConf.create({"resume": str(folder)})))
+    train(resume_config(OmegaConf.create({"resume": str(folder)})))
     assert assert_complete(folder, uri).info.status == "FINISHED"
     for points in in_tensorboard(folder).values():
         assert len({step for step, _ in points}) == len(points)

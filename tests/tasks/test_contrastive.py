@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from ablab.data.batch import Batch
 from ablab.errors import ConfigError
 from ablab.lab.config.build import build
-from ablab.lab.config.errors import describe
+from ablab.lab.config.errors import readable_message
 from ablab.lab.evaluate import evaluate
 from ablab.lab.loggers.csv_file import read_rows
 from ablab.lab.run.checkpoint_files import BEST, read_weights
-from ablab.lab.run.resume import resumed
+from ablab.lab.run.resume import resume_config
 from ablab.lab.train import assemble, train
 from ablab.tasks.contrastive import CHUNK, VOTE_TEMPERATURE, Contrastive, nt_xent
 
@@ -118,7 +118,7 @@ def test_a_run_resumes_to_the_same_bits(run: Start, stop: Callable[..., Path | N
     words = (*SMALL, "trainer.max_epochs=2", "trainer.limit_train_batches=3")
     folder = stop("training_step", step, *words)
     assert folder is not None
-    train(resumed(OmegaConf.create({"resume": str(folder)})))
+    train(resume_config(OmegaConf.create({"resume": str(folder)})))
     whole = run(*words).folder
     assert result(folder) == result(whole)
 
@@ -206,7 +206,9 @@ def test_what_cannot_work_is_one_error_before_the_training(
 def test_data_without_augmentation_are_one_error(config: Callable[..., DictConfig]) -> None:
     with pytest.raises(HydraException) as raised:
         config("task=contrastive", "model=mlp")
-    assert describe(raised.value).startswith("task=contrastive: it sets data/augment, which nothing that is chosen has")
+    assert readable_message(raised.value).startswith(
+        "task=contrastive: it sets data/augment, which nothing that is chosen has"
+    )
 
 
 @pytest.mark.slow

@@ -19,12 +19,12 @@ from tests.results import result
 from ablab.data.datamodule import DataModule
 from ablab.errors import ConfigError, Stopped
 from ablab.lab.config.build import build
-from ablab.lab.dry_run import strange_to
+from ablab.lab.dry_run import unsupported_by
 from ablab.lab.exact.checkpoints import Checkpoints
 from ablab.lab.loggers.csv_file import read_rows
 from ablab.lab.run import signals
-from ablab.lab.run.resume import resumed
-from ablab.lab.train import train, try_out
+from ablab.lab.run.resume import resume_config
+from ablab.lab.train import check_buildable, train
 
 Start = Callable[..., SimpleNamespace]
 FIRST = ["digits", "breast_cancer", "diabetes", "text", "table_labels"]  # tried first, in this order
@@ -49,7 +49,7 @@ def words_of(config: Callable[..., DictConfig], data_words: Callable[[str], list
                 continue
             data: DataModule = build(config(*words).data)
             data.setup()
-            if not strange_to(task, data):
+            if not unsupported_by(task, data):
                 for model in models:
                     kind: Any = get_class(config(f"model={model}").model._target_)
                     if data.kind in kind.takes:
@@ -61,7 +61,7 @@ def words_of(config: Callable[..., DictConfig], data_words: Callable[[str], list
         if task not in FOUND:
             for pair in pairs(get_class(config(f"task={task}").task._target_)):
                 with suppress(ConfigError):
-                    try_out(config(f"task={task}", *pair, "logger=csv"))
+                    check_buildable(config(f"task={task}", *pair, "logger=csv"))
                     FOUND[task] = [f"task={task}", *pair]
                     break
             else:
@@ -100,7 +100,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
             run(*words, *SHORT, f"output_dir={tmp_path}/stopped")
     signals.requested = None
     [folder] = (tmp_path / "stopped").iterdir()
-    train(resumed(OmegaConf.create({"resume": str(folder)})))
+    train(resume_config(OmegaConf.create({"resume": str(folder)})))
     assert result(folder) == expected
 
 

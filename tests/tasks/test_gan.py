@@ -19,9 +19,9 @@ from ablab.data.rng import seed_step
 from ablab.errors import ConfigError
 from ablab.lab.evaluate import evaluate
 from ablab.lab.loggers.csv_file import read_rows
-from ablab.lab.run.checkpoint_files import in_order, read
-from ablab.lab.run.restorable import Unfit, check_state
-from ablab.lab.run.resume import resumed
+from ablab.lab.run.checkpoint_files import list_checkpoints, read
+from ablab.lab.run.restorable import Unfit, check_checkpoint
+from ablab.lab.run.resume import resume_config
 from ablab.lab.train import assemble, train
 from ablab.norms import BatchNorm, norm_layers
 from ablab.tasks.gan import BANDWIDTHS, CHUNK, Generator, MaximumMeanDiscrepancy, mmd
@@ -77,7 +77,7 @@ def test_a_run_resumes_to_the_same_bits(run: Start, stop: Callable[..., Path | N
     words = (*SMALL, "scheduler=cosine", "trainer.max_epochs=2", "trainer.limit_train_batches=3")
     folder = stop("seed_current_step", step + step // 4, *words)  # the validation in between is one more
     assert folder is not None
-    train(resumed(OmegaConf.create({"resume": str(folder)})))
+    train(resume_config(OmegaConf.create({"resume": str(folder)})))
     whole = run(*words).folder
     assert result(folder) == result(whole)
 
@@ -90,7 +90,7 @@ def test_workers_change_nothing(run: Start) -> None:
 
 def test_a_batch_is_one_step_of_both_networks_and_their_schedules(run: Start) -> None:
     done = run(*SMALL, "scheduler=cosine", "scheduler.warmup_steps=0", "trainer.max_steps=4")
-    [*_, last] = in_order(done.folder / "checkpoints")
+    [*_, last] = list_checkpoints(done.folder / "checkpoints")
     state: Any = read(last)
     assert state["global_step"] == 4
     for optimizer, schedule in zip(state["optimizer_states"], state["lr_schedulers"], strict=True):
@@ -131,7 +131,7 @@ def test_the_step_is_that_of_the_paper(run: Start, config: Callable[..., DictCon
         for parameter, gradient in zip(generator.parameters(), gradients, strict=True):
             parameter -= 0.1 * gradient
     done = run(*words)
-    state: Any = read(in_order(done.folder / "checkpoints")[-1])
+    state: Any = read(list_checkpoints(done.folder / "checkpoints")[-1])
     for name, value in task.state_dict().items():
         torch.testing.assert_close(state["state_dict"][name], value, msg=name)
     [row] = [row for row in read_rows(done.folder) if "train/generator_loss" in row]
@@ -183,9 +183,9 @@ def test_what_cannot_work_is_one_error_before_the_training(
 def test_a_state_that_lacks_an_optimizer_is_refused(run: Start, config: Callable[..., DictConfig]) -> None:
     done = run("task=gan", "model.width=8", "task.width=8")
     parts = assemble(config(*done.words))
-    [*_, last] = in_order(done.folder / "checkpoints")
+    [*_, last] = list_checkpoints(done.folder / "checkpoints")
     state: Any = read(last)
-    check: Any = check_state
+    check: Any = check_checkpoint
     check(last, state, task=parts.task, trainer=parts.trainer, data=parts.data)
     with pytest.raises(Unfit, match=r"it has 1 optimizers and 2 schedules, and 2 each is needed"):
         check(

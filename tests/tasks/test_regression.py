@@ -21,7 +21,7 @@ from torch import nn
 from ablab.data.batch import Batch
 from ablab.errors import ConfigError
 from ablab.lab.evaluate import evaluate
-from ablab.lab.run.resume import resumed
+from ablab.lab.run.resume import resume_config
 from ablab.lab.train import train
 from ablab.tasks.regression import Regression
 
@@ -120,7 +120,7 @@ def test_a_run_resumes_within_an_epoch_to_the_same_bits(
     few = ("trainer.limit_train_batches=4", "trainer.log_every_n_steps=1")
     folder = stop("training_step", 6, *words, *few)  # the second of the second epoch
     assert folder is not None
-    train(resumed(OmegaConf.create({"resume": str(folder)})))
+    train(resume_config(OmegaConf.create({"resume": str(folder)})))
     whole = run(*words, *few).folder
     assert result(folder) == result(whole)
 

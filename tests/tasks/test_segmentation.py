@@ -23,7 +23,7 @@ from ablab.data.batch import Batch
 from ablab.data.digits import load_digits
 from ablab.errors import ConfigError
 from ablab.lab.config.build import build
-from ablab.lab.run.resume import resumed
+from ablab.lab.run.resume import resume_config
 from ablab.lab.train import train
 from ablab.tasks.language_modeling import LanguageModeling
 from ablab.tasks.segmentation import PixelIoU, Segmentation
@@ -213,7 +213,7 @@ def test_a_run_resumes_within_an_epoch_to_the_same_bits(
     few = ("data.batch_size=8", "data.micro_batch_size=3", "trainer.max_epochs=2", "trainer.limit_train_batches=3")
     folder = stop("training_step", step, *words, *few)
     assert folder is not None
-    train(resumed(OmegaConf.create({"resume": str(folder)})))
+    train(resume_config(OmegaConf.create({"resume": str(folder)})))
     whole = run(*words, *few).folder
     assert result(folder) == result(whole)
 

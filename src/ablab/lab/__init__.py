@@ -1,1 +1,1 @@
-"""The lab floor: what turns training code into evidence. A fork rarely opens it."""
+"""The lab floor: the machinery that turns training code into evidence. A fork rarely opens it."""

@@ -1,4 +1,4 @@
-"""Everything of a run that can be wrong, tried without memory and before anything is written."""
+"""Checks of a run before anything is written: of its settings, and of one batch on the meta device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from torch import nn
 from ablab.data.batch import Batch
 from ablab.data.datamodule import DataModule
 from ablab.errors import ConfigError
-from ablab.lab.config.build import blame, build
+from ablab.lab.config.build import add_config_path, build
 from ablab.lab.config.errors import menu
 from ablab.lab.config.schema import is_guest, read_signature, show
 from ablab.lab.config.yaml_files import CONF
@@ -38,8 +38,8 @@ from ablab.optim.schedules import lr_scheduler_config
 from ablab.rank import is_own_launch, launcher, torchrun_command
 from ablab.tasks.task import Task, uses_grad_scaler
 
-SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
-NEEDED = (
+SPAWN_STRATEGIES = ("ddp_spawn", "ddp_fork", "ddp_notebook")
+REQUIRED_KEYS = (
     *("accelerator", "strategy", "devices", "max_epochs", "max_steps", "gradient_clip_val", "log_every_n_steps"),
     *("val_check_interval", "check_val_every_n_epoch"),
     *("limit_train_batches", "limit_val_batches", "limit_test_batches"),
@@ -47,21 +47,21 @@ NEEDED = (
 
 
 def dry_run(cfg: DictConfig, data: DataModule, norm: Norm, world_size: int) -> None:
-    """Check what goes together, then pass one training batch through the model and the task's loss.
+    """Check that the parts of a config fit together, then pass one training batch through the model and the loss.
 
-    This takes place on the meta device, which costs no memory and no time. Code that looks at a value, which has none
-    there, gets a real batch. `dry_run=false` leaves the batch out.
+    The batch is on the meta device, which costs no memory and no time. Code that reads values, which meta tensors lack,
+    gets a real batch. `dry_run=false` skips the batch.
 
     Raises:
-        ConfigError: what does not go together, with its place and the remedy.
+        ConfigError: names the incompatible settings and the remedy.
     """
     check_task(cfg, data)
     check_callbacks(cfg)
     check_loggers(cfg)
-    with blame("data"):
+    with add_config_path("data"):
         batch = data.example(world_size)
         num_batches = {part: len(getattr(data, f"{part}_dataloader")()) for part in ("train", "val", "test")}
-    check_amounts(cfg, num_batches)
+    check_batch_shares(cfg, num_batches)
     check_validation(cfg, num_batches["train"])
     warn_of_short_training(cfg, num_batches["train"])
     if not cfg.dry_run:
@@ -74,40 +74,40 @@ def dry_run(cfg: DictConfig, data: DataModule, norm: Norm, world_size: int) -> N
             raise ConfigError(problem) from error
         if isinstance(error, ConfigError):
             raise
-        with torch.random.fork_rng(devices=()):  # the weights of the run are drawn afterwards
+        with torch.random.fork_rng(devices=()):  # keeps the seed of the initial weights, drawn later
             pass_batch(cfg, data, norm, batch, world_size)
 
 
 def pass_batch(cfg: DictConfig, data: DataModule, norm: Norm, batch: Batch, world_size: int) -> None:
-    """Build model, task, optimizer and schedule, and compute the loss of a batch.
+    """Build model, task, optimizer and schedule, and compute the loss of one batch.
 
     Raises:
-        ConfigError: names the place of what does not fit.
+        ConfigError: names the part that does not fit.
     """
     with collect_refusals():
         model = build(cfg.model, norm=norm, **data.model_sizes)
         task = build_task(cfg, data, norm, model)
         outputs: list[Any] = []
-        with named_errors(task.model):
+        with name_failing_module(task.model):
             found = find_norm_problems(task.model, norm, lambda: outputs.append(task(batch)), num_processes=world_size)
         if found:
-            fitting = [name for name, other in norms() if fits(other, cfg, data, batch, world_size)]
-            raise ConfigError(report(found, fitting))
+            fitting = [name for name, other in norm_choices() if fits_norm(other, cfg, data, batch, world_size)]
+            raise ConfigError(format_norm_problems(found, fitting))
     if not task.overrides("training_step"):
         try:
             task.loss(outputs[0], batch)
         except (RuntimeError, ValueError, IndexError) as error:
             if batch.targets.is_meta:
-                raise  # it may have looked at a value; a real batch can tell
+                raise  # the loss may read values, which needs a real batch
             shapes = f"{tuple(outputs[0].shape)} from {type(model).__name__}, targets {tuple(batch.targets.shape)}"
             raise ConfigError(
                 f"task: the loss of {type(task).__name__} fails on a batch of {type(data).__name__} ({error}); it was "
                 f"given {shapes}"
             ) from error
     for part in task.trained_parts():
-        with blame("optimizer"):
+        with add_config_path("optimizer"):
             optimizer = make_optimizer(task.optimizer_factory, part)
-        with blame("scheduler"):
+        with add_config_path("scheduler"):
             schedule = lr_scheduler_config(task.scheduler_factory, optimizer, 1000)
         if "monitor" in schedule and not task.automatic_optimization:
             raise ConfigError(
@@ -119,11 +119,11 @@ def pass_batch(cfg: DictConfig, data: DataModule, norm: Norm, batch: Batch, worl
 def build_task(cfg: DictConfig, data: DataModule, norm: Norm, model: nn.Module) -> Task:
     """Build the task of a config around a model.
 
-    Its constructor is given the sizes of the data, and if it asks for them the norm, the shape of a sample's inputs and
-    the number of training samples of each class.
+    The constructor gets the sizes of the data and, if its signature has them, the norm, the input shape and the number
+    of training samples per class.
 
     Raises:
-        ConfigError: the task refuses a value, the model, the data or one of its own methods.
+        ConfigError: the task refuses a value, the model, the data or an overridden method.
     """
     signature = read_signature(cfg.task._target_)
     given = {name: size for name, size in data.task_sizes.items() if name in signature.parameters or signature.open}
@@ -142,9 +142,9 @@ def build_task(cfg: DictConfig, data: DataModule, norm: Norm, model: nn.Module) 
         seed=cfg.seed,
         **given,
     )
-    with blame("data"):
+    with add_config_path("data"):
         task.check_data(data)
-    with blame("task"):
+    with add_config_path("task"):
         task.check_overrides()
     usual = {"gradient_clip_val": None, "accumulate_grad_batches": 1}
     for name, value in usual.items():
@@ -157,8 +157,8 @@ def build_task(cfg: DictConfig, data: DataModule, norm: Norm, model: nn.Module) 
     return task
 
 
-def report(found: dict[str, list[str]], fitting: list[str]) -> str:
-    """All that is wrong with the norms of a model, where, and which norms would fit everywhere."""
+def format_norm_problems(found: dict[str, list[str]], fitting: list[str]) -> str:
+    """Describe each problem with the norms of a model and where it occurs, and list the norms that would work."""
     lines = []
     for reason, names in found.items():
         shown = names if len(names) <= 6 else [*names[:3], f"{len(names) - 4} more", names[-1]]
@@ -168,26 +168,26 @@ def report(found: dict[str, list[str]], fitting: list[str]) -> str:
     return "\n".join(lines)
 
 
-def fits(norm: Norm, cfg: DictConfig, data: DataModule, batch: Batch, world_size: int) -> bool:
-    """Return whether a model can be built and trained with another norm."""
+def fits_norm(norm: Norm, cfg: DictConfig, data: DataModule, batch: Batch, world_size: int) -> bool:
+    """Return whether the model can be built and trained with another norm."""
     task = build_task(cfg, data, norm, build(cfg.model, norm=norm, **data.model_sizes))
     return not find_norm_problems(task.model, norm, lambda: task(batch), num_processes=world_size)
 
 
-def norms() -> Iterator[tuple[str, Norm]]:
-    """Every choice of conf/norm, with its name."""
+def norm_choices() -> Iterator[tuple[str, Norm]]:
+    """Yield the name and the norm of every choice in conf/norm."""
     for file in sorted((CONF / "norm").glob("*.yaml")):
-        yield file.stem, build(settings(file))
+        yield file.stem, build(load_norm_yaml(file))
 
 
-def settings(file: Path) -> DictConfig:
-    """The keys of a YAML, of those of its folder that it builds upon, and of the weight that it chooses."""
+def load_norm_yaml(file: Path) -> DictConfig:
+    """Return the settings of a norm YAML, merged with the YAMLs that its defaults list names."""
     own: Any = OmegaConf.load(file)
     parts: list[Any] = []
     for entry in own.pop("defaults"):
         if isinstance(entry, str):
-            parts.append(own if entry == "_self_" else settings(file.with_stem(entry)))
-        else:  # weight: …, or override weight: …
+            parts.append(own if entry == "_self_" else load_norm_yaml(file.with_stem(entry)))
+        else:  # an entry {"weight": choice} or {"override weight": choice}
             [choice] = entry.values()
             parts.append(OmegaConf.create({"weight": OmegaConf.load(file.parent / "weight" / f"{choice}.yaml")}))
     merged: Any = OmegaConf.merge(*parts)
@@ -195,9 +195,9 @@ def settings(file: Path) -> DictConfig:
 
 
 def check_trainer(cfg: DictConfig) -> None:
-    """Refuse what Lightning would take and stumble over later, and an accelerator that this machine does not have."""
+    """Refuse trainer settings that would fail later in Lightning, and accelerators that this machine lacks."""
     trainer = cfg.trainer
-    for name in NEEDED:
+    for name in REQUIRED_KEYS:
         if name not in trainer:
             raise ConfigError(f"trainer.{name}: it is missing; a run needs one, so leave the ~trainer.{name} out")
     check_length(trainer)
@@ -229,9 +229,9 @@ def check_trainer(cfg: DictConfig) -> None:
 
 
 def check_length(trainer: DictConfig) -> None:
-    """Refuse a training without steps, and one without an end."""
+    """Refuse a training run without steps or without an end."""
     if trainer.max_epochs is None:
-        raise ConfigError("trainer.max_epochs=null: say how many, or -1 for no limit beside trainer.max_steps")
+        raise ConfigError("trainer.max_epochs=null: set an integer, or -1 together with trainer.max_steps")
     for name in ("max_epochs", "max_steps"):
         if trainer[name] < 1 and trainer[name] != -1:
             raise ConfigError(f"trainer.{name}={trainer[name]}: at least 1 is needed, or -1 for no limit")
@@ -240,7 +240,7 @@ def check_length(trainer: DictConfig) -> None:
 
 
 def check_intervals(trainer: DictConfig) -> None:
-    """Refuse intervals and amounts that are not above 0, and shares above 1."""
+    """Refuse intervals and batch limits that are not positive, and fractions above 1."""
     for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"):
         value = trainer[name]
         if isinstance(value, str):
@@ -266,8 +266,8 @@ def check_intervals(trainer: DictConfig) -> None:
 
 
 def check_processes(trainer: DictConfig) -> None:
-    """Refuse a strategy that there is not, and numbers of processes and machines that make none."""
-    if isinstance(trainer.strategy, str) and trainer.strategy in SPAWNING:
+    """Refuse unknown strategies and invalid numbers of processes and machines."""
+    if isinstance(trainer.strategy, str) and trainer.strategy in SPAWN_STRATEGIES:
         raise ConfigError(
             f"trainer.strategy={trainer.strategy}: what its processes find, the best checkpoint too, stays with them; "
             "choose trainer.strategy=ddp"
@@ -288,7 +288,7 @@ def check_processes(trainer: DictConfig) -> None:
 
 
 def check_accelerator(trainer: DictConfig) -> None:
-    """Refuse an accelerator that this machine does not have, and a precision that it would be given another for."""
+    """Refuse an accelerator that this machine lacks, and a precision that the accelerator does not support."""
     name = str(trainer.accelerator)
     if name == "auto":
         return
@@ -311,10 +311,10 @@ def check_accelerator(trainer: DictConfig) -> None:
 
 
 def check_start() -> None:
-    """Refuse to be one process of several that nothing has started as such.
+    """Refuse to run as one process of several without a launcher such as torchrun.
 
     Raises:
-        ConfigError: with the command that starts it.
+        ConfigError: names the torchrun command.
     """
     if (command := torchrun_command()) is not None:
         values = ", ".join(f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
@@ -325,8 +325,8 @@ def check_start() -> None:
 
 
 def check_launcher(trainer: L.Trainer) -> None:
-    """Refuse a sweep whose processes are not its own, and processes that are not those that the run takes them for."""
-    wanted = trainer.num_devices * trainer.num_nodes
+    """Refuse a sweep under an external launcher, and a world-size mismatch."""
+    world_size = trainer.num_devices * trainer.num_nodes
     outside = launcher()
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if outside and not is_own_launch() and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -335,28 +335,28 @@ def check_launcher(trainer: L.Trainer) -> None:
             "run itself, so leave it out: python train.py -m trainer=ddp"
         )
     started = int(os.environ.get("SLURM_STEP_NUM_TASKS" if outside == "srun" else "WORLD_SIZE", "1"))
-    if outside and started != wanted:
+    if outside and started != world_size:
         raise ConfigError(
-            f"trainer.devices, trainer.num_nodes: they make {wanted} processes, and {outside} has started "
+            f"trainer.devices, trainer.num_nodes: they make {world_size} processes, and {outside} has started "
             f"{started}; give the processes of a machine and the machines"
         )
     if outside and environment is not None:
-        with blame("trainer"):
+        with add_config_path("trainer"):
             environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
 
 
 def check_sharding(cfg: DictConfig, trainer: L.Trainer) -> None:
-    """Refuse what needs a whole model, or gradients as they are, where each process has a part."""
+    """Refuse callbacks that need the whole model, and scaled gradients, under FSDP."""
     if not isinstance(trainer.strategy, Sharded):
         return
-    # off, nothing of them is loaded
+    # imported here: runs without FSDP do not load them
     from ablab.callbacks.diagnostics.covariate_shift import CovariateShift
     from ablab.callbacks.diagnostics.diagnostic import Diagnostic
     from ablab.callbacks.lookahead import Lookahead
 
     for name, callback in cfg.callbacks.items():
-        made_by = None if callback is None else get_object(callback._target_)
-        if isinstance(made_by, type) and issubclass(made_by, Diagnostic | CovariateShift | WeightAveraging | Lookahead):
+        builder = None if callback is None else get_object(callback._target_)
+        if isinstance(builder, type) and issubclass(builder, Diagnostic | CovariateShift | WeightAveraging | Lookahead):
             raise ConfigError(
                 f"callbacks.{name}: it works on a copy of the model, and under trainer=fsdp each process has a part of "
                 "it; choose trainer=ddp, or leave it out"
@@ -366,8 +366,8 @@ def check_sharding(cfg: DictConfig, trainer: L.Trainer) -> None:
 
 
 @contextmanager
-def named_errors(model: nn.Module) -> Iterator[None]:
-    """Say in which module of the model a refused value was met."""
+def name_failing_module(model: nn.Module) -> Iterator[None]:
+    """Name the submodule in which a `ValueError` is raised."""
     inside = ["model"]
 
     def enter(name: str) -> Any:
@@ -388,14 +388,15 @@ def named_errors(model: nn.Module) -> Iterator[None]:
 
 
 def kind_problem(cfg: DictConfig, data: DataModule) -> str | None:
-    """Return the error for a model that declares another kind of input, with choices that fit; None if it fits."""
+    """Return the error for a model that takes another kind of input, with choices that fit; None if it fits."""
     model = get_object(cfg.model._target_)
-    if data.kind in takes(model, data.kind):
+    if data.kind in accepted_kinds(model, data.kind):
         return None
-    fitting_data = [name for name, c in choices("data") if c.kind in takes(model, "")]
-    fitting_models = [name for name, c in choices("model") if data.kind in takes(c, data.kind)]
+    fitting_data = [name for name, c in group_choices("data") if c.kind in accepted_kinds(model, "")]
+    fitting_models = [name for name, c in group_choices("model") if data.kind in accepted_kinds(c, data.kind)]
+    needed = " or ".join(accepted_kinds(model, ""))
     return (
-        f"model: {model.__name__} is for {' or '.join(takes(model, ''))}, and {type(data).__name__} gives {data.kind}; "
+        f"model: {model.__name__} is for {needed}, and {type(data).__name__} gives {data.kind}; "
         f"choose data={'|'.join(fitting_data)} for this model, or model={'|'.join(fitting_models)} for this data"
     )
 
@@ -406,13 +407,13 @@ def task_class(cfg: DictConfig) -> Any:
 
 
 def check_task(cfg: DictConfig, data: DataModule) -> None:
-    """Refuse a task that is not the data's, and a monitored metric that the task does not log."""
+    """Refuse a task that does not fit the data, and a monitored metric that the task does not log."""
     task = task_class(cfg)
-    strange = strange_to(task, data)
-    if strange:
-        models = [name for name, c in choices("model") if {*takes(c, "")} & {*takes(task, "")}]
+    unsupported = unsupported_by(task, data)
+    if unsupported:
+        models = [name for name, c in group_choices("model") if {*accepted_kinds(c, "")} & {*accepted_kinds(task, "")}]
         raise ConfigError(
-            f"task: {task.__name__} does not go with {type(data).__name__}, which gives {', '.join(strange)}; "
+            f"task: {task.__name__} does not go with {type(data).__name__}, which gives {', '.join(unsupported)}; "
             f"leave task= out, the data chooses it, or choose task={'|'.join(tasks_for(data))}"
             + (f"; for {task.__name__}, choose model={'|'.join(models)}" if models else "")
         )
@@ -434,16 +435,16 @@ def check_task(cfg: DictConfig, data: DataModule) -> None:
 
 
 def tasks_for(data: DataModule) -> Iterator[str]:
-    """Yield the choices of conf/task that go with the data."""
+    """Yield the choices of conf/task that fit the data."""
     for file in sorted((CONF / "task").glob("*.yaml")):
         content: Any = OmegaConf.load(file)
-        # the class of task=lightning is named by a command
-        if file.stem != "lightning" and not strange_to(get_class(content.task._target_), data):
+        # the command line names the class of task=lightning
+        if file.stem != "lightning" and not unsupported_by(get_class(content.task._target_), data):
             yield file.stem
 
 
-def strange_to(task: Any, data: DataModule) -> list[str]:
-    """Return what the data give that a task does not take: their kind, or sizes that its constructor has no use for."""
+def unsupported_by(task: Any, data: DataModule) -> list[str]:
+    """Return the properties of the data that a task does not accept: their kind, or sizes."""
     if task.takes:
         return [] if data.kind in task.takes else [data.kind]
     parameters = inspect.signature(task).parameters
@@ -452,7 +453,7 @@ def strange_to(task: Any, data: DataModule) -> list[str]:
 
 
 def check_callbacks(cfg: DictConfig) -> None:
-    """Refuse a callback that watches a metric which is not logged, or the wrong way round; and one that never acts."""
+    """Refuse callbacks that monitor an unlogged metric or the wrong direction, or that would never act."""
     task = task_class(cfg)
     for name, callback in cfg.callbacks.items():
         if callback is None:
@@ -467,7 +468,7 @@ def check_callbacks(cfg: DictConfig) -> None:
                 "trainer.accumulate_grad_batches sums the gradients of a fixed number of batches"
             )
         if task.num_views or task.trained_parts is not Task.trained_parts:
-            check_no_measure(name, callback, task)
+            refuse_measure(name, callback, task)
         metric = callback.get("monitor")
         if metric is None:
             continue
@@ -482,12 +483,12 @@ def check_callbacks(cfg: DictConfig) -> None:
             raise ConfigError(f"callbacks.{name}.mode: of {metric} it is {better}; set callbacks.{name}.mode={better}")
 
 
-def check_no_measure(name: str, callback: DictConfig, task: Any) -> None:
-    """Refuse a measure of a task that has no loss of samples as they are."""
-    from ablab.callbacks.diagnostics.diagnostic import Diagnostic  # off, nothing of it is loaded
+def refuse_measure(name: str, callback: DictConfig, task: Any) -> None:
+    """Refuse a diagnostic on a task whose loss is not defined for plain, unaugmented samples."""
+    from ablab.callbacks.diagnostics.diagnostic import Diagnostic  # only needed here
 
-    made_by = get_object(callback._target_)
-    if isinstance(made_by, type) and issubclass(made_by, Diagnostic):
+    builder = get_object(callback._target_)
+    if isinstance(builder, type) and issubclass(builder, Diagnostic):
         why = "compares augmented views" if task.num_views else "trains each of its networks by a loss of its own"
         raise ConfigError(
             f"callbacks.{name}: it measures on the loss of samples that are not augmented, and {task.__name__} {why}; "
@@ -496,14 +497,14 @@ def check_no_measure(name: str, callback: DictConfig, task: Any) -> None:
 
 
 def check_loggers(cfg: DictConfig) -> None:
-    """Refuse the settings of W&B before there is a folder to log to; other loggers may connect when they are built."""
+    """Check the settings of W&B before a folder exists to log to; other loggers may connect when they are built."""
     for logger in cfg.logger.values():
         if logger is not None and logger._target_ == "ablab.lab.loggers.wandb.WandB":
             build(logger, save_dir=Path(cfg.output_dir))
 
 
-def check_amounts(cfg: DictConfig, num_batches: dict[str, int]) -> None:
-    """Refuse a share of the batches that is less than one."""
+def check_batch_shares(cfg: DictConfig, num_batches: dict[str, int]) -> None:
+    """Refuse a fraction that amounts to less than one batch."""
     for part, number in num_batches.items():
         share = cfg.trainer[f"limit_{part}_batches"]
         if isinstance(share, float) and int(share * number) == 0 < number:
@@ -514,16 +515,16 @@ def check_amounts(cfg: DictConfig, num_batches: dict[str, int]) -> None:
 
 
 def batches_in_epoch(cfg: DictConfig, num_batches: int) -> int:
-    """Return the training batches of an epoch, as `trainer.limit_train_batches` leaves them."""
+    """Return the training batches per epoch after `trainer.limit_train_batches`."""
     limit = cfg.trainer.limit_train_batches
     limit = 1.0 if limit is None else limit
     return min(limit, num_batches) if isinstance(limit, int) else int(limit * num_batches)
 
 
 def warn_of_short_training(cfg: DictConfig, num_batches: int) -> None:
-    """Say what a training is too short for: a warm-up that does not end, a callback that never begins.
+    """Warn if the training ends before a warmup does, or before a callback starts.
 
-    A training that `trainer.limit_train_batches` cuts short, or that has one step, is a trial: no line about it.
+    Training runs cut short by `trainer.limit_train_batches`, and those of one step, are trials and get no warning.
     """
     limit = cfg.trainer.limit_train_batches
     if limit is not None and not (isinstance(limit, float) and limit == 1):  # 1 is one batch, 1.0 is all of them
@@ -554,7 +555,7 @@ def warn_of_short_training(cfg: DictConfig, num_batches: int) -> None:
 
 
 def check_validation(cfg: DictConfig, num_batches: int) -> None:
-    """Refuse a validation that would come after more batches than an epoch has."""
+    """Refuse a validation interval longer than an epoch."""
     every, in_epoch = cfg.trainer.val_check_interval, batches_in_epoch(cfg, num_batches)
     if isinstance(every, int) and cfg.trainer.check_val_every_n_epoch is not None and every > in_epoch > 0:
         raise ConfigError(
@@ -563,22 +564,22 @@ def check_validation(cfg: DictConfig, num_batches: int) -> None:
         )
 
 
-def takes(model_or_task: type, otherwise: str) -> tuple[str, ...]:
-    """The kinds of data that a model or a task says it is for; one that says nothing is let pass."""
+def accepted_kinds(model_or_task: type, otherwise: str) -> tuple[str, ...]:
+    """Return the kinds of data that a model or task declares in `takes`, or the fallback if it declares none."""
     return getattr(model_or_task, "takes", (otherwise,))
 
 
-def choices(group: str) -> Iterator[tuple[str, Any]]:
-    """The YAMLs of a group, each with the class that it names."""
+def group_choices(group: str) -> Iterator[tuple[str, Any]]:
+    """Yield the name of each YAML of a group and the class that it builds."""
     for file in sorted((CONF / group).glob("*.yaml")):
-        if file.stem != "lightning":  # whose class a command names
-            yield file.stem, get_class(target(file))
+        if file.stem != "lightning":  # its class is named on the command line
+            yield file.stem, get_class(yaml_target(file))
 
 
-def target(file: Path) -> str:
-    """What a YAML names as `_target_`, or the one of its folder that it builds upon."""
+def yaml_target(file: Path) -> str:
+    """Return the `_target_` of a YAML, or of the YAML of its folder that it builds upon."""
     own: Any = OmegaConf.load(file)
     if "_target_" in own:
         return own._target_
     [parent] = [entry for entry in own.defaults if isinstance(entry, str) and "@" not in entry and entry != "_self_"]
-    return target(file.with_stem(parent))
+    return yaml_target(file.with_stem(parent))

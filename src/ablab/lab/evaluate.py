@@ -1,4 +1,4 @@
-"""A run's weights scored again, on any split or shift, from the run's folder alone."""
+"""Evaluate the weights of a finished run on any split or shift, from its folder alone."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 from ablab.data.datamodule import DataModule
 from ablab.errors import ConfigError
 from ablab.lab.config.errors import menu
-from ablab.lab.config.schema import check, is_guest
+from ablab.lab.config.schema import check_config, is_guest
 from ablab.lab.dry_run import CONF
 from ablab.lab.launch.processes import lost_worker
 from ablab.lab.run import provenance
-from ablab.lab.run.checkpoint_files import BEST, BrokenFile, model_weights, newest_sound, read_weights, weights_problem
-from ablab.lab.run.folder import config_of, read_environment, read_record, short
+from ablab.lab.run.checkpoint_files import BEST, BrokenFile, model_weights, newest_valid, read_weights, weights_problem
+from ablab.lab.run.folder import read_config, read_environment, read_record, relpath
 from ablab.lab.run.identity import plain
-from ablab.lab.train import Parts, assemble, say, test
+from ablab.lab.train import Parts, assemble, print_once, test
 
-NOT_FOR_SCORING = ("checkpoints", "nonfinite", "samples")  # callbacks that write, or watch a training
+SKIPPED_CALLBACKS = ("checkpoints", "nonfinite", "samples")  # they write files or monitor training
 
 
 def evaluate(
@@ -34,25 +34,25 @@ def evaluate(
     weights: Literal["best", "last"] = "best",
     trust: bool = False,
 ) -> dict[str, float]:
-    """Score a run's weights, on as many threads as it had; nothing in its folder changes.
+    """Evaluate the weights of a run, with as many threads as the run used; its folder does not change.
 
     Args:
-        folder: the run's.
-        split: what to score on, every sample once, without augmentation; of the test split, what the run tested on
-            (trainer.limit_test_batches).
-        shift: what is done to the inputs, a choice of conf/data/shift; None is what the run's test had.
+        folder: the run's folder.
+        split: the split to evaluate, every sample once, without augmentation; for the test split, the part that the
+            run tested on (trainer.limit_test_batches).
+        shift: a choice of conf/data/shift to apply to the inputs; None keeps the shift of the run.
         severity: of the shift, from 1 to 5.
-        weights: those that validation chose, or those of the newest checkpoint.
-        trust: build whatever the folder's config names, not only the kinds of objects that a run is made of.
+        weights: the weights selected by validation, or those of the newest checkpoint.
+        trust: build any class that the folder's config names, not only the expected kinds.
 
     Returns:
-        the metrics of a test, by their names there.
+        The test metrics by name.
 
     Raises:
-        ConfigError: the folder is no run's, has no such weights, its data have no such shift, or are others now.
+        ConfigError: the folder is not a run, lacks these weights, its data lack this shift, or have changed.
     """
-    cfg = scoring(folder, split=split, shift=shift, severity=severity)
-    parts = with_weights(folder, cfg, split=split, weights=weights, trust=trust)
+    cfg = scoring_config(folder, split=split, shift=shift, severity=severity)
+    parts = assemble_with_weights(folder, cfg, split=split, weights=weights, trust=trust)
     with lost_worker():
         found = test(parts, chosen=())
     if not found:
@@ -60,7 +60,7 @@ def evaluate(
     return found
 
 
-def with_weights(
+def assemble_with_weights(
     folder: Path,
     cfg: DictConfig,
     *,
@@ -68,22 +68,22 @@ def with_weights(
     weights: Literal["best", "last"] = "best",
     trust: bool = False,
 ) -> Parts:
-    """Build what a run's config describes, and load the run's weights.
+    """Build the parts of a run from its config, and load its weights.
 
     Args:
-        folder: the run's.
-        cfg: the run's config, for scoring.
+        folder: the run's folder.
+        cfg: the config from `scoring_config`.
         split, weights, trust: see `evaluate`.
 
     Raises:
-        ConfigError: the folder is no run's, has no such weights, or its data are others now.
+        ConfigError: the folder is not a run, lacks these weights, or its data have changed.
     """
     cfg.trust = trust
-    check(cfg, root=CONF / "train.yaml")
+    check_config(cfg, root=CONF / "train.yaml")
     record, environment = read_record(folder), read_environment(folder)
-    take_threads(environment)
-    for line in provenance.changes_since(record, environment, plain(config_of(folder))):
-        say(f"not as it was: {line}")
+    match_threads(environment)
+    for line in provenance.changes_since(record, environment, plain(read_config(folder))):
+        print_once(f"not as it was: {line}")
     if is_guest(cfg) and split != "test":
         raise ConfigError(
             f"split={split}: {cfg.task._target_} brings its own loaders, and is tested on what its test_dataloader "
@@ -95,25 +95,27 @@ def with_weights(
             f"{folder}: the data are not those of the run (fingerprint {parts.data.fingerprint[:12]}, "
             f"{record['data']['fingerprint'][:12]} then); give the same files"
         )
-    file, chosen = weights_of(folder, weights, parts.model.state_dict(), prefix="" if is_guest(cfg) else "model.")
+    file, chosen = find_weights(folder, weights, parts.model.state_dict(), prefix="" if is_guest(cfg) else "model.")
     parts.model.load_state_dict(chosen)
-    say(f"{weights} weights: {short(file)}")
+    print_once(f"{weights} weights: {relpath(file)}")
     return parts
 
 
-def take_threads(environment: dict[str, Any]) -> None:
-    """Compute with as many threads as a run did: another number rounds otherwise."""
+def match_threads(environment: dict[str, Any]) -> None:
+    """Use as many threads as a run did: another number rounds differently."""
     then, now = environment["threads"]["torch"], torch.get_num_threads()
     if then != now:
-        say(f"threads: {then}, as in the run, instead of {now}")
+        print_once(f"threads: {then}, as in the run, instead of {now}")
         torch.set_num_threads(then)
 
 
-def scoring(folder: Path, *, split: str = "test", shift: str | None = None, severity: int | None = None) -> DictConfig:
-    """A run's config, for scoring: without what writes, with another shift, and the whole of another split."""
-    cfg = config_of(folder)
+def scoring_config(
+    folder: Path, *, split: str = "test", shift: str | None = None, severity: int | None = None
+) -> DictConfig:
+    """Return the config of a run for evaluation, without loggers, with another split or shift."""
+    cfg = read_config(folder)
     cfg.logger = {}
-    cfg.callbacks = {name: node for name, node in cfg.callbacks.items() if name not in NOT_FOR_SCORING}
+    cfg.callbacks = {name: node for name, node in cfg.callbacks.items() if name not in SKIPPED_CALLBACKS}
     if split != "test":
         cfg.trainer.limit_test_batches = 1.0
     change_shift(cfg, shift, severity)
@@ -121,7 +123,7 @@ def scoring(folder: Path, *, split: str = "test", shift: str | None = None, seve
 
 
 def change_shift(cfg: DictConfig, shift: str | None, severity: int | None) -> None:
-    """Put another shift into a run's config."""
+    """Replace the shift, or its severity, in the config of a run."""
     if shift is not None:
         known = sorted(file.stem for file in (CONF / "data" / "shift").glob("*.yaml"))
         if shift not in known:
@@ -133,8 +135,8 @@ def change_shift(cfg: DictConfig, shift: str | None, severity: int | None) -> No
         cfg.data.shift.severity = severity
 
 
-def shift_of(cfg: DictConfig) -> str:
-    """The shift of a config and its severity, in the words of the command line."""
+def describe_shift(cfg: DictConfig) -> str:
+    """Return the shift of a config and its severity, as on the command line."""
     node = cfg.data.get("shift")
     if node is None:
         return "none"
@@ -146,18 +148,18 @@ def shift_of(cfg: DictConfig) -> str:
     return f"{name}, severity {node.severity}" if "severity" in node else name
 
 
-def weights_of(
+def find_weights(
     folder: Path, which: str, like: dict[str, Tensor], prefix: str = "model."
 ) -> tuple[Path, dict[str, Tensor]]:
-    """The weights that a run has kept, and the file that holds them.
+    """Return the best or last weights of a run, and the file that holds them.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
         which: "best" or "last".
-        like: the weights of the model that is to have them.
+        like: the weights of the model to load them into.
 
     Raises:
-        ConfigError: there are none, or none that can be read and fit the model.
+        ConfigError: no weights exist, or none can be read and fit the model.
     """
     if which == "last":
 
@@ -165,7 +167,9 @@ def weights_of(
             if (problem := weights_problem(model_weights(state, prefix), like)) is not None:
                 raise ValueError(problem)
 
-        found = newest_sound(folder / "checkpoints", lambda text: say(f"warning: {text}", file=sys.stderr), check=check)
+        found = newest_valid(
+            folder / "checkpoints", lambda text: print_once(f"warning: {text}", file=sys.stderr), check=check
+        )
         if found is None:
             raise ConfigError(f"{folder}: there is no sound checkpoint in it")
         return found[0], model_weights(found[1], prefix)

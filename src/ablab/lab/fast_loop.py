@@ -1,4 +1,4 @@
-"""One step of training after another: Lightning's loop over the batches of an epoch, without what no one listens to."""
+"""A training loop that skips hooks that nobody overrides, in place of Lightning's loop over the batches of an epoch."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from torch.optim import Optimizer
 from ablab.tasks.task import Task, is_overridden, uses_grad_scaler
 
 Hook = Callable[..., Any]
-HOOKS = (
+STEP_HOOKS = (
     *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
     *("on_before_optimizer_step", "on_train_batch_end"),
 )
 
 
 class TrainingEpoch(_TrainingEpochLoop):
-    """Does in a step what Lightning's loop does, in the same order, with less around it.
+    """A training epoch with the steps of Lightning's loop, in the same order, and less overhead.
 
-    Lightning calls every hook of a step on each callback, the module, the data and the strategy, whether or not there
-    is anything behind it, and wraps the closure and the optimizer: on a small network that is a tenth of a step. Here a
-    hook is called where it does something. All that happens once an epoch, the step at which a run resumes, and the
-    steps of a module that optimizes in its own way are Lightning's own.
+    Lightning calls every hook of a step on each callback, the module, the data and the strategy, overridden or not, and
+    wraps the closure and the optimizer: a tenth of a step of a small network. Here only overridden hooks are called.
+    Everything that happens once per epoch, the step at which a run resumes, and modules with their own optimization use
+    Lightning's code.
     """
 
     parts: tuple[Any, ...] = ()
-    plain = direct = False
+    is_plain = is_direct = False
     transfer: tuple[Hook, ...]
     hooks: dict[str, list[tuple[str, Hook]]]
 
@@ -44,17 +44,17 @@ class TrainingEpoch(_TrainingEpochLoop):
         if parts == self.parts:
             return  # not the first epoch
         self.parts = parts
-        self.plain, self.direct = is_plain(self.trainer), is_direct(self.trainer)
+        self.is_plain, self.is_direct = is_plain(self.trainer), is_direct(self.trainer)
         chosen = self.trainer._data_connector._datahook_selector
         assert chosen is not None
         self.transfer = tuple(
             getattr(chosen.get_instance(name), name)
             for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
         )
-        self.hooks = {name: self.listeners(name) for name in HOOKS}
+        self.hooks = {name: self.overridden_hooks(name) for name in STEP_HOOKS}
 
-    def listeners(self, name: str) -> list[tuple[str, Hook]]:
-        """Those who do something at a hook, with the names that a profile knows: callbacks, then the module."""
+    def overridden_hooks(self, name: str) -> list[tuple[str, Hook]]:
+        """Return the overridden hooks of a name, with their profiler labels: callbacks first, then the module."""
         trainer, task = self.trainer, self.trainer.lightning_module
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         found: list[tuple[str, Hook]] = [
@@ -67,8 +67,8 @@ class TrainingEpoch(_TrainingEpochLoop):
         return found
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Call a hook of everyone; what the last one gives, which is the module where it has one."""
-        vars(self.trainer.lightning_module)["_current_fx_name"] = name  # `self.log` asks where it is called
+        """Call a hook on all callbacks and the module; return the last result (the module's, if it has the hook)."""
+        vars(self.trainer.lightning_module)["_current_fx_name"] = name  # `self.log` reads the current hook
         part = self.trainer.profiler.profile  # type: ignore[attr-defined]
         answer = None
         for label, hook in self.hooks[name]:
@@ -77,14 +77,14 @@ class TrainingEpoch(_TrainingEpochLoop):
         return answer
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
-        if self.restarting or not self.plain:
+        if self.restarting or not self.is_plain:
             super().advance(data_fetcher)
             return
         trainer, task, strategy = self.trainer, self.trainer.lightning_module, self.trainer.strategy
         progress, steps = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
         logged = trainer._logger_connector
         before_transfer, move, after_transfer = self.transfer
-        part = trainer.profiler.profile  # type: ignore[attr-defined]  # nothing, where nobody asked for a profile
+        part = trainer.profiler.profile  # type: ignore[attr-defined]  # no overhead unless profiling
 
         batch, *_ = next(data_fetcher)
         number = self.batch_idx + 1
@@ -94,7 +94,7 @@ class TrainingEpoch(_TrainingEpochLoop):
             batch = after_transfer(move(batch, strategy.root_device, 0), 0)
         progress.increment_ready()
         logged.on_batch_start(batch)
-        if self.call("on_train_batch_start", batch, number) == -1:  # the module leaves the rest of the epoch out
+        if self.call("on_train_batch_start", batch, number) == -1:  # the module skips the rest of the epoch
             progress.increment_by(0, is_last_batch=True)
             progress.increment_processed()
             raise StopIteration
@@ -114,7 +114,7 @@ class TrainingEpoch(_TrainingEpochLoop):
             task.optimizer_zero_grad(trainer.current_epoch, number, optimizer)
             steps.zero_grad.increment_completed()
             outputs["loss"] = loss.detach()
-            if self.direct:
+            if self.is_direct:
                 self.backward(loss, optimizer)
             else:
                 strategy.backward(loss, optimizer)
@@ -122,7 +122,7 @@ class TrainingEpoch(_TrainingEpochLoop):
 
         steps.step.increment_ready()
         with part("[LightningModule].optimizer_step"):
-            if self.direct:
+            if self.is_direct:
                 optimizer.step(closure=forward_and_backward)  # type: ignore[arg-type]
             else:
                 strategy.optimizer_step(optimizer, forward_and_backward, task)
@@ -140,7 +140,7 @@ class TrainingEpoch(_TrainingEpochLoop):
             logged.update_train_step_metrics()
 
     def backward(self, loss: Tensor, optimizer: Optimizer) -> None:
-        """The backward pass, and what belongs between it and the optimizer's step."""
+        """Run the backward pass and everything between it and the optimizer step."""
         trainer, task = self.trainer, self.trainer.lightning_module
         self.call("on_before_backward", loss)
         with trainer.profiler.profile("[Strategy].backward"):  # type: ignore[attr-defined]
@@ -152,12 +152,12 @@ class TrainingEpoch(_TrainingEpochLoop):
 
 
 def is_direct(trainer: Trainer) -> bool:
-    """Whether neither the strategy nor the precision does something of its own around the optimizer's step."""
+    """Return whether neither the strategy nor the precision plugin changes the optimizer step."""
     return isinstance(trainer.strategy, SingleDeviceStrategy) and not uses_grad_scaler(trainer)
 
 
 def is_plain(trainer: Trainer) -> bool:
-    """Whether a batch is one step of one optimizer, by the way of the project's tasks."""
+    """Return whether a batch is one step of one optimizer, and no hook of the project's tasks is overridden."""
     task = trainer.lightning_module
     usual = isinstance(task, Task) and not (
         is_overridden(task, "training_step", Task)

@@ -1,4 +1,4 @@
-"""LightningModules and data modules that were not written for this project, `task=lightning` and `data=lightning`."""
+"""Support for external LightningModules and data modules: `task=lightning` and `data=lightning`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from ablab.callbacks.nonfinite import NonFinite
 from ablab.digest import digest
 from ablab.errors import ConfigError
-from ablab.lab.config.build import blame, build
-from ablab.lab.exact.checkpoints import Checkpoints, Unsaved
+from ablab.lab.config.build import add_config_path, build
+from ablab.lab.exact.checkpoints import Checkpoints, WithoutCheckpoints
 from ablab.lab.exact.exact import Exact
 from ablab.lab.launch.strategies import Sharded
 from ablab.lab.trainer import Trainer
@@ -21,18 +21,18 @@ from ablab.optim.optimizer import make_optimizer
 from ablab.optim.schedules import lr_scheduler_config
 from ablab.tasks.task import TaskHooks, is_overridden
 
-DEFAULT_DATA = "ablab.data.digits.Digits"  # of conf/train.yaml
+DEFAULT_DATA = "ablab.data.digits.Digits"  # the default of conf/train.yaml
 
 
 def build_guest(cfg: DictConfig, chosen: set[str]) -> tuple[L.LightningModule, L.LightningDataModule | None]:
     """Build a LightningModule and its data module.
 
-    What the module brings itself leaves the config, so that a run's record has no setting that did nothing: the data
-    that were not chosen, if the module has loaders, and optimizer and scheduler, if it configures its own.
+    Parts that the module brings itself are removed from the config, so that the record of a run lists no unused
+    setting: the default data, if the module has loaders, and optimizer and scheduler, if it configures its own.
 
     Args:
-        cfg: the composed config; changed.
-        chosen: the groups and keys that the command line sets.
+        cfg: the composed config; modified in place.
+        chosen: the groups and keys set on the command line.
 
     Raises:
         ConfigError: the module cannot be built, or lacks data.
@@ -65,31 +65,33 @@ def build_guest(cfg: DictConfig, chosen: set[str]) -> tuple[L.LightningModule, L
                 )
             cfg[group] = None
     else:
-        give_optimizer(module, build(cfg.optimizer), build(cfg.scheduler))
+        add_configure_optimizers(module, build(cfg.optimizer), build(cfg.scheduler))
     return module, data
 
 
-def give_optimizer(module: L.LightningModule, optimizer: Callable[..., Any], scheduler: Callable[..., Any]) -> None:
-    """Give a module that has no `configure_optimizers` the optimizer of the config and its schedule."""
+def add_configure_optimizers(
+    module: L.LightningModule, optimizer: Callable[..., Any], scheduler: Callable[..., Any]
+) -> None:
+    """Add `configure_optimizers` with the optimizer and schedule of the config to a module that has none."""
 
     def configure_optimizers() -> Any:
-        with blame("optimizer"):
-            made = make_optimizer(optimizer, module)
+        with add_config_path("optimizer"):
+            built = make_optimizer(optimizer, module)
         steps = module.trainer.estimated_stepping_batches
-        return {"optimizer": made, "lr_scheduler": lr_scheduler_config(scheduler, made, int(steps))}
+        return {"optimizer": built, "lr_scheduler": lr_scheduler_config(scheduler, built, int(steps))}
 
     vars(module)["configure_optimizers"] = configure_optimizers
 
 
 def check_callbacks(cfg: DictConfig, callbacks: list[L.Callback]) -> None:
-    """Refuse callbacks that look into this project's tasks.
+    """Refuse callbacks that only work with this project's tasks.
 
     Raises:
         ConfigError: names the callback.
     """
     for callback in callbacks:
         if type(callback).__module__.startswith("ablab.") and not isinstance(
-            callback, Checkpoints | Unsaved | NonFinite | ProgressBar | WeightAveraging | TaskHooks
+            callback, Checkpoints | WithoutCheckpoints | NonFinite | ProgressBar | WeightAveraging | TaskHooks
         ):
             name = next(
                 (key for key, node in cfg.callbacks.items() if node and type(callback).__name__ in str(node._target_)),
@@ -101,25 +103,25 @@ def check_callbacks(cfg: DictConfig, callbacks: list[L.Callback]) -> None:
             )
 
 
-def attach(trainer: L.Trainer, seed: int) -> None:
-    """Attach what makes a run of any module exact to a trainer; the work of this project's tasks is taken off."""
+def attach_exact(trainer: L.Trainer, seed: int) -> None:
+    """Attach exact resuming to a trainer, and detach the hooks that serve this project's tasks."""
     others = [callback for callback in trainer.callbacks if not isinstance(callback, TaskHooks)]  # type: ignore[attr-defined]
-    first = [callback for callback in others if isinstance(callback, Checkpoints | Unsaved)]
+    first = [callback for callback in others if isinstance(callback, Checkpoints | WithoutCheckpoints)]
     rest = [callback for callback in others if callback not in first]
     trainer.callbacks = [*first, Exact(seed=seed), *rest]  # type: ignore[attr-defined]
 
 
-def record_of(cfg: DictConfig) -> dict[str, Any]:
-    """Return what is recorded of the data before they are read: a hash of their settings.
+def data_record(cfg: DictConfig) -> dict[str, Any]:
+    """Return the record of the data before they are read: a hash of their settings.
 
-    That they are the same after a resume is checked on the batch before it, see `ablab.lab.exact.loaders`.
+    A resumed run verifies the data themselves on the last batch before the resume, see `ablab.lab.exact.loaders`.
     """
     settings = OmegaConf.to_container(cfg.data, resolve=True) if cfg.data is not None else None
     return {"fingerprint": digest(settings), "fingerprint_of": "settings"}
 
 
 def check_trainer(cfg: DictConfig, trainer: Trainer) -> None:
-    """Refuse what needs to know the network.
+    """Refuse trainer settings that only work with this project's models.
 
     Raises:
         ConfigError: names the setting.

@@ -1,6 +1,6 @@
-"""Private parts of Lightning that the project depends on, and what happens where Lightning has changed.
+"""Private parts of Lightning that the project depends on.
 
-Tried with Lightning 2.6. On a version without one of these parts, what it serves is left out of checkpoints.
+Tested with Lightning 2.6. If another version lacks one of them, the state that it holds is left out of checkpoints.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ablab.lab.exact.state import detached
+from ablab.lab.exact.state import detach_to_cpu
 
 try:
     from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
@@ -20,35 +20,35 @@ except ImportError:  # another version
     _Metadata = _ResultMetric = _Sync = None  # type: ignore[assignment,misc]
 
 
-FIELDS = (  # of what `self.log` was told
+METADATA_FIELDS = (  # arguments of `self.log` kept with each result
     *("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph"),
     *("add_dataloader_idx", "dataloader_idx", "metric_attribute"),
 )
 
 
 def logged_means(trainer: L.Trainer) -> dict[str, Any]:
-    """Return what `self.log` has summed up in this epoch of training and its last values, as plain data."""
+    """Return the running means and last values of `self.log` in this training epoch, as plain data."""
     found = {}
     for key, result in trainer.fit_loop.epoch_loop._results.items():
         meta = result.meta
         if result.has_reset:
             continue
-        own = {name: getattr(meta, name) for name in FIELDS}
+        own = {name: getattr(meta, name) for name in METADATA_FIELDS}
         own |= {"reduce_fx": meta.reduce_fx.__name__, "sync_dist": meta.sync.should}
         own |= {"rank_zero_only": meta.sync.rank_zero_only, "is_tensor": result.is_tensor}
-        if isinstance(result._forward_cache, Tensor):  # the last value, which is logged again until there is another
-            own["last"] = detached(result._forward_cache)
+        if isinstance(result._forward_cache, Tensor):  # the last value, logged until the next update
+            own["last"] = detach_to_cpu(result._forward_cache)
         if result.is_tensor:
-            own["value"] = detached(result.value)
+            own["value"] = detach_to_cpu(result.value)
             own["updates"] = result.update_count
             if meta.is_mean_reduction:
-                own["cumulated_batch_size"] = detached(result.cumulated_batch_size)
+                own["cumulated_batch_size"] = detach_to_cpu(result.cumulated_batch_size)
         found[key] = own
     return found
 
 
 def restore_logged_means(trainer: L.Trainer, module: L.LightningModule, saved: dict[str, Any]) -> None:
-    """Have `self.log` go on from what it had summed up when a checkpoint was written."""
+    """Restore the running means of `self.log` from a checkpoint."""
     if _ResultMetric is None:
         return
     results = trainer.fit_loop.epoch_loop._results
@@ -76,11 +76,11 @@ def restore_logged_means(trainer: L.Trainer, module: L.LightningModule, saved: d
         if last is not None:
             result._forward_cache = last.to(module.device)
         results[key] = result
-    trainer._logger_connector._first_loop_iter = True  # otherwise the first batch would set the sums back to zero
+    trainer._logger_connector._first_loop_iter = True  # otherwise the first batch would reset the sums
 
 
 def modules_in_eval_mode(trainer: L.Trainer, module: L.LightningModule) -> list[str]:
-    """Return the modules that training has put into eval mode; in a validation, all are for the time being."""
+    """Return the modules that training keeps in eval mode; during validation, those that were so before it."""
     before: dict[str, bool] = {}
     if trainer.validating:
         before = trainer.fit_loop.epoch_loop.val_loop._module_mode.mode
@@ -88,14 +88,14 @@ def modules_in_eval_mode(trainer: L.Trainer, module: L.LightningModule) -> list[
 
 
 def align_reloads(trainer: L.Trainer) -> None:
-    """Have a resumed run reload its loaders in the epochs in which an uninterrupted one does."""
+    """Make a resumed run reload its loaders in the same epochs as an uninterrupted run."""
     every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
     if every:
         trainer.fit_loop._last_train_dl_reload_epoch = trainer.current_epoch // every * every
 
 
-def restart_fetching(trainer: L.Trainer) -> None:
-    """Have training fetch its first batch anew: Lightning has fetched it before it has restored where a run stands."""
+def refetch_first_batch(trainer: L.Trainer) -> None:
+    """Fetch the first batch again: Lightning fetches it before it restores the position of a resumed run."""
     fetcher = trainer.fit_loop._data_fetcher
     if fetcher is not None:
         iter(fetcher)

@@ -1,4 +1,4 @@
-"""Predictions of a run's weights for inputs that the run has not seen: images, a table, or a text."""
+"""Predict new inputs with the weights of a run: images, a table, or a text."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from ablab.data.token_stream import IGNORED, TokenStream, Windows
 from ablab.data.vectors import Vectors
 from ablab.disk import atomic_write
 from ablab.errors import ConfigError
-from ablab.lab.evaluate import scoring, with_weights
-from ablab.lab.train import Parts, say
+from ablab.lab.evaluate import assemble_with_weights, scoring_config
+from ablab.lab.train import Parts, print_once
 from ablab.tasks.task import Task
 
 BATCH_SIZE = 256
@@ -35,7 +35,7 @@ Columns = Mapping[str, Sequence[Any]]
 
 
 class Inputs(NamedTuple):
-    """New inputs: the column that tells them apart, and their batches in order."""
+    """New inputs: the column that identifies them, and their batches in order."""
 
     label: str
     names: Sequence[Any]
@@ -51,22 +51,22 @@ def predict(
     num_tokens: int = 50,
     trust: bool = False,
 ) -> int:
-    """Write the predictions of a run's weights to a CSV file.
+    """Write the predictions of the weights of a run to a CSV file.
 
     Args:
-        folder: the run's.
-        source: a folder of images or one image, a .csv or .parquet table with the columns of the training table, or a
-            UTF-8 text whose lines are scored and continued one by one; as the run's data are.
+        folder: the run's folder.
+        source: inputs of the kind that the run was trained on: a folder of images or one image, a .csv or .parquet
+            table with the columns of the training table, or a UTF-8 text, scored and continued line by line.
         out: the CSV file to write. It must not exist.
-        weights: those that validation chose, or those of the newest checkpoint.
-        num_tokens: tokens that continue each line of a text.
-        trust: build whatever the folder's config names, not only the kinds of objects that a run is made of.
+        weights: the weights selected by validation, or those of the newest checkpoint.
+        num_tokens: the length of the continuation of each line of a text.
+        trust: build any class that the folder's config names, not only the expected kinds.
 
     Returns:
-        the number of rows.
+        The number of rows.
 
     Raises:
-        ConfigError: the run has no such weights, the source does not fit its data, or `out` exists.
+        ConfigError: the run lacks these weights, the source does not fit its data, or `out` exists.
     """
     if out.exists():
         raise ConfigError(f"out={out}: it exists; give another file, or remove it")
@@ -74,8 +74,8 @@ def predict(
         raise ConfigError(f"out={out}: there is no folder {out.parent}; make it, or give another file")
     if not source.exists():
         raise ConfigError(f"source={source}: there is no such file or folder")
-    cfg = scoring(folder)
-    parts = with_weights(folder, cfg, weights=weights, trust=trust)
+    cfg = scoring_config(folder)
+    parts = assemble_with_weights(folder, cfg, weights=weights, trust=trust)
     data, task = parts.data, parts.task
     if not isinstance(data, DataModule) or not isinstance(task, Task):
         raise ConfigError(
@@ -83,16 +83,16 @@ def predict(
             "checkpoints/best.safetensors into it in a program"
         )
     if any(str(node.get("_target_", "")).endswith(".Recalibration") for node in cfg.callbacks.values() if node):
-        say(
+        print_once(
             "callbacks: the statistics of norms are the moving averages, not recalibrated as in the test",
             file=sys.stderr,
         )
     task.eval().to(device_of(parts))
     try:
         if isinstance(data, TokenStream):
-            columns = text_columns(parts, data, source, num_tokens)
+            columns = predict_text(parts, data, source, num_tokens)
         else:
-            columns = columns_of(parts, task, inputs_of(data, source))
+            columns = predict_columns(parts, task, read_inputs(data, source))
     except (ValueError, NotImplementedError) as error:
         named = str(source) in str(error)
         raise ConfigError(str(error) if named else f"source={source}: {error}") from error
@@ -108,49 +108,51 @@ def device_of(parts: Parts) -> torch.device:
     return parts.trainer.strategy.root_device
 
 
-def precision_of(parts: Parts) -> AbstractContextManager[Any]:
-    """Compute in the precision of the run's validation."""
+def precision_context(parts: Parts) -> AbstractContextManager[Any]:
+    """Return a context with the precision of the run's validation."""
     return parts.trainer.precision_plugin.predict_step_context()
 
 
 @torch.inference_mode()
-def columns_of(parts: Parts, task: Task, inputs: Inputs) -> Columns:
-    """Return the predictions for all inputs, with the column that tells them apart first."""
+def predict_columns(parts: Parts, task: Task, inputs: Inputs) -> Columns:
+    """Return the predictions for all inputs, with the column that identifies them first."""
     assert isinstance(parts.data, DataModule)
     found: dict[str, list[Any]] = {inputs.label: list(inputs.names)}
     for number, batch in enumerate(inputs.batches):
         batch = parts.data.on_after_batch_transfer(batch.on(device_of(parts)), 0)
-        with precision_of(parts):
+        with precision_context(parts):
             logits = task.predict_step(batch, number)
         for name, values in task.predictions(logits).items():
             found.setdefault(name, []).extend(values)
     return found
 
 
-def inputs_of(data: DataModule, source: Path) -> Inputs:
-    """Read new inputs as the data read theirs.
+def read_inputs(data: DataModule, source: Path) -> Inputs:
+    """Read new inputs in the way in which the training data were read.
 
     Raises:
-        ValueError: the source does not fit the data, or they have no way to read it.
+        ValueError: the source does not fit the data, or no reader exists for their kind.
     """
     if isinstance(data, Vectors):
-        return table_rows(data, source)
+        return read_table_rows(data, source)
     if isinstance(data, LabelledData) and data.kind == "images":
-        return images(data, source)
+        return read_images(data, source)
     raise ValueError(
         f"the run was trained on {type(data).__name__} ({data.kind}); predictions are for images, tables and text"
     )
 
 
-def images(data: LabelledData, source: Path) -> Inputs:
-    """Read the images of a folder, scaled to the size of the training images where these are square."""
+def read_images(data: LabelledData, source: Path) -> Inputs:
+    """Read the images of a folder, resized to the training images if these are square."""
     left_out: Counter[str] = Counter()
     files = images_below(source, left_out) if source.is_dir() else [source]
     if not files:
         raise ValueError("there is no image in it that Pillow here can decode; give a folder of images, or one image")
-    left_out = +left_out  # what there is none of is not said
+    left_out = +left_out  # drops zero counts
     if left_out:
-        say(f"left out: {', '.join(f'{count:,} {what}' for what, count in sorted(left_out.items()))}", file=sys.stderr)
+        print_once(
+            f"left out: {', '.join(f'{count:,} {what}' for what, count in sorted(left_out.items()))}", file=sys.stderr
+        )
     in_channels, height, width = data.first_samples(1).inputs.shape[1:]
     if in_channels not in (1, 3):
         raise ValueError(f"the run was trained on images of {in_channels} channels; predictions are for 1 or 3")
@@ -175,8 +177,8 @@ def images(data: LabelledData, source: Path) -> Inputs:
     return Inputs("file", names, batches())
 
 
-def table_rows(data: Vectors, source: Path) -> Inputs:
-    """Read the rows of a table, standardized by the training rows; other columns are not used."""
+def read_table_rows(data: Vectors, source: Path) -> Inputs:
+    """Read the rows of a table, standardized by the training rows; other columns are ignored."""
     if source.is_dir():
         raise ValueError("it is a folder; a .csv or .parquet file is needed")
     features = data.standardize(torch.from_numpy(Source("source", source).numbers("features", data.feature_names)))
@@ -186,8 +188,8 @@ def table_rows(data: Vectors, source: Path) -> Inputs:
 
 
 @torch.inference_mode()
-def text_columns(parts: Parts, data: TokenStream, source: Path, num_tokens: int) -> Columns:
-    """Score and continue each line of a text; empty lines are left out.
+def predict_text(parts: Parts, data: TokenStream, source: Path, num_tokens: int) -> Columns:
+    """Score and continue each line of a text; empty lines are skipped.
 
     Raises:
         ValueError: the text is not UTF-8, or has a character that is not in the vocabulary.
@@ -204,11 +206,11 @@ def text_columns(parts: Parts, data: TokenStream, source: Path, num_tokens: int)
             tokens = data.tokens.encode(line)
         except ValueError as error:
             raise ValueError(f"line {number}: {error}, which is of the training text; leave that out") from error
-        total, predicted = 0.0, max(0, len(tokens) - 1)  # the first token is given
+        total, predicted = 0.0, max(0, len(tokens) - 1)  # the first token has no prediction
         windows = Windows([tokens], data.context_length, keep_short=True)
         for some in torch.arange(len(windows)).split(BATCH_SIZE) if predicted else ():
             batch = windows[some].on(device_of(parts))
-            with precision_of(parts):
+            with precision_context(parts):
                 loss = parts.task.loss(parts.task(batch), batch)  # type: ignore[operator]
             total += float(loss) * int((batch.targets != IGNORED).sum()) / predicted
         written = generate(

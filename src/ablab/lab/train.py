@@ -22,7 +22,7 @@ from ablab.data.reading import setup_data
 from ablab.digest import weights_digest
 from ablab.errors import ConfigError, Stopped
 from ablab.lab import guests, terminal
-from ablab.lab.config.build import blame, build
+from ablab.lab.config.build import add_config_path, build
 from ablab.lab.config.schema import is_guest
 from ablab.lab.config.trust import check_targets
 from ablab.lab.dry_run import (
@@ -35,14 +35,14 @@ from ablab.lab.dry_run import (
     dry_run,
     task_class,
 )
-from ablab.lab.exact.checkpoints import Checkpoints, Unsaved, network
+from ablab.lab.exact.checkpoints import Checkpoints, WithoutCheckpoints, network
 from ablab.lab.exact.exact import seed_before_fit
 from ablab.lab.launch.processes import check_possible, first_failure, lost_worker, process_group
-from ablab.lab.launch.strategies import cluster_environment, load_weights, whole_weights
+from ablab.lab.launch.strategies import cluster_environment, full_weights, load_weights
 from ablab.lab.run.checkpoint_files import BEST, VerifiedFiles, read_weights
-from ablab.lab.run.folder import go_on_command, short
+from ablab.lab.run.folder import relpath, resume_command
 from ablab.lab.run.identity import plain
-from ablab.lab.run.restorable import check_guest_state, check_state
+from ablab.lab.run.restorable import check_checkpoint, check_guest_checkpoint
 from ablab.lab.run.resume import key_of, own_overrides
 from ablab.lab.run.run import Run
 from ablab.lab.trainer import Trainer
@@ -52,9 +52,9 @@ from ablab.rank import launcher, rank, remove_stale_rank_variables
 from ablab.screen import silence_stdout, wrap_to_terminal
 from ablab.tasks.task import Task, is_overridden
 
-say = rank_zero_only(print)
+print_once = rank_zero_only(print)
 
-SHOWN = 5000  # training samples that a model may take its first weights from
+NUM_INIT_SAMPLES = 5000  # training samples for data-dependent initialization
 
 
 def train(cfg: DictConfig) -> Run:
@@ -64,12 +64,12 @@ def train(cfg: DictConfig) -> Run:
         cfg: the composed config, see conf/train.yaml.
 
     Returns:
-        The run: its folder, and its metrics, which are the validation metric that chose the weights and their test
-        metrics; without any validation, the test metrics of the last weights.
+        The run: its folder, and its metrics: the validation metric that selected the weights and their test metrics;
+        without validation, the test metrics of the last weights.
 
     Raises:
-        ConfigError: something in the config is wrong; nothing has been written.
-        RunError: training went wrong in a way that a person can fix; the run's folder is in order.
+        ConfigError: the config is invalid; nothing has been written.
+        RunError: training failed for a reason that a person can fix; the run's folder is valid.
         Stopped: the run was asked to stop, and can be resumed.
     """
     number = num_workers_to_start(cfg)
@@ -83,15 +83,15 @@ def train(cfg: DictConfig) -> Run:
 
 
 def num_workers_to_start(cfg: DictConfig) -> int:
-    """Return the number of DDP workers that a run needs and that nobody has started; 0 if it is this process alone.
+    """Return the number of DDP workers that a run needs and nobody has started; 0 if it is this process alone.
 
     Raises:
         ConfigError: the processes cannot be started from here.
     """
     if launcher() is not None or (cfg.trainer.devices == 1 and cfg.trainer.strategy == "auto"):
         return 0
-    begin(cfg)
-    trainer = trainer_of(cfg, prefix="")
+    prepare_process(cfg)
+    trainer = build_trainer(cfg, prefix="")
     if not isinstance(trainer.strategy, ParallelStrategy):
         return 0
     check_possible(cfg, trainer)
@@ -103,17 +103,17 @@ def train_here(cfg: DictConfig, *, on_open: Callable[[Path], None] | None = None
 
     Args:
         cfg: the composed config.
-        on_open: called with the run's folder as soon as it is there.
+        on_open: called with the run's folder as soon as it exists.
     """
     with silence_stdout(cfg.quiet):
         parts = assemble(cfg)
     data, trainer, task = parts.data, parts.trainer, parts.task
-    facts: dict[str, Any] = {"data": guests.record_of(cfg)}
-    check: Callable[..., None] = partial(check_guest_state, module=task, trainer=trainer)
+    facts: dict[str, Any] = {"data": guests.data_record(cfg)}
+    check: Callable[..., None] = partial(check_guest_checkpoint, module=task, trainer=trainer)
     if isinstance(data, DataModule) and isinstance(task, Task):
         assert parts.norm is not None
-        facts = {"data": data.record(), "batch_sizes": seen_by(data, parts.norm, trainer)}
-        check = partial(check_state, task=task, trainer=trainer, data=data)
+        facts = {"data": data.record(), "batch_sizes": effective_batch_sizes(data, parts.norm, trainer)}
+        check = partial(check_checkpoint, task=task, trainer=trainer, data=data)
 
     with (
         silence_stdout(cfg.quiet) as stdout,
@@ -124,46 +124,46 @@ def train_here(cfg: DictConfig, *, on_open: Callable[[Path], None] | None = None
     ):
         if on_open is not None:
             on_open(run.folder)
-        say(f"run: {short(run.folder)}")
+        print_once(f"run: {relpath(run.folder)}")
         if cfg.resume is not None:
-            say(
+            print_once(
                 f"resumed from {run.checkpoint.name if run.checkpoint else 'its beginning: there is no checkpoint yet'}"
             )
         trainer.loggers = run.start_loggers(cfg.logger)
-        described = terminal.describe(data or task, parts.model, parts.norm, facts.get("batch_sizes", {}))
-        say(wrap_to_terminal(described, sys.stdout))
+        described = terminal.describe_run(data or task, parts.model, parts.norm, facts.get("batch_sizes", {}))
+        print_once(wrap_to_terminal(described, sys.stdout))
         try:
             began = time.perf_counter()
             if is_guest(cfg):
-                seed_before_fit(cfg.seed)  # its data may be drawn while they are set up
+                seed_before_fit(cfg.seed)  # its data module may draw random numbers in setup
             trainer.fit(task, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
             run.seconds = time.perf_counter() - began
             if trainer.profile is not None:
                 run.record["profile"] = trainer.profile.found
-            run.weights = {"last": weights_digest(whole_weights(parts.model))}
+            run.weights = {"last": weights_digest(full_weights(parts.model))}
             chosen: dict[str, float] = {}
             if parts.checkpoints is not None and parts.checkpoints.best_score is not None:
                 chosen = {cfg.monitor.metric: parts.checkpoints.best_score}
                 best = read_weights(run.folder / "checkpoints" / BEST, like=parts.model.state_dict())
                 load_weights(parts.model, best)
-                run.weights["best"] = weights_digest(whole_weights(parts.model))
+                run.weights["best"] = weights_digest(full_weights(parts.model))
             tested = test(parts, chosen)
         except Stopped as stopped:
-            command = go_on_command(run.folder) + (" trust=true" if needs_trust(cfg, trainer) else "")
-            say(f"stopped by {stopped}; go on with: {command}", file=stdout)
+            command = resume_command(run.folder) + (" trust=true" if needs_trust(cfg, trainer) else "")
+            print_once(f"stopped by {stopped}; go on with: {command}", file=stdout)
             raise
         run.metrics = {**chosen, **tested}
         is_monitored = cfg.monitor.metric is not None
-        say(terminal.results(chosen, tested, run.folder, is_monitored=is_monitored), file=stdout)
+        print_once(terminal.format_results(chosen, tested, run.folder, is_monitored=is_monitored), file=stdout)
     return run
 
 
 def test(parts: Parts, chosen: Collection[str]) -> dict[str, float]:
-    """Test the model; of a module without a test, return the last logged metrics.
+    """Test the model; for a module without a test, return the last logged metrics.
 
     Args:
-        parts: of the run.
-        chosen: metrics of the best checkpoint, whose last values would replace the best ones.
+        parts: the parts of the run.
+        chosen: metrics of the best checkpoint, kept from being replaced by their last values.
     """
     owner: Any = parts.task if parts.data is None else parts.data
     base = L.LightningModule if parts.data is None else L.LightningDataModule
@@ -175,7 +175,7 @@ def test(parts: Parts, chosen: Collection[str]) -> dict[str, float]:
 
 
 def needs_trust(cfg: DictConfig, trainer: Trainer) -> bool:
-    """Return whether a run is resumed with `trust=true` only, see `ablab.lab.config.trust` and `VerifiedFiles`."""
+    """Return whether resuming the run requires `trust=true`, see `ablab.lab.config.trust` and `VerifiedFiles`."""
     files = trainer.strategy.checkpoint_io
     if isinstance(files, VerifiedFiles) and files.has_objects:
         return True
@@ -190,7 +190,7 @@ def needs_trust(cfg: DictConfig, trainer: Trainer) -> bool:
 
 @dataclass
 class Parts:
-    """What a config describes, built and checked; a module from outside has no norm of this project's."""
+    """The objects that a config describes, built and checked; an external module has no norm of this project."""
 
     data: DataModule | L.LightningDataModule | None
     norm: Norm | None
@@ -200,115 +200,117 @@ class Parts:
 
     @property
     def model(self) -> nn.Module:
-        """The network whose weights a run keeps; a module from outside as a whole."""
+        """The network whose weights a run keeps; an external module as a whole."""
         return network(self.task)
 
 
 def assemble(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") -> Parts:
-    """Build everything that a config describes, and try what can be wrong before it is used.
+    """Build all parts of a run from a config, and check them before they are used.
 
     Args:
         cfg: the composed config.
-        scored: the split that a test is of.
+        scored: the split that the test uses.
 
     Raises:
-        ConfigError: something in the config is wrong.
+        ConfigError: the config is invalid.
     """
     if is_guest(cfg):
         return assemble_guest(cfg)
-    data, norm, trainer = tried(cfg, scored=scored)
+    data, norm, trainer = build_and_check(cfg, scored=scored)
     model = build(cfg.model, norm=norm, **data.model_sizes)
     if isinstance(model, InitFromData):
-        model.init_from_data(data.first_samples(SHOWN).inputs)
+        model.init_from_data(data.first_samples(NUM_INIT_SAMPLES).inputs)
     task = build_task(cfg, data, norm, model)
-    trainer.precision_plugin.convert_module(task)  # Lightning does after it has read a checkpoint, into float32
+    trainer.precision_plugin.convert_module(task)  # Lightning does so only after loading a checkpoint, in float32
     trainer.prepare(task.model)
-    return Parts(data, norm, trainer, task, checkpoints_of(trainer))
+    return Parts(data, norm, trainer, task, find_checkpoints(trainer))
 
 
 def assemble_guest(cfg: DictConfig) -> Parts:
-    """Build a LightningModule and a data module from outside, and attach to the trainer what makes their run exact.
+    """Build an external LightningModule and its data module, and attach exact resuming to the trainer.
 
     Raises:
-        ConfigError: something in the config is wrong.
+        ConfigError: the config is invalid.
     """
-    begin(cfg)
+    prepare_process(cfg)
     cfg = with_trial_options(cfg)
     chosen = {key_of(word) for word in own_overrides() or ()}
-    with blame("task"):
+    with add_config_path("task"):
         module, data = guests.build_guest(cfg, chosen)
     if isinstance(data, DataModule):
-        with blame("data"):
+        with add_config_path("data"):
             setup_data(data, plain(cfg.data))
-    trainer = trainer_of(cfg, prefix="", shards=not isinstance(data, DataModule))
+    trainer = build_trainer(cfg, prefix="", shards=not isinstance(data, DataModule))
     guests.check_trainer(cfg, trainer)
     check_loggers(cfg)
     trainer.precision_plugin.convert_module(module)
-    guests.attach(trainer, cfg.seed)
-    return Parts(data, None, trainer, module, checkpoints_of(trainer))
+    guests.attach_exact(trainer, cfg.seed)
+    return Parts(data, None, trainer, module, find_checkpoints(trainer))
 
 
-def checkpoints_of(trainer: Trainer) -> Checkpoints | None:
-    """Return the callback that saves checkpoints, if there is one."""
+def find_checkpoints(trainer: Trainer) -> Checkpoints | None:
+    """Return the callback that saves checkpoints, or None."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return next((callback for callback in callbacks if isinstance(callback, Checkpoints)), None)
 
 
-def tried(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") -> tuple[DataModule, Norm, Trainer]:
-    """Data, norm and trainer of a config, once everything has been tried on the meta device.
+def build_and_check(
+    cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test"
+) -> tuple[DataModule, Norm, Trainer]:
+    """Build data, norm and trainer of a config, and check everything on the meta device.
 
     Raises:
-        ConfigError: something in the config is wrong.
+        ConfigError: the config is invalid.
     """
-    begin(cfg)
+    prepare_process(cfg)
     overfits = bool(cfg.trainer.get("overfit_batches"))
     cfg = with_trial_options(cfg)
-    data = data_of(cfg, scored=scored)
+    data = build_data(cfg, scored=scored)
     data.repeats_first_epoch = overfits
     data.num_views = task_class(cfg).num_views
     norm = build(cfg.norm)
-    trainer = trainer_of(cfg, prefix="model.")
+    trainer = build_trainer(cfg, prefix="model.")
     check_sharding(cfg, trainer)
     dry_run(cfg, data, norm, trainer.world_size)
     return data, norm, trainer
 
 
-def try_out(cfg: DictConfig) -> str | None:
-    """Try everything that can be wrong with a run, and return the fingerprint of its data.
+def check_buildable(cfg: DictConfig) -> str | None:
+    """Check that a run can be built, and return the fingerprint of its data.
 
     Returns:
-        None for data from outside, which are read when a run trains.
+        None for external data, which are only read when a run trains.
 
     Raises:
-        ConfigError: something in the config is wrong.
+        ConfigError: the config is invalid.
     """
     if is_guest(cfg):
         assemble_guest(cfg.copy())
         return None
-    data, _, _ = tried(cfg)
+    data, _, _ = build_and_check(cfg)
     return data.fingerprint
 
 
-def begin(cfg: DictConfig) -> None:
-    """Seed, and check what can be checked before anything is built.
+def prepare_process(cfg: DictConfig) -> None:
+    """Seed this process, and check settings that need no built objects.
 
     Raises:
-        ConfigError: something in the config is wrong.
+        ConfigError: the config is invalid.
     """
-    terminal.quiet()
-    remove_stale_rank_variables()  # a notebook may have set something since
+    terminal.silence_libraries()
+    remove_stale_rank_variables()  # a notebook may have set variables since
     check_start()
-    rank_zero_only.rank = rank()  # type: ignore[attr-defined]  # Lightning has taken any RANK when it was imported
-    with blame("seed"):
+    rank_zero_only.rank = rank()  # type: ignore[attr-defined]  # at import, Lightning trusts any RANK variable
+    with add_config_path("seed"):
         L.seed_everything(cfg.seed, workers=True, verbose=False)
     check_targets(cfg)
     check_trainer(cfg)
 
 
 def with_trial_options(cfg: DictConfig) -> DictConfig:
-    """Return a config with the limits that `trainer.fast_dev_run` and `trainer.overfit_batches` stand for.
+    """Return a config with the limits that `trainer.fast_dev_run` and `trainer.overfit_batches` imply.
 
-    A trial has a folder, checkpoints and logs as every run; Lightning's own `fast_dev_run` leaves these out.
+    A trial has a folder, checkpoints and logs like every run; Lightning's own `fast_dev_run` has none.
     """
     num_batches, overfit = int(cfg.trainer.get("fast_dev_run") or 0), cfg.trainer.get("overfit_batches") or 0
     if not num_batches and not overfit:
@@ -318,31 +320,34 @@ def with_trial_options(cfg: DictConfig) -> DictConfig:
         cfg.trainer.update(limit_train_batches=overfit, limit_val_batches=overfit)
         if not is_guest(cfg):
             cfg.trainer.overfit_batches = 0  # Lightning would replace the loader; the data repeat their first epoch
-        say(f"trial: trainer.overfit_batches={overfit}, so every epoch has the same training batches", file=sys.stderr)
+        print_once(
+            f"trial: trainer.overfit_batches={overfit}, so every epoch has the same training batches", file=sys.stderr
+        )
     if num_batches:
         limits = {f"limit_{stage}_batches": num_batches for stage in ("train", "val", "test")}
         cfg.trainer.update(max_epochs=1, max_steps=num_batches, fast_dev_run=False, log_every_n_steps=1, **limits)
         cfg.trainer.update(val_check_interval=1.0, check_val_every_n_epoch=1, num_sanity_val_steps=0)
         what = f"{num_batches} batch{'es' if num_batches > 1 else ''} of training, validation and test"
-        say(f"trial: trainer.fast_dev_run={num_batches}, so only {what}", file=sys.stderr)
+        print_once(f"trial: trainer.fast_dev_run={num_batches}, so only {what}", file=sys.stderr)
     return cfg
 
 
-def trainer_of(cfg: DictConfig, *, prefix: str, shards: bool = False) -> Trainer:
-    """Build the trainer with its callbacks.
+def build_trainer(cfg: DictConfig, *, prefix: str, shards: bool = False) -> Trainer:
+    """Build the trainer and its callbacks.
 
     Args:
         cfg: the composed config.
-        prefix: of the model's weights among those of the LightningModule.
-        shards: the loaders do not know of other processes, each of which is to take its share.
+        prefix: of the model's weights in the state dict of the LightningModule.
+        shards: add distributed samplers, since the loaders do not shard by themselves.
 
     Raises:
-        ConfigError: something in the config is wrong.
+        ConfigError: the config is invalid.
     """
     callbacks = [build(callback) for callback in cfg.callbacks.values() if callback is not None]
-    callbacks.sort(key=lambda callback: not isinstance(callback, Checkpoints))  # the state before others' hooks
+    # checkpoints are saved before the hooks of other callbacks run
+    callbacks.sort(key=lambda callback: not isinstance(callback, Checkpoints))
     if not any(isinstance(callback, Checkpoints) for callback in callbacks):
-        callbacks.insert(0, Unsaved())
+        callbacks.insert(0, WithoutCheckpoints())
     files = VerifiedFiles(prefix, keeps_objects=is_guest(cfg), trusted=cfg.trust is True)
     trainer: Trainer = build(
         cfg.trainer,
@@ -356,24 +361,24 @@ def trainer_of(cfg: DictConfig, *, prefix: str, shards: bool = False) -> Trainer
     return trainer
 
 
-def data_of(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") -> DataModule:
-    """The data of a config, read.
+def build_data(cfg: DictConfig, *, scored: Literal["train", "val", "test"] = "test") -> DataModule:
+    """Build the data module of a config, and read its data.
 
     Raises:
-        ConfigError: there are no such data.
+        ConfigError: the data cannot be read.
     """
     data: DataModule = build(cfg.data)
     data.scored = scored
-    with blame("data"):
+    with add_config_path("data"):
         setup_data(data, plain(cfg.data))
     return data
 
 
-def seen_by(data: DataModule, norm: Norm, trainer: L.Trainer) -> dict[str, int]:
-    """How many samples a step of the optimizer, a forward pass of one process and one statistic of the norm see.
+def effective_batch_sizes(data: DataModule, norm: Norm, trainer: L.Trainer) -> dict[str, int]:
+    """Return the samples per optimizer step, per forward pass of one process, and per statistic of the norm.
 
-    They are three numbers: a batch that is taken in parts is no larger for batch norm than its parts, and more
-    processes make its batch smaller.
+    The three differ: with micro-batches, batch norm sees one micro-batch, and more processes make the batch of each
+    smaller.
     """
     micro = data.forward_size(trainer.world_size)
     return {

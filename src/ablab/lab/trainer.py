@@ -1,4 +1,4 @@
-"""Lightning's trainer, and how this project has it carry out a model's step."""
+"""Lightning's trainer with options for compilation, memory layout and profiling."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from torch import nn
 from ablab.callbacks.profile import Profile
 from ablab.tasks.task import TaskHooks
 
-TESTED = "2.6."  # versions of Lightning whose training step `ablab.lab.fast_loop` repeats
+TESTED_VERSIONS = "2.6."  # versions of Lightning whose training step `ablab.lab.fast_loop` replicates
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
 class Trainer(LightningTrainer):
-    """Lightning's trainer, with a few words on how a step is carried out.
+    """Lightning's trainer with options for how a step is executed.
 
     Args:
-        compile: translate the model's forward and backward pass with `torch.compile`, in this mode; "reduce-overhead"
-            and "max-autotune" replay them as CUDA graphs. None carries out the operations as they are written.
-        channels_last: keep images as N, H, W, C in memory, for which GPUs have faster convolutions.
-        profile: say where the time of a step goes, see `ablab.callbacks.profile`.
+        compile: the mode of `torch.compile` for the forward and backward pass; "reduce-overhead" and "max-autotune"
+            replay them as CUDA graphs. None runs in eager mode.
+        channels_last: keep images as N, H, W, C in memory, which speeds up convolutions on GPUs.
+        profile: report where the time of a step goes, see `ablab.callbacks.profile`.
         max_restarts: times that all DDP workers are restarted from the newest checkpoint after one of them has failed.
-        callbacks: what is done beside the training.
-        settings: Lightning's own.
+        callbacks: the callbacks of the run.
+        settings: passed to Lightning's trainer.
     """
 
     def __init__(
@@ -45,21 +45,21 @@ class Trainer(LightningTrainer):
         callbacks: Sequence[Callback] = (),
         **settings: Any,
     ) -> None:
-        # deterministic=true has torch fill every new tensor, 230 in a step of the default network, in case one is read
-        # before it is written
+        # with deterministic=true torch fills every new tensor, 230 per step of the default network, to catch reads of
+        # uninitialized memory
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.profile = Profile() if profile else None
-        # a task brings its hooks, too, for other trainers; but a subclass may override `configure_callbacks`
+        # a task adds its hooks itself under other trainers, but a subclass may override `configure_callbacks`
         callbacks = [*callbacks, TaskHooks(), *([self.profile] if self.profile else [])]
-        super().__init__(callbacks=callbacks, **{"profiler": Unobserved(), **settings})
-        if lightning.__version__.startswith(TESTED):
-            from ablab.lab.fast_loop import TrainingEpoch  # parts of Lightning that another version may not have
+        super().__init__(callbacks=callbacks, **{"profiler": NoProfiler(), **settings})
+        if lightning.__version__.startswith(TESTED_VERSIONS):
+            from ablab.lab.fast_loop import TrainingEpoch  # uses private parts of Lightning 2.6
 
             self.fit_loop.epoch_loop = TrainingEpoch(self, min_steps=self.min_steps, max_steps=self.max_steps)
         else:
             rank_zero_warn(
-                f"Lightning {lightning.__version__}: the faster training loop is tested with {TESTED}x only, so "
-                "Lightning's own is used; a step of a small network takes a tenth longer"
+                f"Lightning {lightning.__version__}: the faster training loop is tested with {TESTED_VERSIONS}x only, "
+                "so Lightning's own is used; a step of a small network takes a tenth longer"
             )
         self.max_restarts = max_restarts
         self.compile = compile
@@ -67,7 +67,7 @@ class Trainer(LightningTrainer):
 
     @property
     def logger(self) -> Logger | None:
-        """The logger that callbacks and modules ask for: the first tracker, or metrics.csv where there is none."""
+        """The logger that callbacks and modules use: the first tracker, or metrics.csv if there is none."""
         return next(iter([*self.loggers[1:], *self.loggers]), None)
 
     @logger.setter
@@ -75,15 +75,15 @@ class Trainer(LightningTrainer):
         self.loggers = [] if logger is None else [logger]
 
     def prepare(self, model: nn.Module) -> None:
-        """Have a model carried out as it was asked for; its parameters and their names stay."""
+        """Compile the model and set its memory format as configured; parameters and their names stay the same."""
         if self.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.compile is not None:
             model.compile(mode=self.compile, dynamic=False)
 
 
-class Unobserved(PassThroughProfiler):
-    """No profile, and no work for it: Lightning's own makes a context for each of the fifty hooks of a step."""
+class NoProfiler(PassThroughProfiler):
+    """A profiler without overhead: Lightning's default creates a context for each of the fifty hooks of a step."""
 
     nothing = nullcontext()
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ablab.callbacks.diagnostics.diagnostic import TaskCopy, sees_batch, weight_layers
 from ablab.data.batch import Batch
-from ablab.lab.run.resume import resumed
+from ablab.lab.run.resume import resume_config
 
 Start = Callable[..., SimpleNamespace]
 
@@ -127,7 +127,7 @@ def test_a_stopped_run_with_all_measures_goes_on_to_the_same_bytes(
     for step, k in places:
         folder = stop(step, k, *words)
         assert folder is not None
-        train(resumed(OmegaConf.create({"resume": str(folder)})))
+        train(resume_config(OmegaConf.create({"resume": str(folder)})))
         assert result(folder) == expected, f"stopped in {step} number {k}"
 
 
@@ -138,7 +138,7 @@ def test_a_run_that_died_after_its_last_step_measures_it_once(run: Start) -> Non
     expected = result(done.folder)
     record = json.loads((done.folder / "run.json").read_text())
     (done.folder / "run.json").write_text(json.dumps({**record, "status": "running"}))
-    train(resumed(OmegaConf.create({"resume": str(done.folder)})))
+    train(resume_config(OmegaConf.create({"resume": str(done.folder)})))
     assert result(done.folder) == expected
 
 

@@ -1,4 +1,4 @@
-"""What an ablation is: factors with levels, seeds, a baseline, and what is measured."""
+"""The definition of an ablation: factors with levels, seeds, a baseline, and metrics."""
 
 from __future__ import annotations
 
@@ -10,54 +10,54 @@ from typing import Any
 
 from ablab.errors import ConfigError
 from ablab.lab.config.errors import menu
-from ablab.lab.config.schema import quoted, show
+from ablab.lab.config.schema import quote_value, show
 from ablab.lab.run.folder import check_name
 
-COUNTABLE = 100_000  # cells that are made only to be counted
+MAX_COUNTED_CELLS = 100_000  # larger grids are not enumerated just to count their cells
 
 Cell = dict[str, str]  # a level for each factor
-Words = list[str]  # of the command line
+Overrides = list[str]  # as on the command line
 
 
 @dataclass(frozen=True)
-class Planned:
-    """One run of the grid: a level for each factor, a seed, and the words that make them so.
+class PlannedRun:
+    """One run of the grid: a level for each factor, a seed, and the overrides that set them.
 
     Args:
         cell: the level of each factor.
         seed: of everything random.
-        words: what the command line of this run alone would have, its seed aside.
-        tuned: the tuned key and its value, where there is one.
+        overrides: of this run on a command line, except its seed.
+        tuned: the tuned key and its value, if there is one.
     """
 
     cell: Cell
     seed: int
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     tuned: Cell = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, str]:
-        """What tells this run from the others."""
+        """The settings that distinguish this run from the others."""
         return {**self.cell, **self.tuned, "seed": str(self.seed)}
 
     @property
     def label(self) -> str:
-        """The settings as they are typed: norm=groupnorm data.batch_size=8 seed=0."""
+        """The settings as typed: norm=groupnorm data.batch_size=8 seed=0."""
         return " ".join(f"{key}={value}" for key, value in self.settings.items())
 
     @property
     def cell_label(self) -> str:
-        """The same without the seed."""
+        """The settings as typed, without the seed."""
         return " ".join(f"{key}={value}" for key, value in {**self.cell, **self.tuned}.items()) or "every run"
 
 
 class Tuning:
-    """A key that is tuned for every cell, so that each is seen at its best.
+    """A key that is tuned for each cell, so that each is compared at its best.
 
     Args:
-        key: what is tuned, `optimizer.lr` for example.
-        values: those that are tried.
-        seeds: the seeds that decide; None takes those of the ablation.
+        key: the key to tune, for example `optimizer.lr`.
+        values: the values to try.
+        seeds: the seeds to tune with; None uses those of the ablation.
     """
 
     def __init__(self, *, key: str, values: list[float], seeds: list[int] | None = None) -> None:
@@ -69,27 +69,27 @@ class Tuning:
 
 
 class Ablation:
-    """A grid of runs and what is to be said of it.
+    """A grid of runs and the questions that its report answers.
 
     Args:
         name: of its folder in output_dir.
-        factors: what is varied. A key of the config, with its values; or any name, with a text (or a list of them)
-            for each level: what the command line would have.
+        factors: what is varied. A key of the config, with its values; or any name, with an override (or a list of
+            overrides) for each level.
         seeds: each cell is run with each of them.
-        baseline: the level of one factor, or of several, that the others are compared with, everything else equal.
-        metrics: what the report is about, the first before all; see `ablab.lab.ablation.metrics`.
-        question: that it answers, in one sentence.
+        baseline: the level of one or more factors to compare the others with, everything else equal.
+        metrics: the metrics of the report, the primary one first; see `ablab.lab.ablation.metrics`.
+        question: that the ablation answers, in one sentence.
         claims: the rows of docs/claims.md that it settles.
-        exclude: combinations of levels that are left out.
-        tune: a key, and values of it, of which every cell gets the one that is best in validation.
-        max_runs: a larger grid is refused, as a slip of the hand.
-        mix_code: let runs count that were made by other code than today's.
+        exclude: combinations of levels to leave out.
+        tune: a key and values of it; each cell gets the value that is best in validation.
+        max_runs: larger grids are refused as a likely mistake.
+        mix_code: include runs made by other versions of the code.
 
     Attributes:
-        from_words: the command line alone made it, without a file.
+        from_overrides: the ablation comes from the command line alone, without a file.
 
     Raises:
-        ConfigError: a factor without levels, a baseline that is no level, a grid that is too large.
+        ConfigError: a factor has no levels, a level of the baseline does not exist, or the grid is too large.
     """
 
     def __init__(
@@ -124,13 +124,13 @@ class Ablation:
         self.name = str(name)
         self.question = question
         self.claims = claims or []
-        self.from_words = False
-        self.levels = {str(factor): levels_of(str(factor), given) for factor, given in factors.items()}
+        self.from_overrides = False
+        self.levels = {str(factor): parse_factor(str(factor), given) for factor, given in factors.items()}
         self.seeds = seeds
         if not seeds or len(set(seeds)) < len(seeds):
             raise ConfigError(f"ablation.seeds={show(seeds)}: at least one seed is needed, and each once")
-        self.baseline = self.partial("baseline", baseline or {})
-        self.exclude = [self.partial("exclude", cell) for cell in exclude or []]
+        self.baseline = self.check_levels("baseline", baseline or {})
+        self.exclude = [self.check_levels("exclude", cell) for cell in exclude or []]
         self.metrics = metrics or ["test/accuracy"]
         self.tune = Tuning(**tune) if tune else None
         if self.tune is not None and self.tune.key in self.levels:
@@ -143,18 +143,18 @@ class Ablation:
             counts = [f"{len(levels)} of {factor}" for factor, levels in self.levels.items()]
             excluded = ", less what is excluded" if self.exclude else ""
             raise ConfigError(
-                f"ablation: {size:,} runs ({' × '.join([*counts, self.runs_of_a_cell])}{excluded}); if they are meant, "
+                f"ablation: {size:,} runs ({' × '.join([*counts, self.runs_per_cell])}{excluded}); if they are meant, "
                 f"+ablation.max_runs={size}"
             )
 
     @property
     def factors(self) -> dict[str, list[str]]:
-        """The levels of each factor, as they are called."""
+        """The names of the levels of each factor."""
         return {factor: list(levels) for factor, levels in self.levels.items()}
 
     @property
-    def runs_of_a_cell(self) -> str:
-        """How many there are, in words."""
+    def runs_per_cell(self) -> str:
+        """A description of the number of runs per cell."""
         if self.tune is None:
             return f"{len(self.seeds)} seeds"
         tuning = f"{len(self.tune.values)} of {self.tune.key} × {len(self.tune.seeds or self.seeds)} seeds"
@@ -162,19 +162,19 @@ class Ablation:
 
     @property
     def num_after_tuning(self) -> int:
-        """The seeds of a cell that no tuning run has: one that has is the run, and not done again."""
+        """The seeds per cell without a tuning run; a tuning run with the chosen value is reused."""
         return len({*self.seeds} - {*((self.tune.seeds or self.seeds) if self.tune else [])})
 
     def num_runs(self) -> int:
-        """All runs of the grid, those that tune among them; of a huge one the excluded ones, too."""
+        """Return the number of runs, including tuning runs; for a huge grid, excluded ones are counted as well."""
         num_cells = math.prod(map(len, self.levels.values()))
-        if self.exclude and num_cells <= COUNTABLE:
+        if self.exclude and num_cells <= MAX_COUNTED_CELLS:
             num_cells = len(self.cells())
         tuning = len(self.tune.values) * len(self.tune.seeds or self.seeds) if self.tune else 0
         return num_cells * (tuning + self.num_after_tuning)
 
-    def partial(self, what: str, cell: Mapping[str, Any]) -> Cell:
-        """A cell, or a part of one, whose levels exist."""
+    def check_levels(self, what: str, cell: Mapping[str, Any]) -> Cell:
+        """Return a cell, or a part of one, after checking that its levels exist."""
         checked = {}
         for factor, value in cell.items():
             if factor not in self.levels:
@@ -190,44 +190,49 @@ class Ablation:
         return checked
 
     def cells(self) -> list[Cell]:
-        """Every combination of levels that is not excluded."""
+        """Return every combination of levels that is not excluded."""
         every = [dict(zip(self.levels, levels, strict=True)) for levels in itertools.product(*self.levels.values())]
         return [cell for cell in every if not any(part.items() <= cell.items() for part in self.exclude)]
 
-    def runs(self) -> Iterator[Planned]:
-        """Every run; a seed of all cells before the next one, so that an unfinished grid is an even one."""
+    def runs(self) -> Iterator[PlannedRun]:
+        """Yield every run, seed by seed, so that all cells of an unfinished grid have about as many seeds."""
         for seed in self.seeds:
             for cell in self.cells():
-                yield Planned(cell, seed, tuple(self.words(cell)))
+                yield PlannedRun(cell, seed, tuple(self.cell_overrides(cell)))
 
-    def tuning_runs(self) -> Iterator[tuple[Planned, float]]:
-        """Every run that decides on the tuned key, with its value."""
+    def tuning_runs(self) -> Iterator[tuple[PlannedRun, float]]:
+        """Yield every tuning run, with its value."""
         if self.tune is None:
             return
         for seed in self.tune.seeds or self.seeds:
             for cell in self.cells():
                 for value in self.tune.values:
-                    yield self.at(Planned(cell, seed, tuple(self.words(cell))), value), value
+                    yield self.with_tuned_value(PlannedRun(cell, seed, tuple(self.cell_overrides(cell))), value), value
 
-    def at(self, run: Planned, value: float) -> Planned:
-        """A run with a value of the tuned key."""
+    def with_tuned_value(self, run: PlannedRun, value: float) -> PlannedRun:
+        """Return a run with a value of the tuned key."""
         assert self.tune is not None
         tuned = {self.tune.key: show(value)}
-        return Planned(run.cell, run.seed, (*run.words, f"{self.tune.key}={show(value)}"), tuned)
+        return PlannedRun(run.cell, run.seed, (*run.overrides, f"{self.tune.key}={show(value)}"), tuned)
 
-    def words(self, cell: Cell) -> Words:
-        """What the command line of a cell would have."""
-        return [word for factor, level in cell.items() for word in self.levels[factor][level]]
+    def cell_overrides(self, cell: Cell) -> Overrides:
+        """Return the overrides of a cell."""
+        return [override for factor, level in cell.items() for override in self.levels[factor][level]]
 
 
-def levels_of(factor: str, given: Any) -> dict[str, Words]:
-    """The levels of a factor, each with its words."""
+def parse_factor(factor: str, given: Any) -> dict[str, Overrides]:
+    """Return the levels of a factor, each with its overrides."""
     if isinstance(given, Mapping):
-        levels = {show(level): [words] if isinstance(words, str) else list(words) for level, words in given.items()}
+        levels = {
+            show(level): [overrides] if isinstance(overrides, str) else list(overrides)
+            for level, overrides in given.items()
+        }
     elif isinstance(given, list):
-        levels = {show(value): [f"{factor}={quoted(value)}"] for value in given}
+        levels = {show(value): [f"{factor}={quote_value(value)}"] for value in given}
     else:
-        raise ConfigError(f"ablation.factors.{factor}={show(given)}: a list of values is needed, or words a level")
+        raise ConfigError(
+            f"ablation.factors.{factor}={show(given)}: a list of values is needed, or a mapping of levels to overrides"
+        )
     if not levels:
         raise ConfigError(f"ablation.factors.{factor}: it has no levels; give some, or leave it out")
     if isinstance(given, list) and len(levels) < len(given):

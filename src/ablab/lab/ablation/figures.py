@@ -1,4 +1,4 @@
-"""The figures of an ablation, made to be shown in a paper: one colour a level in all of them, bands of 95 %."""
+"""The figures of an ablation, for use in a paper: one colour per level throughout, 95 % bands."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from ablab.lab.ablation import statistics
-from ablab.lab.ablation.metrics import is_never
+from ablab.lab.ablation.metrics import is_until_metric
+from ablab.lab.ablation.overrides import last_part
 from ablab.lab.ablation.results import Results
-from ablab.lab.ablation.words import short
 
-# Okabe & Ito 2008: told apart by the colour-blind, too
+# Okabe & Ito 2008, safe for colour blindness
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7F7F7F", "#6B4C9A"]
 MARKERS = "osD^vPX<>*"
-PANEL = (3.4, 2.6)  # inches; the width of a paper's column
-LEGEND = 1.1  # inches beside them
-FITTING, LETTER = 12, 0.07  # letters of a legend that fit there, and the inches that each one more needs
-MOST_PANELS = 8
-SAY_NOTHING = ("true", "false", "none", "null", "full")  # levels, without their factor's name
+PANEL = (3.4, 2.6)  # inches; the width of a column of a paper
+LEGEND = 1.1  # inches beside the panels
+LEGEND_LETTERS, LETTER_INCHES = 12, 0.07  # letters that fit into LEGEND, and inches for each further one
+MAX_PANELS = 8
+GENERIC_LEVELS = ("true", "false", "none", "null", "full")  # levels that need their factor's name
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -54,33 +54,34 @@ STYLE: Any = {
 
 
 def figures(results: Results) -> Iterator[tuple[str, str, Figure]]:
-    """Every figure that an ablation has something for: a file name, what it shows, and the figure."""
+    """Yield every figure for which there are data: a file name, a caption, and the figure."""
     ablation = results.ablation
     drawn = Drawing(results)
     for metric in ablation.metrics:
-        if len(statistics.sound(results.runs[metric])):
-            yield file_name(metric), f"{readable(metric)}: mean, 95 % interval, every seed", drawn.metric(metric)
+        if len(statistics.finite_values(results.runs[metric])):
+            yield file_name(metric), f"{readable_name(metric)}: mean, 95 % interval, every seed", drawn.metric(metric)
     primary = ablation.metrics[0]
     compared = statistics.comparisons(results.runs, list(ablation.factors), ablation.baseline, primary)
     if len(compared) and compared["n"].max() > 0:
-        title = f"{readable(primary)}: differences to the baseline, paired by seed"
+        title = f"{readable_name(primary)}: differences to the baseline, paired by seed"
         yield "differences", title, drawn.differences(compared)
     for column in ("val/loss", "train/loss"):
         logged = [curve[column].astype(float) for curve in results.curves.values() if column in curve]
         if any(np.isfinite(values).any() for values in logged):
-            yield f"curves_{file_name(column)}", f"{readable(column)} over the steps", drawn.curves(column)
-    if len(drawn.shown) == 2 and len(statistics.sound(results.runs[primary])):  # a third factor would be averaged away
-        yield "heat_map", f"{readable(primary)}: means of the cells", drawn.heat_map(primary)
+            yield f"curves_{file_name(column)}", f"{readable_name(column)} over the steps", drawn.curves(column)
+    # with a third factor, each cell of the map would be a mean over that factor
+    if len(drawn.shown) == 2 and len(statistics.finite_values(results.runs[primary])):
+        yield "heat_map", f"{readable_name(primary)}: means of the cells", drawn.heat_map(primary)
     if results.tuning is not None:
-        title = f"{readable(results.tuning_metric)} over {short(results.tuned_key)}, by which it was chosen"
+        title = f"{readable_name(results.tuning_metric)} over {last_part(results.tuned_key)}, by which it was chosen"
         yield "tuning", title, drawn.tuning()
 
 
 class Drawing:
-    """Decides once what is a colour, what is an axis and what is a panel, and draws.
+    """Assigns factors to colours, axis and panels once for all figures, and draws them.
 
-    Colours are the levels of the factor that the baseline is of; the axis is a factor of numbers, or the largest other
-    one; what is left becomes panels.
+    Colours show the factor of the baseline; the axis shows a numeric factor, or the largest other one; remaining
+    factors become panels.
     """
 
     def __init__(self, results: Results) -> None:
@@ -101,29 +102,29 @@ class Drawing:
         return self.factors[factor] if factor is not None else [""]
 
     def style(self, level: str, factor: str | None = None) -> dict[str, Any]:
-        """How a level looks in every figure."""
+        """Return the style of a level in every figure."""
         i = self.levels(factor or self.colour).index(level)
         return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
     def runs(self, **levels: str) -> pd.DataFrame:
-        """The runs of some levels."""
+        """Return the runs with some levels."""
         found = self.results.runs
         for factor, level in levels.items():
             found = found[found[factor] == level]
         return found
 
     def parts(self, panels: Sequence[str]) -> list[dict[str, str]]:
-        """A cell of each panel."""
+        """Return the levels of each panel."""
         every = product(*(self.factors[factor] for factor in panels))
-        return [dict(zip(panels, levels, strict=True)) for levels in every][:MOST_PANELS]
+        return [dict(zip(panels, levels, strict=True)) for levels in every][:MAX_PANELS]
 
     def metric(self, metric: str) -> Figure:
-        """The metric over the levels of a factor, a line or a row of dots for each level of another."""
+        """Draw a metric over the levels of a factor, a line or a row of dots for each level of another."""
         assert self.axis is not None or not self.factors
         levels = self.levels(self.axis)
         numbers = is_numeric(levels)
         parts = self.parts(self.panels)
-        with panels(len(parts), width=PANEL[0] if numbers else max(PANEL[0], 0.75 * len(levels) + 1.2)) as (
+        with figure_panels(len(parts), width=PANEL[0] if numbers else max(PANEL[0], 0.75 * len(levels) + 1.2)) as (
             figure,
             axes,
         ):
@@ -137,18 +138,18 @@ class Drawing:
                     )
                     self.line(ax, metric, chosen, level, offset, joined=numbers)
                 name_axis(ax, self.axis, levels)
-                ax.set_title(label(part))
-            axes[0].set_ylabel(readable(metric))
+                ax.set_title(cell_label(part))
+            axes[0].set_ylabel(readable_name(metric))
             self.legend(figure, axes)
         return figure
 
     def line(self, ax: Axes, metric: str, chosen: dict[str, str], level: str, offset: float, *, joined: bool) -> None:
-        """Means with their intervals, every seed's dot, and a mark where runs diverged or never got there."""
+        """Draw means with intervals, a dot for each seed, and marks for runs that diverged or never met a bound."""
         look = self.style(level) if self.colour else {"color": COLOURS[0], "marker": "o"}
         x, centre, low, high = [], [], [], []
         for i, step in enumerate(self.levels(self.axis)):
             group = self.runs(**chosen, **({self.axis: step} if self.axis else {}))
-            values = statistics.sound(group[group["status"] == "finished"][metric])
+            values = statistics.finite_values(group[group["status"] == "finished"][metric])
             if len(values):
                 interval = statistics.t_interval(values)
                 x.append(i + offset)
@@ -160,7 +161,7 @@ class Drawing:
                 )
             if lost := int((group["status"] == "diverged").sum()):
                 self.mark(ax, f"∞{lost}", i + offset, 0.02, look["color"])
-            if is_never(metric) and (never := statistics.num_without(group, metric)):
+            if is_until_metric(metric) and (never := statistics.num_without_value(group, metric)):
                 self.mark(ax, f"never {never}", i + offset, 0.09, look["color"])
         if joined:
             ax.plot(x, centre, label=level, zorder=3, **look)
@@ -170,20 +171,20 @@ class Drawing:
             ax.errorbar(x, centre, errors, label=level, linestyle="", capsize=2, elinewidth=1.1, zorder=3, **look)
 
     def mark(self, ax: Axes, text: str, x: float, height: float, colour: str) -> None:
-        """What became of runs that have no point here: ∞2, two diverged."""
+        """Annotate runs without a value: ∞2 for two diverged runs."""
         ax.annotate(text, (x, height), xycoords=("data", "axes fraction"), color=colour, ha="center", size=7)
 
     def differences(self, compared: pd.DataFrame) -> Figure:
-        """Each comparison's difference with its interval, every seed's own, and the verdict as its colour."""
+        """Draw each comparison's difference with its interval, a dot for each seed, and the verdict as colour."""
         metric, baseline = str(compared["metric"].iloc[0]), self.results.ablation.baseline
         factors = list(self.factors)
         looks = {"higher": COLOURS[0], "lower": COLOURS[1], "cannot tell": "#8A8A8A"}
-        with panels(1, width=4.6, height=0.9 + 0.26 * len(compared)) as (figure, [ax]):
+        with figure_panels(1, width=4.6, height=0.9 + 0.26 * len(compared)) as (figure, [ax]):
             groups = {tuple(cell.values()): group for cell, group in statistics.by_cell(self.results.runs, factors)}
             for i, (_, row) in enumerate(compared.iterrows()):
                 cell = {factor: row[factor] for factor in factors}
                 reference = groups[tuple({**cell, **baseline}.values())]
-                dots = statistics.paired(groups[tuple(cell.values())], reference, metric)
+                dots = statistics.paired_differences(groups[tuple(cell.values())], reference, metric)
                 colour = looks[row["verdict"]]
                 ax.plot(dots, [i] * len(dots), "o", color=colour, alpha=0.3, markersize=3)
                 ax.plot([row["low"], row["high"]], [i, i], color=colour, linewidth=1.6)
@@ -192,23 +193,23 @@ class Drawing:
                 )
             ax.axvline(0, color="black", linewidth=0.8)
             ax.set_yticks(
-                range(len(compared)), [label({f: row[f] for f in self.shown}) for _, row in compared.iterrows()]
+                range(len(compared)), [cell_label({f: row[f] for f in self.shown}) for _, row in compared.iterrows()]
             )
             ax.invert_yaxis()
             ax.grid(visible=False, axis="y")
-            ax.set_xlabel(f"{readable(metric)}, difference to {label(baseline)}")
+            ax.set_xlabel(f"{readable_name(metric)}, difference to {cell_label(baseline)}")
             for verdict in [verdict for verdict in looks if verdict in set(compared["verdict"])]:
                 ax.plot([], [], "D" if verdict != "cannot tell" else "o", color=looks[verdict], label=verdict)
             ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return figure
 
     def curves(self, column: str) -> Figure:
-        """A column of metrics.csv over the steps: means over the seeds and their band, a line for each level."""
+        """Draw a column of metrics.csv over the steps: means over seeds with bands, a line for each level."""
         colour = self.colour or self.axis
         parts = self.parts([factor for factor in self.shown if factor != colour])
         drawn = 0.0, math.inf
         bands: list[tuple[Axes, str, pd.DataFrame]] = []
-        with panels(len(parts)) as (figure, axes):
+        with figure_panels(len(parts)) as (figure, axes):
             for part, ax in zip(parts, axes, strict=True):
                 for level in self.levels(colour):
                     chosen = self.runs(**part, **({colour: level} if colour else {}))
@@ -228,21 +229,21 @@ class Drawing:
                     band = {"low": middle - half, "high": middle + half, "least": table.min(axis=1) * 0.5}
                     bands.append((ax, shade, pd.DataFrame(band)))
                     drawn = max(drawn[0], float(middle.max())), min(drawn[1], float(middle.min()))
-                ax.set_title(label(part))
+                ax.set_title(cell_label(part))
                 ax.set_xlabel("step")
             logarithmic = drawn[1] > 0 and drawn[0] > 20 * drawn[1]
-            for ax, shade, band in bands:  # a logarithm has no place for a lower end below 0
+            for ax, shade, band in bands:  # a logarithmic axis needs positive lower ends
                 low = band["low"].clip(lower=band["least"]) if logarithmic else band["low"]
                 ax.fill_between(band.index, low, band["high"], color=shade, alpha=0.15, linewidth=0)
             if logarithmic:
                 for ax in axes:
                     ax.set_yscale("log")
-            axes[0].set_ylabel(readable(column))
+            axes[0].set_ylabel(readable_name(column))
             self.legend(figure, axes, colour)
         return figure
 
     def heat_map(self, metric: str) -> Figure:
-        """The mean of each cell over two factors; hatched where all runs of a cell diverged or failed."""
+        """Draw the mean of each cell over two factors, hatched if all runs of a cell diverged or failed."""
         across = self.axis
         down = next(factor for factor in [self.colour, *self.shown] if factor not in (None, across))
         assert across is not None
@@ -251,14 +252,14 @@ class Drawing:
         means = np.array(
             [
                 [
-                    statistics.mean(statistics.sound(self.runs(**{down: row, across: column})[metric]))
+                    statistics.mean(statistics.finite_values(self.runs(**{down: row, across: column})[metric]))
                     for column in columns
                 ]
                 for row in rows
             ]
         )
         size = 0.62 * len(columns) + 1.6, 0.36 * len(rows) + 0.9
-        with panels(1, width=size[0], height=size[1]) as (figure, [ax]):
+        with figure_panels(1, width=size[0], height=size[1]) as (figure, [ax]):
             ax.imshow(means, cmap="cividis", aspect="auto")
             measured = means[~np.isnan(means)]
             low, high = measured.min(initial=math.inf), measured.max(initial=-math.inf)
@@ -277,20 +278,20 @@ class Drawing:
                 ha="center" if max(map(len, columns)) < 8 else "right",
             )
             ax.set_yticks(range(len(rows)), rows)
-            ax.set_xlabel(readable(across))
-            ax.set_title(readable(metric))
+            ax.set_xlabel(readable_name(across))
+            ax.set_title(readable_name(metric))
             ax.grid(visible=False)
             ax.spines[:].set_visible(False)
         return figure
 
     def tuning(self) -> Figure:
-        """The score in validation over the tuned key, a line for each cell, the chosen value ringed."""
+        """Draw the validation score over the tuned key, a line for each cell, with a ring at the chosen value."""
         tuning, chosen = self.results.tuning, self.results.chosen
         assert tuning is not None
         assert chosen is not None
         colour = self.colour or self.axis
         parts = self.parts([factor for factor in self.shown if factor != colour])
-        with panels(len(parts)) as (figure, axes):
+        with figure_panels(len(parts)) as (figure, axes):
             for part, ax in zip(parts, axes, strict=True):
                 for level in self.levels(colour):
                     cell = {**part, **({colour: level} if colour else {})}
@@ -309,31 +310,37 @@ class Drawing:
                         value = best["value"].iloc[0]
                         ax.plot(value, means[value], "o", markersize=10, fillstyle="none", color=look["color"])
                 ax.set_xscale("log")
-                ax.set_title(label(part))
-                ax.set_xlabel(readable(self.results.tuned_key))
-            axes[0].set_ylabel(readable(self.results.tuning_metric))
+                ax.set_title(cell_label(part))
+                ax.set_xlabel(readable_name(self.results.tuned_key))
+            axes[0].set_ylabel(readable_name(self.results.tuning_metric))
             self.legend(figure, axes, colour)
         return figure
 
     def legend(self, figure: Figure, axes: Sequence[Axes], factor: str | None = None) -> None:
-        """One legend for all panels, beside the last."""
+        """Draw one legend for all panels, beside the last."""
         factor = factor or self.colour
         handles: dict[str, Any] = {}
         for ax in axes:
             handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
         if factor is not None and handles:
-            more = max(map(len, handles)) - FITTING  # the panels keep their width
-            figure.set_figwidth(figure.get_figwidth() + LETTER * max(0, more))
-            last = axes[min(len(axes), columns_of(len(axes))) - 1]
+            more = max(map(len, handles)) - LEGEND_LETTERS  # keeps the width of the panels
+            figure.set_figwidth(figure.get_figwidth() + LETTER_INCHES * max(0, more))
+            last = axes[min(len(axes), num_columns(len(axes))) - 1]
             last.legend(
-                handles.values(), handles.keys(), title=readable(factor), loc="upper left", bbox_to_anchor=(1.0, 1.0)
+                handles.values(),
+                handles.keys(),
+                title=readable_name(factor),
+                loc="upper left",
+                bbox_to_anchor=(1.0, 1.0),
             )
 
 
 @contextmanager
-def panels(number: int, width: float = PANEL[0], height: float = PANEL[1]) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of so many panels, beside and below each other, in the style of all."""
-    columns = columns_of(number)
+def figure_panels(
+    number: int, width: float = PANEL[0], height: float = PANEL[1]
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Create a figure with a number of panels in the common style."""
+    columns = num_columns(number)
     rows = math.ceil(number / columns)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width * columns + LEGEND, height * rows), layout="constrained")
@@ -346,35 +353,36 @@ def panels(number: int, width: float = PANEL[0], height: float = PANEL[1]) -> It
 
 
 def keep_as_text(ax: Axes) -> None:
-    """Keep matplotlib from taking a $ in a name for mathematics, and SVG from signs that it cannot have."""
+    """Disable math text for names with a $, and replace control characters, which SVG cannot contain."""
     texts = [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
     if (legend := ax.get_legend()) is not None:
         texts += [legend.get_title(), *legend.get_texts()]
     for axis in (ax.xaxis, ax.yaxis):
-        if isinstance(axis.get_major_formatter(), FixedFormatter):  # levels; powers of ten are mathematics
+        # levels; the powers of ten of other axes stay math text
+        if isinstance(axis.get_major_formatter(), FixedFormatter):
             texts += axis.get_ticklabels()
     for text in texts:
         text.set_text("".join(sign if sign.isprintable() else " " for sign in text.get_text()))
         text.set_parse_math(False)
 
 
-def columns_of(number: int) -> int:
+def num_columns(number: int) -> int:
     return min(number, 4 if number > 6 or number == 4 else 3)
 
 
 def name_axis(ax: Axes, factor: str | None, levels: Sequence[str]) -> None:
-    """Levels as ticks at equal distances: powers of two and ten are then as on a logarithmic axis."""
+    """Label the axis with levels at equal distances: powers of two and ten then look like a logarithmic axis."""
     crowded = sum(map(len, levels)) > 30
     ax.xaxis.set_major_locator(FixedLocator(range(len(levels))))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(range(len(levels)), levels, rotation=30 if crowded else 0, ha="right" if crowded else "center")
     ax.set_xlim(-0.5, len(levels) - 0.5)
     if factor is not None:
-        ax.set_xlabel(readable(factor))
+        ax.set_xlabel(readable_name(factor))
 
 
 def is_numeric(levels: Sequence[str]) -> bool:
-    """Whether levels are numbers, "full" aside."""
+    """Return whether all levels except "full" are numbers."""
     return len(levels) > 1 and all(is_number(level) for level in levels if level != "full")
 
 
@@ -386,24 +394,24 @@ def is_number(text: str) -> bool:
     return True
 
 
-def readable(name: str) -> str:
-    """A key or a metric as a person says it: data.batch_size is the batch size, val/loss the validation loss."""
+def readable_name(name: str) -> str:
+    """Return a readable name of a key or metric: batch size for data.batch_size, validation loss for val/loss."""
     words = {"val/": "validation ", "test/": "test ", "train/": "training ", "lr": "learning rate"}
-    text = short(name) if "." in name and "/" not in name and "(" not in name else name
+    text = last_part(name) if "." in name and "/" not in name and "(" not in name else name
     text = words.get(text, text)
     for key in ("val/", "test/", "train/"):
         text = text.replace(key, words[key])
     return text.replace("_", " ")
 
 
-def label(cell: dict[str, str]) -> str:
-    """A cell, or a part of one, as a title."""
+def cell_label(cell: dict[str, str]) -> str:
+    """Return a cell, or a part of one, as a title."""
     return ", ".join(
-        f"{readable(factor)} {level}" if is_number(level) or level in SAY_NOTHING else level
+        f"{readable_name(factor)} {level}" if is_number(level) or level in GENERIC_LEVELS else level
         for factor, level in cell.items()
     )
 
 
 def file_name(metric: str) -> str:
-    """A metric as the name of a file."""
+    """Return a metric as a file name."""
     return "_".join("".join(sign if sign.isalnum() else " " for sign in metric).split())

@@ -21,51 +21,51 @@ from ablab.data.reading import reading_key
 from ablab.digest import digest
 from ablab.errors import ConfigError
 from ablab.lab.ablation import metrics
-from ablab.lab.ablation.ablation import Ablation, Cell, Planned, Words
-from ablab.lab.ablation.results import put, status_of
-from ablab.lab.ablation.words import effective, short
-from ablab.lab.config.schema import check, is_guest, quoted, show
+from ablab.lab.ablation.ablation import Ablation, Cell, Overrides, PlannedRun
+from ablab.lab.ablation.overrides import effective_overrides, last_part
+from ablab.lab.ablation.results import replace_text, status_of
+from ablab.lab.config.schema import check_config, is_guest, quote_value, show
 from ablab.lab.config.yaml_files import CONF
 from ablab.lab.run.code import code_of
-from ablab.lab.run.folder import ABLATION, config_of, read_record
-from ablab.lab.run.folder import short as short_path
+from ablab.lab.run.folder import ABLATION, read_config, read_record
+from ablab.lab.run.folder import relpath as short_path
 from ablab.lab.run.identity import identity, plain
 from ablab.lab.run.redaction import redact
-from ablab.lab.run.resume import with_open_keys
+from ablab.lab.run.resume import force_add_open_keys
 from ablab.status import with_progress
 
-Compose = Callable[[Words], DictConfig]
-STUDY = "study.db"  # of a search, in its folder
-DONE = ("finished", "diverged")  # run again, they would end the same
-LONGEST = 150  # bytes of a folder's name before its hash; a file system takes 255, and files beside have longer ones
+Compose = Callable[[Overrides], DictConfig]
+STUDY = "study.db"  # the study of a search, in its folder
+DONE = ("finished", "diverged")  # running these again gives the same end
+MAX_NAME_BYTES = 150  # bytes of a folder's name before its hash; file systems allow 255
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
-    """A run that can be started.
+class PreparedRun:
+    """A run that is ready to start.
 
     Args:
         plan: its place in the grid.
-        cfg: its whole config.
-        hydra: what Hydra knows of it, its words among it.
-        metrics: what it is to have logged.
-        folder: where it is, begun or not; named by the plan, and by the config and the code that decide its result.
+        cfg: its full config.
+        hydra: Hydra's config of the run, including its overrides.
+        metrics: the metrics that it must log.
+        folder: its folder, existing or not; the name depends on the plan, and on config and code.
     """
 
-    plan: Planned
+    plan: PlannedRun
     cfg: DictConfig = field(repr=False)
     hydra: DictConfig = field(repr=False)
     folder: Path
     metrics: list[str] = field(repr=False)
 
     @property
-    def words(self) -> Words:
-        """The command line that makes the same run."""
+    def overrides(self) -> Overrides:
+        """The overrides of a command line for the same run."""
         return list(self.hydra.hydra.overrides.task)
 
     @property
     def entry(self) -> dict[str, Any]:
-        """What finds it again."""
+        """The entry of the run in ablation.json."""
         return {"folder": self.folder.name, "cell": self.plan.cell, "seed": self.plan.seed}
 
     @property
@@ -73,35 +73,35 @@ class Prepared:
         return status_of(self.folder)
 
     @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         return self.status in DONE
 
 
 class Grid:
-    """Composes each cell once, and gives every run its folder.
+    """Composes each cell once, and assigns a folder to every run.
 
     Args:
-        ablation: the grid as data.
-        common: words that all runs have.
-        compose: from words to a config.
-        output_dir: where the ablation's folder is.
-        elsewhere: the runs take place on other machines, which have what this one may lack.
+        ablation: the definition of the grid.
+        common: the overrides common to all runs.
+        compose: composes a config from overrides.
+        output_dir: the parent of the ablation's folder.
+        is_remote: the runs execute on other machines, which may have data and devices that this one lacks.
     """
 
     def __init__(
-        self, ablation: Ablation, common: Words, compose: Compose, output_dir: Path, *, elsewhere: bool = False
+        self, ablation: Ablation, common: Overrides, compose: Compose, output_dir: Path, *, is_remote: bool = False
     ) -> None:
         self.ablation = ablation
         self.common = common
-        self.elsewhere = elsewhere
+        self.is_remote = is_remote
         self.compose = compose
         self.folder = (output_dir / ablation.name).absolute()
         self.composed: dict[tuple[str, ...], DictConfig] = {}
-        self.fingerprints: dict[str, str | None] = {}  # of the data, by their config
+        self.fingerprints: dict[str, str | None] = {}  # of the data, by their settings
 
-    def prepared(self, plan: Planned) -> Prepared:
-        """A run with its config and folder."""
-        cfg = copy.deepcopy(self.config(plan))
+    def prepare(self, plan: PlannedRun) -> PreparedRun:
+        """Return a run with its config and folder."""
+        cfg = copy.deepcopy(self.compose_cell(plan))
         hydra = OmegaConf.masked_copy(cfg, "hydra")
         with open_dict(cfg):
             del cfg["hydra"]
@@ -112,100 +112,103 @@ class Grid:
         added = [
             f"seed={plan.seed}",
             f"name={self.ablation.name}",
-            "cell={{{}}}".format(",".join(f"{k}:{quoted(v)}" for k, v in plan.cell.items())),
+            "cell={{{}}}".format(",".join(f"{k}:{quote_value(v)}" for k, v in plan.cell.items())),
         ]
         if cfg.logger.get("wandb") is not None:
-            tags = [*cfg.logger.wandb.tags, *(tag(factor, level) for factor, level in plan.cell.items())]
+            tags = [*cfg.logger.wandb.tags, *(wandb_tag(factor, level) for factor, level in plan.cell.items())]
             cfg.logger.wandb.group = cfg.logger.wandb.group or self.ablation.name
             cfg.logger.wandb.tags = tags
-            added += [f"logger.wandb.group={quoted(cfg.logger.wandb.group)}", f"logger.wandb.tags={quoted(tags)}"]
+            added += [
+                f"logger.wandb.group={quote_value(cfg.logger.wandb.group)}",
+                f"logger.wandb.tags={quote_value(tags)}",
+            ]
         content: Any = OmegaConf.to_container(cfg, resolve=True)
         known = identity(content, code=code_of(content).digest, data="")
         folder = self.folder / folder_name(plan, known["run"])
         if self.ablation.mix_code and status_of(folder) not in DONE:
-            folder = self.same_config(known["config"], plan.cell) or folder
+            folder = self.find_same_config(known["config"], plan.cell) or folder
         cfg.folder = str(folder)
         with read_write(hydra), open_dict(hydra):
             hydra.hydra.mode = RunMode.MULTIRUN
-            hydra.hydra.overrides.task = [*self.words(plan), *added, f"folder={quoted(str(folder))}"]
-        return Prepared(plan, cfg, hydra, folder, self.ablation.metrics)
+            hydra.hydra.overrides.task = [*self.run_overrides(plan), *added, f"folder={quote_value(str(folder))}"]
+        return PreparedRun(plan, cfg, hydra, folder, self.ablation.metrics)
 
-    def words(self, plan: Planned) -> Words:
-        """Return the overrides of a run, without those that only this ablation adds."""
-        return with_open_keys([*self.common, *plan.words])
+    def run_overrides(self, plan: PlannedRun) -> Overrides:
+        """Return the overrides of a run, without those that the ablation itself adds."""
+        return force_add_open_keys([*self.common, *plan.overrides])
 
-    def config(self, plan: Planned) -> DictConfig:
-        """The config of a run but for its seed, composed once for all seeds: the longest part of preparing one."""
-        if plan.words not in self.composed:
-            self.composed[plan.words] = self.compose(self.words(plan))
-        return self.composed[plan.words]
+    def compose_cell(self, plan: PlannedRun) -> DictConfig:
+        """Return the config of a run except its seed, composed once for all seeds, since composing is slow."""
+        if plan.overrides not in self.composed:
+            self.composed[plan.overrides] = self.compose(self.run_overrides(plan))
+        return self.composed[plan.overrides]
 
-    def same_config(self, config: str, cell: Cell) -> Path | None:
-        """The newest finished run of this config, whatever its code was.
+    def find_same_config(self, config: str, cell: Cell) -> Path | None:
+        """Return the newest finished run with this config, regardless of its code.
 
         Args:
-            config: the hash of the config, which leaves out the data's place.
-            cell: the levels of the run; the found run has no other level of any of their factors.
+            config: the hash of the config, which excludes data paths.
+            cell: the levels of the run; a run with other levels of these factors does not count.
         """
         found = [folder for folder, record in self.records if record["identity"]["config"] == config]
-        found = [folder for folder in found if not differing(cell, config_of(folder).get("cell") or {})]
+        found = [folder for folder in found if not differing_factors(cell, read_config(folder).get("cell") or {})]
         return max(found, key=lambda folder: (folder / "run.json").stat().st_mtime, default=None)
 
     @cached_property
     def records(self) -> list[tuple[Path, dict[str, Any]]]:
-        """Every run that was done before this grid began any, with its record."""
+        """Every run that was done before this grid started any, with its record."""
         done = [file.parent for file in sorted(self.folder.glob("*/run.json")) if status_of(file.parent) in DONE]
         return [(folder, read_record(folder)) for folder in done]
 
-    def prepared_all(self, plans: Iterable[Planned]) -> list[Prepared]:
-        """Runs with their configs, once each of them has been found to be possible."""
+    def prepare_all(self, plans: Iterable[PlannedRun]) -> list[PreparedRun]:
+        """Prepare runs, and check that each of them can be executed."""
         plans = list(plans)
-        with closing(with_progress(plans, len(plans), "composing the configs")) as told:
-            runs = [self.prepared(plan) for plan in told]
-        check_folders(runs)
-        self.check(runs)
+        with closing(with_progress(plans, len(plans), "composing the configs")) as shown:
+            runs = [self.prepare(plan) for plan in shown]
+        check_distinct_folders(runs)
+        self.check_runs(runs)
         return runs
 
-    def check(self, runs: list[Prepared]) -> None:
-        """Refuse what cannot be run, for every cell, before any is.
+    def check_runs(self, runs: list[PreparedRun]) -> None:
+        """Check every cell before any run starts.
 
         Raises:
-            ConfigError: with a line or more for each cell.
+            ConfigError: with one or more lines for each invalid cell.
         """
-        from ablab.lab.train import try_out
+        from ablab.lab.train import check_buildable
 
         seen: set[tuple[str, ...]] = set()
         found: dict[str, list[str]] = {}
-        with closing(with_progress(runs, len(runs), "trying each cell without memory")) as told:
-            for run in told:
-                if run.plan.words in seen:
+        with closing(with_progress(runs, len(runs), "trying each cell without memory")) as shown:
+            for run in shown:
+                if run.plan.overrides in seen:
                     continue
-                seen.add(run.plan.words)
+                seen.add(run.plan.overrides)
                 try:
-                    check(run.cfg, CONF / "train.yaml")
-                    metrics.check(self.ablation.metrics, run.cfg)
-                    if not run.done:
+                    check_config(run.cfg, CONF / "train.yaml")
+                    metrics.check_metrics(self.ablation.metrics, run.cfg)
+                    if not run.is_done:
                         HydraConfig.instance().set_config(run.hydra)
-                        found_data = try_out(without_accelerator(run.cfg) if self.elsewhere else run.cfg)
+                        found_data = check_buildable(without_accelerator(run.cfg) if self.is_remote else run.cfg)
                         if found_data is not None:
                             self.fingerprints[reading_key(plain(run.cfg.data))] = found_data
                 except ConfigError as error:
                     found.setdefault(str(error), []).append(run.plan.cell_label)
         if found:
-            lines = [f"{message}\n  in {shown(cells)}" for message, cells in found.items()]
+            lines = [f"{message}\n  in {format_cells(cells)}" for message, cells in found.items()]
             raise ConfigError("\n".join([*lines, "nothing has been run; ablation.exclude leaves cells out"]))
         for run in runs:
-            self.check_data(run)
+            self.check_same_data(run)
 
-    def check_data(self, run: Prepared) -> None:
-        """Refuse to take a run for one of today's data that began with others: where the files are is not in its name.
+    def check_same_data(self, run: PreparedRun) -> None:
+        """Refuse an existing run that started with other data: the name of its folder does not depend on data paths.
 
         Raises:
             ConfigError: with both fingerprints.
         """
         try:
             then = read_record(run.folder)["data"]["fingerprint"] if (run.folder / "run.json").exists() else None
-        except (ConfigError, KeyError, TypeError):  # damaged: it is tried, and says so
+        except (ConfigError, KeyError, TypeError):  # a damaged run is tried, and reports the damage
             return
         if then is None or is_guest(run.cfg) or (now := self.fingerprint(run)) is None:
             return
@@ -216,41 +219,41 @@ class Grid:
                 f"({now[:12]}); give the files of then, or the ablation another name, {name}=…; nothing has been run"
             )
 
-    def fingerprint(self, run: Prepared) -> str | None:
-        """The fingerprint of a run's data, read once for all runs with the same ones; None if only others have them."""
-        from ablab.lab.train import data_of
+    def fingerprint(self, run: PreparedRun) -> str | None:
+        """Return the fingerprint of a run's data, read once per data set; None if this machine lacks the data."""
+        from ablab.lab.train import build_data
 
         key = reading_key(plain(run.cfg.data))
         if key not in self.fingerprints:
             try:
-                self.fingerprints[key] = data_of(run.cfg).fingerprint
+                self.fingerprints[key] = build_data(run.cfg).fingerprint
             except Exception as error:
-                if not self.elsewhere:
+                if not self.is_remote:
                     raise
                 print(f"warning: these data are not compared with those of finished runs: {error}", flush=True)
                 self.fingerprints[key] = None
         return self.fingerprints[key]
 
     @property
-    def asked(self) -> dict[str, Any]:
-        """All that makes this ablation another one than those with the same factor: more levels and seeds do not."""
+    def design(self) -> dict[str, Any]:
+        """The properties that distinguish this ablation from another with the same name, except levels and seeds."""
         return {
             "factors": sorted(self.ablation.factors),
-            # in a sweep without a file this is the first level, which nobody chose
-            "baseline": None if self.ablation.from_words else self.ablation.baseline,
+            # in a sweep without a file, the baseline is the first level, which nobody chose
+            "baseline": None if self.ablation.from_overrides else self.ablation.baseline,
             "tuned key": self.ablation.tune.key if self.ablation.tune else None,
-            "settings": effective(self.common),
+            "settings": effective_overrides(self.common),
         }
 
     def check_folder(self) -> None:
-        """Refuse a folder that holds something else, before anything is run: its report would be replaced.
+        """Refuse a folder of another ablation before anything runs, since its report would be replaced.
 
         More or fewer levels and seeds are the same ablation.
 
         Raises:
             ConfigError: with the differences and the remedy.
         """
-        name = "name" if self.ablation.from_words else "ablation.name"
+        name = "name" if self.ablation.from_overrides else "ablation.name"
         remedy = f"give this one another name, {name}=…; nothing has been run"
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError(f"{short_path(self.folder)}: it is a file; {remedy}")
@@ -267,35 +270,37 @@ class Grid:
                 f"{short_path(self.folder / ABLATION)}: it cannot be read ({error}), so its contents are unknown; "
                 f"bring it back, or {remedy}"
             ) from error
-        differ = [part for part, found in self.asked_hashes.items() if hashes.get(part, found) != found]
+        differ = [part for part, found in self.design_hashes.items() if hashes.get(part, found) != found]
         if not differ:
             return
         if differ == ["baseline"]:
             remedy = f"python scripts/report.py {short_path(self.folder)} --baseline … compares anew, or {remedy}"
-        lines = [f"  {part}: {shown_part(old.get(part))} there, {shown_part(self.asked[part])} now" for part in differ]
+        lines = [
+            f"  {part}: {format_part(old.get(part))} there, {format_part(self.design[part])} now" for part in differ
+        ]
         raise ConfigError("\n".join([f"{short_path(self.folder)}: another ablation is there:", *lines, f"  {remedy}"]))
 
     @property
-    def asked_hashes(self) -> dict[str, str]:
-        """A hash of each part of `asked`: the record's own copy may have lost secrets."""
-        texts = {part: json.dumps(value, sort_keys=True) for part, value in self.asked.items()}
+    def design_hashes(self) -> dict[str, str]:
+        """A hash of each part of `design`, since secrets are removed from the copy in the record."""
+        texts = {part: json.dumps(value, sort_keys=True) for part, value in self.design.items()}
         return {part: hashlib.sha256(text.encode()).hexdigest() for part, text in texts.items()}
 
-    def record(self, command: str, runs: list[Prepared], tuning: dict[str, Any] | None) -> None:
+    def write_record(self, command: str, runs: list[PreparedRun], tuning: dict[str, Any] | None) -> None:
         """Write ablation.json: the command and the grid, without secrets, and the folder of each run.
 
-        Levels keep their names, by which a report finds the runs.
+        Levels keep their names, which the report needs to find the runs.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {
             "command": command,
             "ablation": without_secrets(self.ablation.arguments),
-            "asked": redact(self.asked),
-            "asked_sha256": self.asked_hashes,
+            "asked": redact(self.design),
+            "asked_sha256": self.design_hashes,
             "runs": [run.entry for run in runs],
             "tuning": tuning,
         }
-        put(self.folder / ABLATION, json.dumps(content, indent=2) + "\n")
+        replace_text(self.folder / ABLATION, json.dumps(content, indent=2) + "\n")
 
 
 def without_secrets(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -308,7 +313,7 @@ def without_secrets(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_accelerator(cfg: DictConfig) -> DictConfig:
-    """A config that this machine can try, whatever it lacks; the rest of it stays as it is."""
+    """Return a config that this machine can check without the accelerator."""
     cfg = cfg.copy()
     if cfg.trainer.accelerator != "cpu":
         cfg.trainer.accelerator = "cpu"
@@ -316,32 +321,32 @@ def without_accelerator(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def shown_part(value: Any) -> str:
-    """A part of what an ablation was asked for, in words."""
+def format_part(value: Any) -> str:
+    """Describe one part of the design of an ablation."""
     if isinstance(value, dict):
         return " ".join(f"{key}={item}" for key, item in value.items()) or "none"
     return ", ".join(value) or "none" if isinstance(value, list) else show(value)
 
 
-def shown(cells: list[str]) -> str:
-    """A few cells, and how many more."""
+def format_cells(cells: list[str]) -> str:
+    """List a few cells and the number of others."""
     several = f", and {len(cells) - 3} cells more" if len(cells) > 3 else ""
     return "; ".join(cells[:3]) + several
 
 
-def tag(factor: str, level: Any) -> str:
-    """Return W&B's tag of a level; W&B takes 64 characters, so that of a longer one a hash ends it."""
+def wandb_tag(factor: str, level: Any) -> str:
+    """Return a W&B tag for a level; W&B allows 64 characters, so longer tags end with a hash."""
     text = f"{factor}={level}"
     return text if len(text) <= 64 else f"{text[:55]}-{digest(text)[:8]}"
 
 
-def check_folders(runs: list[Prepared]) -> None:
-    """Refuse two runs with one folder: the second would be taken for done.
+def check_distinct_folders(runs: list[PreparedRun]) -> None:
+    """Refuse two runs with the same folder: the second would count as done.
 
     Raises:
         ConfigError: with both runs.
     """
-    taken: dict[str, Prepared] = {}
+    taken: dict[str, PreparedRun] = {}
     for run in runs:
         other = taken.setdefault(run.folder.name.casefold(), run)
         if other is not run:
@@ -351,22 +356,22 @@ def check_folders(runs: list[Prepared]) -> None:
             )
 
 
-def differing(cell: Cell, other: Cell) -> list[str]:
+def differing_factors(cell: Cell, other: Cell) -> list[str]:
     """Return the factors whose levels differ between two cells."""
     return [factor for factor, level in cell.items() if str(other.get(factor, level)) != level]
 
 
-def folder_name(plan: Planned, identity: str) -> str:
-    """Name a run's folder: its settings, as far as a file system lets them be a name, and a hash.
+def folder_name(plan: PlannedRun, identity: str) -> str:
+    """Return the name of a run's folder: its settings, as far as file systems allow, and a hash.
 
-    The hash covers the settings too. The readable part may be equal for two cells: signs become _, it is cut, and some
-    file systems ignore case or the form of accents.
+    The hash covers the settings too, since the readable part may be equal for two cells: special characters become _,
+    long names are cut, and some file systems ignore case or Unicode normalization.
 
     Args:
         plan: the run's place in the grid.
         identity: a hash of its config and of the code.
     """
-    words = ",".join(f"{short(key)}={value}" for key, value in plan.settings.items())
-    readable = re.sub(r"[^\w.,=+-]", "_", words).encode()[:LONGEST].decode(errors="ignore")
+    settings = ",".join(f"{last_part(key)}={value}" for key, value in plan.settings.items())
+    readable = re.sub(r"[^\w.,=+-]", "_", settings).encode()[:MAX_NAME_BYTES].decode(errors="ignore")
     every = json.dumps([identity, sorted(plan.settings.items())])
     return f"{readable}_{hashlib.sha256(every.encode()).hexdigest()[:8]}"

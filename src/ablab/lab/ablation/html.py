@@ -1,4 +1,4 @@
-"""A report as one page that needs nothing but itself."""
+"""Render a report as a single self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ th:first-child, td:first-child { text-align: left; } thead th { border-bottom-wi
 """
 
 
-def page(report: Report, svg: Mapping[str, str], how_to_read: str) -> str:
-    """The page, with its figures inside."""
+def render_page(report: Report, svg: Mapping[str, str], how_to_read: str) -> str:
+    """Return the page, with its figures inlined."""
     parts = [f"<h1>{escape(report.title)}</h1>", f'<p class="question">{escape(report.question)}</p>']
     parts += [f"<p>{escape(fact)}</p>" for fact in report.facts]
     if report.verdicts:
-        parts += ["<h2>Verdict</h2>", items(report.verdicts)]
+        parts += ["<h2>Verdict</h2>", html_list(report.verdicts)]
     pictures = [
-        f'<figure><img alt="{escape(caption)}" src="data:image/svg+xml;base64,{encoded(svg[name])}">'
+        f'<figure><img alt="{escape(caption)}" src="data:image/svg+xml;base64,{base64_text(svg[name])}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
         for name, caption in report.figures
     ]
@@ -45,7 +45,7 @@ def page(report: Report, svg: Mapping[str, str], how_to_read: str) -> str:
     parts += ["<h2>How to read it</h2>", f"<p>{escape(how_to_read)}</p>"]
     for title, entries in (("Runs without a result", report.troubles), ("Notes", report.notes)):
         if entries:
-            parts += [f"<h2>{title}</h2>", items(entries)]
+            parts += [f"<h2>{title}</h2>", html_list(entries)]
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">',
@@ -57,18 +57,18 @@ def page(report: Report, svg: Mapping[str, str], how_to_read: str) -> str:
     )
 
 
-def encoded(text: str) -> str:
+def base64_text(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-def items(entries: list[str]) -> str:
+def html_list(entries: list[str]) -> str:
     lines = [f"<li{' class=warning' if entry.startswith('WARNING') else ''}>{escape(entry)}</li>" for entry in entries]
     return "\n".join(["<ul>", *lines, "</ul>"])
 
 
 def html_table(table: Table) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in table.header)
-    rows = ["<tr>" + "".join(map(cell, row)) + "</tr>" for row in table.rows]
+    rows = ["<tr>" + "".join(map(html_cell, row)) + "</tr>" for row in table.rows]
     return "\n".join(
         [
             f'<h2>{escape(table.title)}</h2>\n<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>',
@@ -78,6 +78,6 @@ def html_table(table: Table) -> str:
     )
 
 
-def cell(entry: str) -> str:
+def html_cell(entry: str) -> str:
     verdict = next((word for word in ("higher", "lower", "cannot") if entry.startswith(word)), None)
     return f"<td{f' class={verdict}' if verdict else ''}>{escape(entry)}</td>"

@@ -1,12 +1,13 @@
-"""What a report can be about: a number of a run, from its record and its curves.
+"""Metrics of a report: one number per run, from its record and its curves.
 
-| written | what it is |
+| written | meaning |
 |---|---|
-| `test/accuracy` | of the run's final metrics: the test, and the validation metric that chose the weights |
+| `test/accuracy` | a final metric: of the test, or the validation metric that selected the weights |
 | `last(train/loss)`, also `min`, `max`, `mean` | of a column of metrics.csv |
-| `steps_until(val/loss <= 0.3)`, also `>=` | the first step at which a column of metrics.csv is there; none if never |
-| `seconds_until(val/loss <= 0.3)` | the same as a time, at the run's mean pace |
-| `seconds` | the time of the training, validation included; none of a run that was interrupted |
+| `steps_until(val/loss <= 0.3)`, also `>=` | the first step at which a column of metrics.csv meets the bound, if any |
+| `seconds_until(val/loss <= 0.3)` | the same as a time, at the mean speed of the run |
+| `seconds` | the training time, validation included; none for an interrupted run |
+
 """
 
 from __future__ import annotations
@@ -28,19 +29,18 @@ OVER_CURVE = re.compile(r"(last|min|max|mean)\((.+)\)")
 UNTIL = re.compile(r"(steps|seconds)_until\(\s*(\S+)\s*(<=|>=)\s*(\S+)\s*\)")
 
 
-def value(metric: str, record: Mapping[str, Any], curve: pd.DataFrame) -> float:
-    """The value of a metric for one finished run; NaN where it has none.
+def metric_value(metric: str, record: Mapping[str, Any], curve: pd.DataFrame) -> float:
+    """Return the value of a metric for one finished run; NaN if it has none.
 
     Args:
         metric: as in the table above.
         record: the run's run.json.
         curve: the run's metrics.csv.
-
     """
     if not is_logged(metric, record, curve):
         return math.nan
     if metric == "seconds":
-        return seconds(record)
+        return training_seconds(record)
     if found := OVER_CURVE.fullmatch(metric):
         values = curve[found[2]].dropna()
         return float(values.iloc[-1] if found[1] == "last" else getattr(values, found[1])())
@@ -51,11 +51,11 @@ def value(metric: str, record: Mapping[str, Any], curve: pd.DataFrame) -> float:
             return math.nan
         step = float(curve.loc[there.index[0], "step"])
         last = float(curve["step"].max())
-        return step if found[1] == "steps" else seconds(record) * step / last if last else math.nan
-    return final(metric, record)
+        return step if found[1] == "steps" else training_seconds(record) * step / last if last else math.nan
+    return final_metric(metric, record)
 
 
-def final(metric: str, record: Mapping[str, Any]) -> float:
+def final_metric(metric: str, record: Mapping[str, Any]) -> float:
     """Return a final metric of a run, or NaN if it is missing or not finite.
 
     Raises:
@@ -73,26 +73,26 @@ def final(metric: str, record: Mapping[str, Any]) -> float:
         ) from error
 
 
-def seconds(record: Mapping[str, Any]) -> float:
+def training_seconds(record: Mapping[str, Any]) -> float:
     taken = record.get("seconds")
     return math.nan if record.get("resumed") or taken is None else float(taken)
 
 
-def column(metric: str) -> str | None:
-    """The column of metrics.csv that a metric is of; None of another one."""
+def curve_column(metric: str) -> str | None:
+    """Return the column of metrics.csv that a metric uses; None for a final metric."""
     if found := OVER_CURVE.fullmatch(metric):
         return found[2]
     return found[2] if (found := UNTIL.fullmatch(metric)) else None
 
 
-def is_never(metric: str) -> bool:
-    """Whether a run without a value of it never got there."""
+def is_until_metric(metric: str) -> bool:
+    """Return whether a missing value of the metric means that a run never reached its bound."""
     return UNTIL.fullmatch(metric) is not None
 
 
 def is_logged(metric: str, record: Mapping[str, Any], curve: pd.DataFrame) -> bool:
-    """Whether a run has logged what a metric is of."""
-    name = column(metric)
+    """Return whether a run has logged the values that a metric needs."""
+    name = curve_column(metric)
     if name is not None:
         return name in curve and bool(curve[name].notna().any())
     return metric == "seconds" or metric in record["metrics"]
@@ -103,15 +103,15 @@ def check_logged(metrics: Iterable[str], runs: Sequence[tuple[Mapping[str, Any],
 
     Args:
         metrics: of the ablation.
-        runs: run.json and metrics.csv of finished runs of all cells; one cell may well lack what another one logs.
+        runs: run.json and metrics.csv of finished runs of all cells; a single cell may lack a value that others log.
 
     Raises:
-        ConfigError: with the metric, and what was logged.
+        ConfigError: with the metric, and the logged names.
     """
     for metric in metrics:
         if any(is_logged(metric, record, curve) for record, curve in runs):
             continue
-        if (name := column(metric)) is not None:
+        if (name := curve_column(metric)) is not None:
             there = sorted({key for _, curve in runs for key in curve.columns[2:]})
             raise ConfigError(
                 f"ablation.metrics: {metric}: {name} was never logged; {menu(name, there, 'metrics.csv')}"
@@ -123,13 +123,13 @@ def check_logged(metrics: Iterable[str], runs: Sequence[tuple[Mapping[str, Any],
         )
 
 
-def check(metrics: list[str], cfg: DictConfig) -> None:
-    """Refuse what can be no metric of a run, before there is one. What measuring callbacks log is known only later.
+def check_metrics(metrics: list[str], cfg: DictConfig) -> None:
+    """Refuse names that cannot be metrics, before any run. Names from diagnostics are only known after a run.
 
     Raises:
         ConfigError: with the metric.
     """
-    guest = is_guest(cfg)  # which names its metrics as it likes
+    guest = is_guest(cfg)  # external modules name their metrics freely
     task: Any = None if guest else get_class(cfg.task._target_)
     known = [] if guest else [str(cfg.monitor.metric), *(f"test/{name}" for name in task.monitorable)]
     for metric in metrics:

@@ -1,4 +1,4 @@
-"""A grid in progress: a table on a terminal, a line for each run in a log file."""
+"""Show the progress of a grid: a table on a terminal, a line per run in a log file."""
 
 from __future__ import annotations
 
@@ -13,40 +13,42 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ablab.lab.ablation.grid import Prepared
-from ablab.lab.run.folder import LOG, short
+from ablab.lab.ablation.grid import PreparedRun
+from ablab.lab.run.folder import LOG, relpath
 from ablab.screen import is_interactive
 
-Look = Callable[[list[Prepared]], None]
-SIGNS = {
+FirstRunsCallback = Callable[[list[PreparedRun]], None]
+STATUS_SIGNS = {
     "finished": ("●", "green"),
     "running": ("◐", "yellow"),
-    "taken": ("◌", "yellow"),  # by another launch
+    "taken": ("◌", "yellow"),  # in use by another launch
     "diverged": ("∞", "magenta"),
     "failed": ("✗", "red"),
 }
-MOST_ROWS = 40  # of the table; larger grids get the counts alone
-LONG = 5.0  # seconds of a run whose beginning is worth a line, too
+MAX_ROWS = 40  # of the table; larger grids only get the counts
+LONG_RUN_SECONDS = 5.0  # seconds; the start of longer runs is logged too
 
 
 class Progress:
-    """Follows runs as they begin and end, and shows them.
+    """Tracks and displays runs as they start and end.
 
     Args:
-        runs: all of the grid, the done ones among them.
-        title: what they are for.
-        look: what is done with one finished run of each cell, as soon as all cells have one.
+        runs: all runs of the grid, including those done.
+        title: the purpose of the runs.
+        check_first_runs: called once with one finished run of each cell, as soon as all cells have one.
     """
 
-    def __init__(self, runs: list[Prepared], title: str = "", look: Look | None = None) -> None:
-        self.look = look
+    def __init__(
+        self, runs: list[PreparedRun], title: str = "", check_first_runs: FirstRunsCallback | None = None
+    ) -> None:
+        self.check_first_runs = check_first_runs
         self.title = title
-        self.status = {run: run.status if run.done else "missing" for run in runs}
+        self.status = {run: run.status if run.is_done else "missing" for run in runs}
         self.watched = is_interactive()
-        # rich alone would take FORCE_COLOR, which a notebook sets for what it starts, for a terminal
-        # a label is text, whatever brackets and colons are in it
+        # rich would take FORCE_COLOR, which notebooks set for subprocesses, for a terminal;
+        # labels may have brackets and colons that are not markup
         self.console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, force_terminal=self.watched)
-        self.began_at: dict[Prepared, float] = {}
+        self.began_at: dict[PreparedRun, float] = {}
         self.started = 0.0
         self.num_ended = 0
         self.live = Live(
@@ -54,7 +56,7 @@ class Progress:
             get_renderable=self.table,
             refresh_per_second=2,
             transient=True,
-            redirect_stdout=False,  # what runs print goes to their logs
+            redirect_stdout=False,  # the output of runs goes to their logs
             redirect_stderr=False,
         )
 
@@ -69,39 +71,39 @@ class Progress:
     ) -> None:
         self.live.stop()
 
-    def began(self, run: Prepared) -> None:
+    def run_started(self, run: PreparedRun) -> None:
         self.status[run] = "running"
         self.began_at[run] = time.monotonic()
         mean = (time.monotonic() - self.started) / self.num_ended if self.num_ended else math.inf
-        if not self.watched and mean > LONG:
-            self.console.print(f"{run.plan.label}: begun; {short(run.folder / LOG)} follows it", soft_wrap=True)
+        if not self.watched and mean > LONG_RUN_SECONDS:
+            self.console.print(f"{run.plan.label}: begun; {relpath(run.folder / LOG)} follows it", soft_wrap=True)
 
-    def ended(self, run: Prepared, status: str) -> None:
-        """What became of a run; "taken" if another launch has it, which may be said again and again."""
+    def run_ended(self, run: PreparedRun, status: str) -> None:
+        """Record the status of a run; "taken" if another launch uses it, which may be reported repeatedly."""
         self.status[run] = status
         if status == "taken":
             self.began_at.pop(run, None)
             return
-        if self.look is not None and status == "finished" and (runs := self.one_of_each_cell()):
-            self.look(runs)
-            self.look = None
+        if self.check_first_runs is not None and status == "finished" and (runs := self.first_run_of_each_cell()):
+            self.check_first_runs(runs)
+            self.check_first_runs = None
         if run in self.began_at:
             self.num_ended += 1
         if not self.watched:
             took = f"{time.monotonic() - self.began_at[run]:.1f} s" if run in self.began_at else "in another launch"
-            self.console.print(f"{run.plan.label}: {status} ({took}); {self.counts()}", soft_wrap=True)
+            self.console.print(f"{run.plan.label}: {status} ({took}); {self.summary()}", soft_wrap=True)
 
-    def one_of_each_cell(self) -> list[Prepared]:
-        """A finished run of each cell; none as long as a cell has none."""
-        found: dict[tuple[str, ...], Prepared | None] = {}
+    def first_run_of_each_cell(self) -> list[PreparedRun]:
+        """Return a finished run of each cell; empty until all cells have one."""
+        found: dict[tuple[str, ...], PreparedRun | None] = {}
         for run, status in self.status.items():
             cell = tuple(run.plan.cell.values())
             found[cell] = found.get(cell) or (run if status == "finished" else None)
         runs = [run for run in found.values() if run is not None]
         return runs if len(runs) == len(found) else []
 
-    def counts(self) -> str:
-        """How far the grid is, in words."""
+    def summary(self) -> str:
+        """Describe the progress of the grid."""
         states = list(self.status.values())
         parts = [f"{self.title} {states.count('finished')} of {len(states)} finished".lstrip()]
         names = {"taken": "in another launch"}
@@ -111,26 +113,26 @@ class Progress:
         left = sum(status in ("missing", "running") for status in states)
         if self.num_ended and left:
             seconds = (time.monotonic() - self.started) * left / self.num_ended
-            parts.append(f"about {duration(seconds)} left")
+            parts.append(f"about {format_duration(seconds)} left")
         return ", ".join(parts)
 
     def table(self) -> Group:
-        """A row for each cell, a sign for each seed."""
+        """Return a table with a row for each cell and a symbol for each seed."""
         cells: dict[str, dict[int, str]] = {}
         for run, status in self.status.items():
             cells.setdefault(run.plan.cell_label, {})[run.plan.seed] = status
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-        for label, states in list(cells.items())[:MOST_ROWS] if len(cells) <= MOST_ROWS else []:
+        for label, states in list(cells.items())[:MAX_ROWS] if len(cells) <= MAX_ROWS else []:
             signs = Text()
             for status in states.values():
-                sign, style = SIGNS.get(status, ("·", "dim"))
+                sign, style = STATUS_SIGNS.get(status, ("·", "dim"))
                 signs.append(sign + " ", style)
             table.add_row(Text(label), signs)
-        return Group(table, Text(self.counts()))
+        return Group(table, Text(self.summary()))
 
 
-def duration(seconds: float) -> str:
-    """A time as a person says it."""
+def format_duration(seconds: float) -> str:
+    """Return a duration in readable units."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""An ablation's report: what ran, what may be concluded, tables and figures; for a terminal, a paper and a browser."""
+"""An ablation's report: runs, conclusions, tables and figures; for a terminal, a paper and a browser."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rich.text import Text
 
 from ablab.errors import ConfigError
 from ablab.lab.ablation import statistics
-from ablab.lab.ablation.figures import STYLE, figures, label, readable
-from ablab.lab.ablation.html import page
-from ablab.lab.ablation.metrics import is_never
-from ablab.lab.ablation.results import Results, put
-from ablab.lab.run.folder import short
+from ablab.lab.ablation.figures import STYLE, cell_label, figures, readable_name
+from ablab.lab.ablation.html import render_page
+from ablab.lab.ablation.metrics import is_until_metric
+from ablab.lab.ablation.results import Results, replace_text
+from ablab.lab.run.folder import relpath
 from ablab.screen import is_interactive
 
 FOLDER = "report"
-SURVIVORS = "†"  # at a verdict that is of some seeds alone
+UNPAIRED_MARK = "†"  # marks a verdict based on some of the seeds
 HOW_TO_READ = (
     "Differences are paired: each is the mean, over the seeds, of what a cell has more than its baseline with the same "
     "seed, which began from the same weights and saw the same samples. Intervals are of 95 %, of one comparison alone. "
@@ -36,7 +36,7 @@ HOW_TO_READ = (
 
 @dataclass
 class Table:
-    """Rows of text under a title; the first column names, the others are numbers."""
+    """Rows of text under a title; the first column holds names, the others numbers."""
 
     title: str
     header: list[str]
@@ -45,7 +45,7 @@ class Table:
 
 @dataclass
 class Report:
-    """Everything that is said, in the order in which it is read."""
+    """The content of a report, in reading order."""
 
     title: str
     question: str
@@ -54,11 +54,11 @@ class Report:
     tables: list[Table]
     troubles: list[str]
     notes: list[str]
-    figures: list[tuple[str, str]] = field(default_factory=list)  # file name, what it shows
+    figures: list[tuple[str, str]] = field(default_factory=list)  # file name and caption
 
 
-def compose(results: Results) -> Report:
-    """What an ablation's results say.
+def compose_report(results: Results) -> Report:
+    """Compose the report of an ablation's results.
 
     Raises:
         ConfigError: no run has finished.
@@ -66,20 +66,21 @@ def compose(results: Results) -> Report:
     ablation, runs = results.ablation, results.runs
     if len(runs) == 0 and results.tuning is not None:
         raise ConfigError(
-            f"{ablation.name}: its tuning is not complete ({states(results.tuning)}); the ablation's command goes on "
-            "with it; there is no report yet"
+            f"{ablation.name}: its tuning is not complete ({count_statuses(results.tuning)}); the ablation's command "
+            "goes on with it; there is no report yet"
         )
     finished = runs["status"] == "finished"
     if not finished.any():
         raise ConfigError(
-            f"{ablation.name}: none of its {len(runs)} runs has finished ({states(runs)}); there is no report yet"
+            f"{ablation.name}: none of its {len(runs)} runs has finished ({count_statuses(runs)}); there is no report "
+            "yet"
         )
     factors = list(ablation.factors)
     cells = statistics.cells(runs, factors, ablation.metrics)
-    facts = [f"{int(finished.sum())} of {len(runs)} runs finished: {size(results)}."]
+    facts = [f"{int(finished.sum())} of {len(runs)} runs finished: {describe_grid(results)}."]
     for status in ("diverged", "failed", "stopped", "running", "missing"):
         if number := int((runs["status"] == status).sum()):
-            facts.append(f"{number} {status}: {', '.join(some_labels(runs[runs['status'] == status], factors))}.")
+            facts.append(f"{number} {status}: {', '.join(first_labels(runs[runs['status'] == status], factors))}.")
     tables, verdicts = [cell_table(results, cells, metric) for metric in ablation.metrics], []
     marked = False
     for metric in reversed(ablation.metrics):
@@ -89,56 +90,56 @@ def compose(results: Results) -> Report:
         tables.insert(0 if metric == ablation.metrics[0] else 1, comparison_table(results, compared, metric))
         marked = marked or bool(compared["lost"].any())
         if metric == ablation.metrics[0]:
-            verdicts = summary(compared, metric) + [sentence(results, row) for _, row in compared.iterrows()]
+            verdicts = summary(compared, metric) + [verdict_sentence(results, row) for _, row in compared.iterrows()]
     troubles = [
-        f"{label({f: row[f] for f in factors})}, seed {row['seed']}: {row['error'] or row['status']} "
-        f"({short(Path(row['folder']))})"
+        f"{cell_label({f: row[f] for f in factors})}, seed {row['seed']}: {row['error'] or row['status']} "
+        f"({relpath(Path(row['folder']))})"
         for _, row in runs[~finished & (runs["status"] != "missing")].iterrows()
     ]
     notes = [*tuning_notes(results), *results.notes]
     if marked:
         notes.append(
-            f"{SURVIVORS} Some seeds have no pair, because a run diverged, failed or never got there: what is said "
+            f"{UNPAIRED_MARK} Some seeds have no pair, because a run diverged, failed or never got there: what is said "
             "holds for the other seeds, and would not where the level itself is why runs were lost."
         )
-    if ablation.baseline and (alone := statistics.without_baseline(runs, factors, ablation.baseline)):
+    if ablation.baseline and (alone := statistics.num_without_baseline(runs, factors, ablation.baseline)):
         notes.append(f"{alone} cells have no baseline, which is excluded: they are compared with nothing.")
     if not ablation.baseline:
         notes.append("The ablation names no baseline: nothing is compared.")
     return Report(ablation.name, ablation.question, facts, verdicts, tables, troubles, notes)
 
 
-def states(runs: pd.DataFrame) -> str:
-    """How many runs are finished, failed and so on."""
+def count_statuses(runs: pd.DataFrame) -> str:
+    """Return the number of runs of each status."""
     return ", ".join(f"{number} {status}" for status, number in runs["status"].value_counts().items())
 
 
-def size(results: Results) -> str:
-    """The grid in words."""
-    parts = [f"{len(levels)} of {readable(factor)}" for factor, levels in results.ablation.factors.items()]
+def describe_grid(results: Results) -> str:
+    """Describe the grid."""
+    parts = [f"{len(levels)} of {readable_name(factor)}" for factor, levels in results.ablation.factors.items()]
     return " × ".join([*parts, f"{len(results.ablation.seeds)} seeds"])
 
 
-def some_labels(runs: pd.DataFrame, factors: list[str]) -> Iterator[str]:
-    """The first few runs."""
+def first_labels(runs: pd.DataFrame, factors: list[str]) -> Iterator[str]:
+    """Yield the labels of the first few runs."""
     for _, row in runs.head(4).iterrows():
-        yield f"{label({f: row[f] for f in factors})}, seed {row['seed']}".lstrip(", ")
+        yield f"{cell_label({f: row[f] for f in factors})}, seed {row['seed']}".lstrip(", ")
     if len(runs) > 4:
         yield "…"
 
 
 def summary(compared: pd.DataFrame, metric: str) -> list[str]:
-    """How many verdicts there are of each kind."""
+    """Return the number of verdicts of each kind."""
     counts = compared["verdict"].value_counts()
     parts = [f"{counts[verdict]} {verdict}" for verdict in ("higher", "lower", "cannot tell") if verdict in counts]
-    return [f"{readable(metric)}, {len(compared)} comparisons: {', '.join(parts)}."]
+    return [f"{readable_name(metric)}, {len(compared)} comparisons: {', '.join(parts)}."]
 
 
-def sentence(results: Results, row: pd.Series) -> str:
-    """What may be said of one comparison."""
+def verdict_sentence(results: Results, row: pd.Series) -> str:
+    """Return the conclusion of one comparison."""
     n = int(row["n"])
-    subject = f"{against(results, row)}: "
-    lost = without_pair(results, row)
+    subject = f"{comparison_label(results, row)}: "
+    lost = unpaired_seeds_text(results, row)
     if n < 2:
         return f"{subject}cannot tell with n = {n}{lost}"
     if math.isnan(row["p"]):
@@ -147,45 +148,45 @@ def sentence(results: Results, row: pd.Series) -> str:
             f"{subject}{found}, cannot tell with n = {n}: every pair differs by the same amount, so there is no spread "
             f"to judge by{lost}"
         )
-    digits = decimals(row["sd"] / math.sqrt(n))
-    low, high = signed(row["low"], digits), signed(row["high"], digits)
-    found = f"{signed(row['difference'], digits)} [{low}, {high}]"
+    digits = num_decimals(row["sd"] / math.sqrt(n))
+    low, high = format_signed(row["low"], digits), format_signed(row["high"], digits)
+    found = f"{format_signed(row['difference'], digits)} [{low}, {high}]"
     if row["verdict"] != "cannot tell":
-        return f"{subject}{found}, {marked_verdict(row)} (Holm p = {row['holm']:.2g}, n = {n}){lost}"
-    told = f"; {n} seeds tell a difference of {row['tells']:.2g} and more" if math.isfinite(row["tells"]) else ""
-    return f"{subject}{found}, cannot tell with n = {n}{needed(row)}{told}{lost}"
+        return f"{subject}{found}, {format_verdict(row)} (Holm p = {row['holm']:.2g}, n = {n}){lost}"
+    detectable = f"; {n} seeds tell a difference of {row['tells']:.2g} and more" if math.isfinite(row["tells"]) else ""
+    return f"{subject}{found}, cannot tell with n = {n}{seeds_needed_text(row)}{detectable}{lost}"
 
 
-def without_pair(results: Results, row: pd.Series) -> str:
-    """How many seeds a comparison lacks, and of which of its two cells the runs never got there."""
+def unpaired_seeds_text(results: Results, row: pd.Series) -> str:
+    """Return the number of seeds without a pair, and of runs of both cells that never met a bound."""
     if not row["lost"]:
         return ""
     seeds, never = len(results.ablation.seeds), ""
-    if is_never(row["metric"]):
+    if is_until_metric(row["metric"]):
         never = f" (never in {row['none']:.0f} of {seeds}, against {row['baseline_none']:.0f} of {seeds})"
     return f"; seeds without a pair: {row['lost']:.0f}{never}"
 
 
-def marked_verdict(row: pd.Series) -> str:
-    """A verdict, and a sign where it is of some seeds alone."""
-    return f"{row['verdict']} {SURVIVORS}" if row["lost"] else str(row["verdict"])
+def format_verdict(row: pd.Series) -> str:
+    """Return a verdict, with a mark if it is based on some of the seeds."""
+    return f"{row['verdict']} {UNPAIRED_MARK}" if row["lost"] else str(row["verdict"])
 
 
-def needed(row: pd.Series) -> str:
-    """How many seeds would tell what was observed."""
+def seeds_needed_text(row: pd.Series) -> str:
+    """Return the number of seeds needed to detect the observed difference."""
     if math.isnan(row["seeds_needed"]):
         return ""
     many = f"about {row['seeds_needed']:.0f}" if math.isfinite(row["seeds_needed"]) else "more than 10,000"
     return f"; {many} seeds would tell a difference like this"
 
 
-def against(results: Results, row: pd.Series) -> str:
-    """Which cell is compared with which."""
+def comparison_label(results: Results, row: pd.Series) -> str:
+    """Return the name of a comparison: cell against baseline."""
     baseline = results.ablation.baseline
     changed = {f: row[f] for f in results.ablation.factors if f in baseline and row[f] != baseline[f]}
     same = {f: row[f] for f in results.ablation.factors if f not in changed and len(results.ablation.factors[f]) > 1}
-    where = f" at {label(same)}" if same else ""
-    return f"{label(changed)} against {label({f: baseline[f] for f in changed})}{where}"
+    where = f" at {cell_label(same)}" if same else ""
+    return f"{cell_label(changed)} against {cell_label({f: baseline[f] for f in changed})}{where}"
 
 
 def comparison_table(results: Results, compared: pd.DataFrame, metric: str) -> Table:
@@ -195,97 +196,99 @@ def comparison_table(results: Results, compared: pd.DataFrame, metric: str) -> T
     factors = [f for f, levels in results.ablation.factors.items() if len(levels) > 1]
     rows = []
     for _, row in compared.iterrows():
-        digits = decimals(row["sd"] / math.sqrt(row["n"])) if row["n"] > 1 else 3
+        digits = num_decimals(row["sd"] / math.sqrt(row["n"])) if row["n"] > 1 else 3
         seeds = f" ({row['seeds_needed']:.0f} seeds would)" if math.isfinite(row["seeds_needed"]) else ""
         rows.append(
             [
-                label({f: row[f] for f in factors}),
+                cell_label({f: row[f] for f in factors}),
                 f"{row['n']:.0f}",
-                signed(row["difference"], digits),
-                interval(row["low"], row["high"], digits),
-                interval(row["boot_low"], row["boot_high"], digits),
+                format_signed(row["difference"], digits),
+                format_interval(row["low"], row["high"], digits),
+                format_interval(row["boot_low"], row["boot_high"], digits),
                 "" if math.isnan(row["effect"]) else f"{row['effect']:+.2g}".replace("-", "−"),
                 "" if math.isnan(row["holm"]) else f"{row['holm']:.2g}",
                 *([f"{row['lost']:.0f}"] if lost else []),
-                marked_verdict(row) + (seeds if row["verdict"] == "cannot tell" else ""),
+                format_verdict(row) + (seeds if row["verdict"] == "cannot tell" else ""),
             ]
         )
-    return Table(f"{readable(metric)}: differences to {label(results.ablation.baseline)}", header, rows)
+    return Table(f"{readable_name(metric)}: differences to {cell_label(results.ablation.baseline)}", header, rows)
 
 
 def cell_table(results: Results, cells: pd.DataFrame, metric: str) -> Table:
-    """Mean ± standard deviation (n) of each cell; the factor with the most levels that fit goes across."""
+    """Return a table of mean ± standard deviation (n) per cell, with the largest factor that fits as columns."""
     factors = [f for f, levels in results.ablation.factors.items() if len(levels) > 1]
     of_metric = cells[cells["metric"] == metric]
     across = max(factors[1:], key=lambda f: len(results.ablation.factors[f]), default=None)
     if across is not None and len(results.ablation.factors[across]) > 8:
         across = None
     down = [factor for factor in factors if factor != across]
-    title = f"{readable(metric)}: mean ± standard deviation (n)"
+    title = f"{readable_name(metric)}: mean ± standard deviation (n)"
     if across is None:
-        rows = [[label({f: row[f] for f in factors}) or "all", value(row)] for _, row in of_metric.iterrows()]
-        return Table(title, [", ".join(map(readable, factors)), readable(metric)], rows)
+        rows = [
+            [cell_label({f: row[f] for f in factors}) or "all", format_cell(row)] for _, row in of_metric.iterrows()
+        ]
+        return Table(title, [", ".join(map(readable_name, factors)), readable_name(metric)], rows)
     levels = results.ablation.factors[across]
-    header = [f"{', '.join(map(readable, down))} \\ {readable(across)}", *levels]
+    header = [f"{', '.join(map(readable_name, down))} \\ {readable_name(across)}", *levels]
     rows = []
     for cell, group in statistics.by_cell(of_metric, down):
-        found = {row[across]: value(row) for _, row in group.iterrows()}
-        rows.append([label(cell), *(found.get(level, "") for level in levels)])
+        found = {row[across]: format_cell(row) for _, row in group.iterrows()}
+        rows.append([cell_label(cell), *(found.get(level, "") for level in levels)])
     return Table(title, header, rows)
 
 
-def value(row: pd.Series) -> str:
-    """A cell's mean and spread, and what is missing of it."""
+def format_cell(row: pd.Series) -> str:
+    """Return a cell's mean and spread, and the number of runs without a value."""
     parts = [f"{row[status]:.0f} {status}" for status in ("diverged", "failed") if row[status]]
-    never = "never" if is_never(row["metric"]) else "without a value"
+    never = "never" if is_until_metric(row["metric"]) else "without a value"
     parts += [f"{row['none']:.0f} {never}"] if row["none"] else []
     parts += [f"{row['missing']:.0f} to come"] if row["missing"] else []
     if row["n"] == 0:
         return ", ".join(parts) or "none"
-    digits = decimals(row["sd"] if row["n"] > 1 and row["sd"] > 0 else abs(row["mean"]) / 100)
-    spread = f" ± {fixed(row['sd'], digits)}" if row["n"] > 1 else ""
+    digits = num_decimals(row["sd"] if row["n"] > 1 and row["sd"] > 0 else abs(row["mean"]) / 100)
+    spread = f" ± {format_number(row['sd'], digits)}" if row["n"] > 1 else ""
     counts = ", ".join([f"{row['n']:.0f}", *parts])
-    return f"{fixed(row['mean'], digits)}{spread} ({counts})"
+    return f"{format_number(row['mean'], digits)}{spread} ({counts})"
 
 
-def decimals(size: float) -> int:
-    """So many that the first two figures of a size are shown."""
+def num_decimals(size: float) -> int:
+    """Return the number of decimals that shows the first two digits of a number."""
     return max(0, 1 - math.floor(math.log10(size))) if size > 0 and math.isfinite(size) else 3
 
 
-def signed(number: float, digits: int) -> str:
-    return fixed(number, digits, sign="+") if math.isfinite(number) else ""
+def format_signed(number: float, digits: int) -> str:
+    return format_number(number, digits, sign="+") if math.isfinite(number) else ""
 
 
-def fixed(number: float, digits: int, sign: str = "") -> str:
-    """A number with so many decimals; one that begins far behind the point as 1.23e−07."""
+def format_number(number: float, digits: int, sign: str = "") -> str:
+    """Return a number with fixed decimals; a small one with many decimals in scientific notation."""
     if digits <= 6 or abs(number) >= 1e-3:
         return f"{number:{sign}.{digits}f}".replace("-", "−")
     figures = digits + math.floor(math.log10(abs(number))) if number else 0
     return f"{number:{sign}.{max(0, figures)}e}".replace("-", "−")
 
 
-def interval(low: float, high: float, digits: int) -> str:
-    return f"[{signed(low, digits)}, {signed(high, digits)}]" if math.isfinite(low) else ""
+def format_interval(low: float, high: float, digits: int) -> str:
+    return f"[{format_signed(low, digits)}, {format_signed(high, digits)}]" if math.isfinite(low) else ""
 
 
 def tuning_notes(results: Results) -> list[str]:
-    """Which value each cell got, and a warning where it is the last one tried."""
+    """Return notes on the chosen value of each cell, with a warning for values at the edge of the grid."""
     if results.chosen is None:
         return []
     factors = list(results.ablation.factors)
-    key, grid = readable(results.tuned_key), results.tuning_grid
+    key, grid = readable_name(results.tuned_key), results.tuning_grid
     tried = ", ".join(f"{value:g}" for value in grid)
-    got = [f"{label({f: row[f] for f in factors})} {row['value']:g}" for _, row in results.chosen.iterrows()]
-    metric = readable(results.tuning_metric)
+    got = [f"{cell_label({f: row[f] for f in factors})} {row['value']:g}" for _, row in results.chosen.iterrows()]
+    metric = readable_name(results.tuning_metric)
     notes = [f"Each cell has its own {key}, the best of {tried} by {metric}: {'; '.join(got)}."]
     if results.tuning is not None and set(results.tuning["status"]) != {"finished"}:
-        notes.append(f"Not all of the {len(results.tuning)} tuning runs ended well: {states(results.tuning)}.")
+        notes.append(f"Not all of the {len(results.tuning)} tuning runs ended well: {count_statuses(results.tuning)}.")
     for _, row in results.chosen.iterrows():
         tried_here = results.tuning if results.tuning is not None else pd.DataFrame({"score": []})
         for factor in factors:
             tried_here = tried_here[tried_here[factor] == row[factor]]
-        cell = label({f: row[f] for f in factors}) or "every run"
+        cell = cell_label({f: row[f] for f in factors}) or "every run"
         if len(tried_here) and not tried_here["score"].notna().any():
             notes.append(
                 f"WARNING: {cell}: no tuning run has a {metric}, so no {key} is known to be the best; "
@@ -303,13 +306,13 @@ def tuning_notes(results: Results) -> list[str]:
 # Where it goes ------------------------------------------------------------------------------------------------------
 
 
-def write(results: Results, folder: Path) -> Report:
-    """Write the report into `folder/report`, and return what it says.
+def write_report(results: Results, folder: Path) -> Report:
+    """Write the report into `folder/report`, and return it.
 
     Raises:
         ConfigError: no run has finished.
     """
-    report = compose(results)
+    report = compose_report(results)
     place = folder / FOLDER
     (place / "figures").mkdir(parents=True, exist_ok=True)
     svg = {}
@@ -323,60 +326,67 @@ def write(results: Results, folder: Path) -> Report:
     factors = list(results.ablation.factors)
     metrics = results.ablation.metrics
     compared = [statistics.comparisons(results.runs, factors, results.ablation.baseline, m) for m in metrics]
-    put(place / "runs.csv", results.runs.to_csv(index=False))
-    put(place / "cells.csv", statistics.cells(results.runs, factors, metrics).to_csv(index=False))
-    put(place / "comparisons.csv", pd.concat(compared).to_csv(index=False) if any(map(len, compared)) else "")
-    put(place / "report.md", markdown(report))
-    put(place / "tables.tex", "\n".join(latex(table) for table in report.tables))
-    put(place / "report.html", page(report, svg, HOW_TO_READ))
+    replace_text(place / "runs.csv", results.runs.to_csv(index=False))
+    replace_text(place / "cells.csv", statistics.cells(results.runs, factors, metrics).to_csv(index=False))
+    replace_text(place / "comparisons.csv", pd.concat(compared).to_csv(index=False) if any(map(len, compared)) else "")
+    replace_text(place / "report.md", markdown(report))
+    replace_text(place / "tables.tex", "\n".join(latex(table) for table in report.tables))
+    replace_text(place / "report.html", render_page(report, svg, HOW_TO_READ))
     return report
 
 
 def markdown(report: Report) -> str:
-    lines = [f"# {escaped(report.title)}", "", escaped(report.question), "", *map(escaped, report.facts), ""]
+    lines = [
+        f"# {escape_markdown(report.title)}",
+        "",
+        escape_markdown(report.question),
+        "",
+        *map(escape_markdown, report.facts),
+        "",
+    ]
     if report.verdicts:
-        lines += ["## Verdict", "", *(f"- {escaped(verdict)}" for verdict in report.verdicts), ""]
+        lines += ["## Verdict", "", *(f"- {escape_markdown(verdict)}" for verdict in report.verdicts), ""]
     for name, caption in report.figures:
-        lines += [f"![{escaped(caption)}](figures/{name}.png)", f"*{escaped(caption)}*", ""]
+        lines += [f"![{escape_markdown(caption)}](figures/{name}.png)", f"*{escape_markdown(caption)}*", ""]
     for table in report.tables:
-        header = " | ".join(map(escaped, table.header))
-        lines += [f"## {escaped(table.title)}", "", f"| {header} |", "|" + "---|" * len(table.header)]
-        lines += [f"| {' | '.join(map(escaped, row))} |" for row in table.rows]
+        header = " | ".join(map(escape_markdown, table.header))
+        lines += [f"## {escape_markdown(table.title)}", "", f"| {header} |", "|" + "---|" * len(table.header)]
+        lines += [f"| {' | '.join(map(escape_markdown, row))} |" for row in table.rows]
         lines.append("")
     lines += ["## How to read it", "", HOW_TO_READ, ""]
     for title, entries in (("Runs without a result", report.troubles), ("Notes", report.notes)):
         if entries:
-            lines += [f"## {title}", "", *(f"- {escaped(entry)}" for entry in entries), ""]
+            lines += [f"## {title}", "", *(f"- {escape_markdown(entry)}" for entry in entries), ""]
     return "\n".join(lines)
 
 
-# The signs of Markdown that could make markup of a text; not the brackets of an interval or the _ within a word.
+# Characters that could be Markdown markup; not the brackets of an interval or a _ within a word.
 MARKDOWN = re.compile(
     r"[\\`*|$]|<(?=[A-Za-z/!?])|\](?=[(\[:])|(?<!\w)_|_(?!\w)|~(?=~)|&(?=#?\w+;)|^[#>+=-]|(?<=^\d)[.)](?=\s)"
 )
 
 
-def escaped(text: str) -> str:
-    """A text as one line of Markdown, in which nothing of it is markup."""
+def escape_markdown(text: str) -> str:
+    """Return a text as one line of Markdown without markup."""
     return MARKDOWN.sub(r"\\\g<0>", one_line(text))
 
 
 def one_line(text: str) -> str:
-    """A text without line breaks and control characters."""
+    """Return a text without line breaks and control characters."""
     return "".join(sign if sign.isprintable() else " " for sign in " ".join(text.split()))
 
 
 def latex(table: Table) -> str:
-    """A table for a paper, in the style of booktabs."""
+    """Return a table in LaTeX with booktabs rules."""
     columns = "l" + "r" * (len(table.header) - 1)
-    # a [ or * after the end of a row would be an argument of \\
-    body = ["{}" * row[0].startswith(("[", "*")) + " & ".join(map(tex, row)) + r" \\" for row in table.rows]
+    # LaTeX would take a [ or * after a row for an argument of \\
+    body = ["{}" * row[0].startswith(("[", "*")) + " & ".join(map(escape_latex, row)) + r" \\" for row in table.rows]
     return "\n".join(
         [
             f"% {one_line(table.title)}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            " & ".join(map(tex, table.header)) + r" \\",
+            " & ".join(map(escape_latex, table.header)) + r" \\",
             r"\midrule",
             *body,
             r"\bottomrule",
@@ -386,8 +396,8 @@ def latex(table: Table) -> str:
     )
 
 
-def tex(text: str) -> str:
-    """A text as LaTeX has it."""
+def escape_latex(text: str) -> str:
+    """Return a text escaped for LaTeX."""
     signs = {
         "\\": r"\textbackslash{}",
         "&": r"\&",
@@ -404,14 +414,14 @@ def tex(text: str) -> str:
         "|": "$|$",
         "∞": r"$\infty$",
         "±": r"$\pm$",
-        SURVIVORS: r"\dag{}",
+        UNPAIRED_MARK: r"\dag{}",
         "−": "$-$",
     }
     return "".join(signs.get(sign, sign) for sign in one_line(text))
 
 
-def show(report: Report, folder: Path, console: Console | None = None) -> None:
-    """Print the report on a terminal; plainly where it is none. Nothing in it is taken for markup or an emoji."""
+def print_report(report: Report, folder: Path, console: Console | None = None) -> None:
+    """Print the report on a terminal, or as plain text elsewhere, with markup and emoji codes kept as text."""
     console = console or Console(highlight=False, soft_wrap=False, force_terminal=is_interactive())
     if not console.is_terminal or console.is_dumb_terminal:
         console = Console(file=console.file, highlight=False, width=140, force_terminal=False)
@@ -421,20 +431,21 @@ def show(report: Report, folder: Path, console: Console | None = None) -> None:
     for table in report.tables[:2]:
         title = Text(one_line(table.title), style="table.title")
         shown = RichTable(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
-        kept = [i for i, name in enumerate(table.header) if name != "by bootstrap"]  # as wide as most screens
+        # keeps the table as wide as most screens
+        kept = [i for i, name in enumerate(table.header) if name != "by bootstrap"]
         for i in kept:
             shown.add_column(Text(one_line(table.header[i])), justify="left" if i == 0 else "right", overflow="fold")
         for row in table.rows:
-            shown.add_row(*(coloured(row[i]) for i in kept))
+            shown.add_row(*(colour_verdict(row[i]) for i in kept))
         console.print()
         console.print(shown)
     for note in [*report.notes, *report.troubles]:
         console.print(Text(one_line(note)))
-    console.print(Text(f"\nreport: {short(folder / FOLDER / 'report.html')} (also .md, .csv, .tex, figures)"))
+    console.print(Text(f"\nreport: {relpath(folder / FOLDER / 'report.html')} (also .md, .csv, .tex, figures)"))
 
 
-def coloured(entry: str) -> Text:
-    """A verdict in its colour."""
+def colour_verdict(entry: str) -> Text:
+    """Return a verdict in its colour."""
     colours = {"higher": "blue", "lower": "red", "cannot tell": "dim"}
     colour = next((colours[verdict] for verdict in colours if entry.startswith(verdict)), "")
     return Text(one_line(entry), style=colour)

@@ -1,4 +1,4 @@
-"""The results of an ablation, read from its folder."""
+"""Read the results of an ablation from its folder."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ import pandas as pd
 from ablab.disk import is_locked
 from ablab.errors import ConfigError
 from ablab.lab.ablation.ablation import Ablation
-from ablab.lab.ablation.metrics import check_logged, final, value
-from ablab.lab.config.build import blame
+from ablab.lab.ablation.metrics import check_logged, final_metric, metric_value
+from ablab.lab.config.build import add_config_path
 from ablab.lab.loggers.csv_file import read_rows
 from ablab.lab.run.code import PACKAGE, sources_of
-from ablab.lab.run.folder import ABLATION, LOCK, LOG, failure, read_record
+from ablab.lab.run.folder import ABLATION, LOCK, LOG, failure_reason, read_record
 from ablab.lab.run.redaction import redact
 
-STATES = ("running", "finished", "stopped", "diverged", "failed")  # of a record, as a run writes them
+STATUSES = ("running", "finished", "stopped", "diverged", "failed")  # that a run writes
 
 
 @dataclass
 class Results:
-    """What an ablation found so far.
+    """The results of an ablation so far.
 
     Args:
         ablation: the grid.
-        runs: a row for each run of it: a column for each factor, `seed`, `status` ("finished", "diverged", "failed",
+        runs: a row for each run: a column for each factor, `seed`, `status` ("finished", "diverged", "failed",
             "stopped", "running" or "missing"), `folder`, `error`, and each metric.
         curves: the metrics.csv of each run, by its folder.
-        tuning: a row for each run that decided on the tuned key: the factors, `value`, `seed`, `status`, `score`.
-        chosen: the value that each cell got: the factors, `value`.
-        notes: what else a reader should know.
+        tuning: a row for each tuning run: the factors, `value`, `seed`, `status`, `score`.
+        chosen: the tuned value of each cell: the factors, `value`.
+        notes: further remarks for the reader.
     """
 
     ablation: Ablation
@@ -51,16 +51,16 @@ class Results:
     notes: list[str] = field(default_factory=list)
 
 
-def read(folder: Path, *, mix_code: bool = False, baseline: dict[str, str] | None = None) -> Results:
-    """What the runs of an ablation's folder have found so far.
+def read_results(folder: Path, *, mix_code: bool = False, baseline: dict[str, str] | None = None) -> Results:
+    """Read the results of an ablation's folder so far.
 
     Args:
-        folder: the ablation's.
-        mix_code: take runs that were made by different versions of the code together.
-        baseline: the level of each of some factors to compare with, instead of the ablation's own.
+        folder: the ablation's folder.
+        mix_code: combine runs that were made by different versions of the code.
+        baseline: levels to compare with, instead of the ablation's own baseline.
 
     Raises:
-        ConfigError: it is no ablation's folder, its runs were made by different code, or the baseline is no level.
+        ConfigError: the folder is not an ablation, its runs were made by different code, or a level does not exist.
     """
     try:
         record = json.loads((folder / ABLATION).read_text(encoding="utf-8"))
@@ -71,12 +71,12 @@ def read(folder: Path, *, mix_code: bool = False, baseline: dict[str, str] | Non
         raise ConfigError(
             f"{folder}: it is no ablation's folder ({reason}); give the one that the ablation has in output_dir"
         ) from error
-    with blame("ablation"):
+    with add_config_path("ablation"):
         ablation = Ablation(**record["ablation"] | ({"baseline": baseline} if baseline else {}))
     notes = code_notes([folder / run["folder"] for run in record["runs"]], mix_code or ablation.mix_code)
     tuning = record["tuning"]
-    notes += other_runs(folder, [*record["runs"], *(tuning["runs"] if tuning else [])])
-    frame, curves = table(folder, record["runs"], ablation)
+    notes += unreported_runs_note(folder, [*record["runs"], *(tuning["runs"] if tuning else [])])
+    frame, curves = runs_table(folder, record["runs"], ablation)
     results = Results(ablation, frame, curves, notes=notes)
     if tuning is not None and ablation.tune is not None:
         results.tuning = pd.DataFrame([tuning_row(folder, run, tuning["metric"]) for run in tuning["runs"]])
@@ -86,43 +86,43 @@ def read(folder: Path, *, mix_code: bool = False, baseline: dict[str, str] | Non
     return results
 
 
-def put(file: Path, text: str) -> None:
-    """Write a file, whole or not at all, also where several launches do."""
+def replace_text(file: Path, text: str) -> None:
+    """Write a file atomically, even while several launches write it."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, file)
 
 
 def code_notes(folders: list[Path], mix_code: bool) -> list[str]:
-    """What is to be said of the versions of the code that made the runs.
+    """Return a note if different versions of the code made the runs.
 
     Raises:
-        ConfigError: they are several, and are not to be mixed.
+        ConfigError: there are several versions, and `mix_code` is false.
     """
-    versions: dict[str, dict[str, list[str]]] = {}  # of each part of the code its hashes, and the commits of each
+    versions: dict[str, dict[str, list[str]]] = {}  # by part of the code and hash, the commits
     for folder in folders:
-        with suppress(ConfigError, LookupError, TypeError):  # the table says which run cannot be read
+        with suppress(ConfigError, LookupError, TypeError):  # the table lists unreadable runs
             record = read_record(folder) if (folder / "run.json").exists() else {"sources": []}
-            for part, found in sources_of(record).items():  # cells may well need different modules
+            for part, found in sources_of(record).items():  # cells may use different modules
                 versions.setdefault(part, {}).setdefault(found, []).append(str(record.get("git_commit"))[:12])
-    said = [
+    descriptions = [
         ("" if part == PACKAGE.name else f"{part}: ")
         + "; ".join(f"{len(commits)} by {code[:8]} (commit {commits[0]})" for code, commits in hashes.items())
         for part, hashes in versions.items()
         if len(hashes) > 1
     ]
-    if not said:
+    if not descriptions:
         return []
     if not mix_code:
         raise ConfigError(
-            f"{folders[0].parent}: its runs were made by different code: {'; '.join(said)}; run the ablation again, "
-            "which makes what is missing with today's code, or say --mix-code"
+            f"{folders[0].parent}: its runs were made by different code: {'; '.join(descriptions)}; run the ablation "
+            "again, which makes what is missing with today's code, or say --mix-code"
         )
-    return [f"The runs were made by different code: {'; '.join(said)}."]
+    return [f"The runs were made by different code: {'; '.join(descriptions)}."]
 
 
-def other_runs(folder: Path, planned: list[dict[str, Any]]) -> list[str]:
-    """A note of the runs in an ablation's folder that its report is not about."""
+def unreported_runs_note(folder: Path, planned: list[dict[str, Any]]) -> list[str]:
+    """Return a note about runs in an ablation's folder that are not part of the report."""
     names = {run["folder"] for run in planned}
     number = sum(file.parent.name not in names for file in folder.glob("*/run.json"))
     if not number:
@@ -132,21 +132,21 @@ def other_runs(folder: Path, planned: list[dict[str, Any]]) -> list[str]:
 
 
 def status_of(folder: Path) -> str:
-    """Find out how far a run is.
+    """Return the status of a run.
 
     Returns:
         The status of its record, or "missing"; "stopped" for a run whose process is gone, "failed" for one that ended
         before it had a record, or whose record cannot be read.
     """
     if not (folder / "run.json").exists():
-        return "failed" if failure(folder) or has_printed(folder) else "missing"
+        return "failed" if failure_reason(folder) or has_printed(folder) else "missing"
     try:
         status = read_record(folder)["status"]
     except ConfigError:
         return "failed"
     if status == "interrupted" or (status == "running" and not is_locked(folder / LOCK)):
         return "stopped"
-    return status if status in STATES else "failed"
+    return status if status in STATUSES else "failed"
 
 
 def has_printed(folder: Path) -> bool:
@@ -158,26 +158,28 @@ def has_printed(folder: Path) -> bool:
     return any(line.strip() and not line.startswith(("srun: ", "slurmstepd")) for line in lines)
 
 
-def reason(folder: Path) -> str:
-    """Why a run has no result, in one line."""
+def failure_summary(folder: Path) -> str:
+    """Return the reason why a run has no result, in one line."""
     if not (folder / "run.json").exists():
-        return failure(folder) or ("its process ended without a message" if has_printed(folder) else "not begun")
+        return failure_reason(folder) or ("its process ended without a message" if has_printed(folder) else "not begun")
     try:
         status = read_record(folder)["status"]
     except ConfigError as error:
         return str(error).removeprefix(f"{folder}: ")
-    if status not in (*STATES, "interrupted"):
-        return f"its run.json has status={status!r}; a run writes one of {', '.join(STATES)}"
+    if status not in (*STATUSES, "interrupted"):
+        return f"its run.json has status={status!r}; a run writes one of {', '.join(STATUSES)}"
     if status == "running" and is_locked(folder / LOCK):
         return "running"
-    found = failure(folder)
+    found = failure_reason(folder)
     if found.startswith(("Stopped: ", "KeyboardInterrupt")):
         return "stopped"
     return found or ("its process ended without a message" if status in ("running", "failed") else status)
 
 
-def table(folder: Path, runs: list[dict[str, Any]], ablation: Ablation) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """All runs as a table, and their curves by folder.
+def runs_table(
+    folder: Path, runs: list[dict[str, Any]], ablation: Ablation
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """Return all runs as a table, and their curves by folder.
 
     Raises:
         ConfigError: no cell has logged one of the metrics.
@@ -187,19 +189,19 @@ def table(folder: Path, runs: list[dict[str, Any]], ablation: Ablation) -> tuple
         place = folder / run["folder"]
         status = status_of(place)
         row = {**run["cell"], "seed": run["seed"], "status": status, "folder": str(place), "error": ""}
-        try:  # one damaged run is left out of the report, with the reason, and takes no other with it
+        try:  # a damaged run is left out with a reason, and does not affect others
             if status == "finished":
                 record, curve = read_record(place), read_curve(place)
                 if not isinstance(record.get("metrics"), dict):
                     raise ConfigError("its run.json has no metrics by their names")
-                row |= {metric: value(metric, record, curve) for metric in ablation.metrics}
+                row |= {metric: metric_value(metric, record, curve) for metric in ablation.metrics}
                 curves[str(place)] = curve
                 records.append((record, curve))
         except Exception as error:
-            row |= {"status": "failed", "error": f"left out, its files are damaged: {damage(error, place)}"}
+            row |= {"status": "failed", "error": f"left out, its files are damaged: {describe_damage(error, place)}"}
         if status not in ("finished", "missing"):
-            row["error"] = redact(reason(place))
-            with suppress(Exception):  # as far as there is one
+            row["error"] = redact(failure_summary(place))
+            with suppress(Exception):  # if it is readable
                 curves[str(place)] = read_curve(place)
         rows.append(row)
     frame = pd.DataFrame(rows, columns=None if rows else [*ablation.factors, "seed", "status", "folder", "error"])
@@ -211,8 +213,8 @@ def table(folder: Path, runs: list[dict[str, Any]], ablation: Ablation) -> tuple
     return frame, curves
 
 
-def damage(error: Exception, folder: Path) -> str:
-    """What is wrong with a run's files, in one line."""
+def describe_damage(error: Exception, folder: Path) -> str:
+    """Describe the problem with a run's files in one line."""
     text = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
     return text.splitlines()[0].removeprefix(f"{folder}: ")
 
@@ -221,21 +223,21 @@ def tuning_row(folder: Path, run: dict[str, Any], metric: str) -> dict[str, Any]
     place = folder / run["folder"]
     row = {**run["cell"], "value": float(run["value"]), "seed": run["seed"], "status": status_of(place)}
     try:
-        return {**row, "score": score(place, metric)}
+        return {**row, "score": monitored_score(place, metric)}
     except ConfigError:
         return {**row, "status": "failed", "score": math.nan}
 
 
-def score(folder: Path, metric: str) -> float:
-    """What a finished run had of the validation metric that chose its weights; NaN of any other."""
+def monitored_score(folder: Path, metric: str) -> float:
+    """Return the monitored validation metric of a finished run; NaN for any other run."""
     if status_of(folder) != "finished":
         return math.nan
     try:
-        return final(metric, read_record(folder))
+        return final_metric(metric, read_record(folder))
     except ConfigError as error:
         raise ConfigError(f"{folder}: {str(error).removeprefix(f'{folder}: ')}") from error
 
 
 def read_curve(folder: Path) -> pd.DataFrame:
-    """A run's metrics.csv; a last row that was cut off is left out."""
+    """Read a run's metrics.csv; an incomplete last row is skipped."""
     return pd.DataFrame(read_rows(folder) or {"step": [], "epoch": []})

@@ -1,4 +1,4 @@
-"""A search by Optuna instead of a grid: its trials are runs like others, and it can be interrupted like them."""
+"""A search by Optuna instead of a grid: its trials are ordinary runs, and it can be interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -25,52 +25,54 @@ from optuna.trial import TrialState
 from ablab.data.reading import read_once
 from ablab.disk import Lock
 from ablab.errors import ConfigError, RunError, Stopped
-from ablab.lab.ablation.ablation import Ablation, Planned, Words
+from ablab.lab.ablation.ablation import Ablation, Overrides, PlannedRun
 from ablab.lab.ablation.grid import STUDY, Grid
-from ablab.lab.ablation.results import score, status_of
-from ablab.lab.ablation.sweep import told_of_a_stop
-from ablab.lab.ablation.words import check_of_many, effective
-from ablab.lab.config.schema import quoted, show
-from ablab.lab.launch.local import do
+from ablab.lab.ablation.overrides import check_allowed_in_sweep, effective_overrides
+from ablab.lab.ablation.results import monitored_score, status_of
+from ablab.lab.ablation.sweep import print_resume_hint
+from ablab.lab.config.schema import quote_value, show
+from ablab.lab.launch.local import run_cell
 from ablab.lab.run import signals
-from ablab.lab.run.code import code_of, hashed_once
-from ablab.lab.run.folder import ABLATION, LOCK, check_name, config_of, read_record, short
+from ablab.lab.run.code import cache_hashes, code_of
+from ablab.lab.run.folder import ABLATION, LOCK, check_name, read_config, read_record, relpath
 from ablab.lab.run.identity import plain
 from ablab.screen import silence_stdout
 from ablab.status import status_lines
 
 
 @read_once()
-@hashed_once()
-def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, num_trials: int, seed: int) -> None:
-    """Look for the best values of the words that have several, by the metric that the run monitors.
+@cache_hashes()
+def search(
+    overrides: Overrides, cfg: DictConfig, loader: ConfigLoader, *, study: str, num_trials: int, seed: int
+) -> None:
+    """Search for the best values of overrides with several values, by the monitored metric.
 
-    Each trial is a run. The study is a file of SQLite in the search's folder: the same command goes on with it, a trial
-    that was interrupted first. What is asked next follows from the seed and the trials so far alone, so an interrupted
-    search finds what an uninterrupted one does.
+    Each trial is a run. The study is an SQLite file in the folder of the search: the same command resumes it, an
+    interrupted trial first. Each proposal depends only on the seed and the trials so far, so an interrupted search
+    gives the same result as an uninterrupted one.
 
     Args:
-        words: of the command line: norm=batchnorm,groupnorm is a choice, data.batch_size=range(8,64,8) are whole
-            numbers, "optimizer.lr=tag(log,interval(1e-3,1))" is an interval, here a logarithmic one.
-        cfg: what is composed of the words with one value.
+        overrides: of the command line: norm=batchnorm,groupnorm is a choice, data.batch_size=range(8,64,8) a range of
+            integers, "optimizer.lr=tag(log,interval(1e-3,1))" an interval, here on a logarithmic scale.
+        cfg: composed from the overrides with a single value.
         loader: composes the others.
         study: the name of the search's folder in output_dir.
-        num_trials: how many there are to be in the end, those of earlier launches included.
+        num_trials: the total number of trials, including those of earlier launches.
         seed: of the sampler.
 
     Raises:
-        ConfigError: nothing to search, a space that cannot be, or another one than the study's, or no trial could be
-            run. One that cannot be is a trial that failed, and the search goes on.
-        RunError: no trial found anything.
-        Stopped: a signal came; the same command goes on.
+        ConfigError: there is nothing to search, the space is invalid or differs from that of the study, or no trial
+            could run. A single invalid trial counts as failed, and the search continues.
+        RunError: no trial has a value.
+        Stopped: a signal arrived; the same command resumes.
     """
     check_name("hydra.sweeper.study", study)
     if num_trials < 1:
         raise ConfigError(f"hydra.sweeper.num_trials={num_trials}: at least 1 is needed")
-    parsed = OverridesParser.create().parse_overrides(words)
+    parsed = OverridesParser.create().parse_overrides(overrides)
     for one in parsed:
         key = one.get_key_element().lstrip("+")
-        check_of_many(key, one)
+        check_allowed_in_sweep(key, one)
         if key == "name":
             raise ConfigError(f"{one.input_line}: a search has its study's name; give hydra.sweeper.study=NAME instead")
     space = {one.get_key_element().lstrip("+"): distribution(one) for one in parsed if one.is_sweep_override()}
@@ -78,9 +80,9 @@ def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, n
     if not space:
         raise ConfigError("nothing to search: give a key several values, norm=batchnorm,groupnorm for example")
     ablation = Ablation(name=study, factors={}, seeds=[cfg.seed])
-    grid = Grid(ablation, common, lambda words: loader.load_sweep_config(cfg, words), Path(str(cfg.output_dir)))
+    grid = Grid(ablation, common, lambda overrides: loader.load_sweep_config(cfg, overrides), Path(str(cfg.output_dir)))
     if (grid.folder / ABLATION).exists():
-        raise ConfigError(f"{short(grid.folder)}: an ablation is there; give another study, hydra.sweeper.study=NAME")
+        raise ConfigError(f"{relpath(grid.folder)}: an ablation is there; give another study, hydra.sweeper.study=NAME")
     grid.folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     found = optuna.create_study(
@@ -90,30 +92,30 @@ def search(words: Words, cfg: DictConfig, loader: ConfigLoader, *, study: str, n
         load_if_exists=True,
     )
     check_same_space(found, space)
-    check_same_settings(found, {**effective(common), "seed": str(cfg.seed)})
+    check_same_settings(found, {**effective_overrides(common), "seed": str(cfg.seed)})
     lock = Lock(grid.folder / LOCK)
     if not lock.acquire():
-        raise ConfigError(f"{short(grid.folder)}: this search is in use by another process; wait, or end that one")
+        raise ConfigError(f"{relpath(grid.folder)}: this search is in use by another process; wait, or end that one")
     try:
-        with silence_stdout(cfg.quiet) as stdout, told_of_a_stop(stdout):
-            print(f"{study}: {num_trials} trials over {', '.join(space)}, in {short(grid.folder)}")
-            while len(ended(found)) < num_trials:
-                one_more(found, space, seed, grid, cfg)
-                print(f"  {len(ended(found))} of {num_trials} trials", flush=True)
+        with silence_stdout(cfg.quiet) as stdout, print_resume_hint(stdout):
+            print(f"{study}: {num_trials} trials over {', '.join(space)}, in {relpath(grid.folder)}")
+            while len(ended_trials(found)) < num_trials:
+                run_trial(found, space, seed, grid, cfg)
+                print(f"  {len(ended_trials(found))} of {num_trials} trials", flush=True)
     finally:
         lock.release()
-    report(found, grid.folder, cfg)
+    report_best(found, grid.folder, cfg)
 
 
-def one_more(
+def run_trial(
     study: optuna.Study, space: Mapping[str, BaseDistribution], seed: int, grid: Grid, cfg: DictConfig
 ) -> None:
-    """One trial: what an earlier launch left, or a new one."""
-    number, params = unfinished(study, space) or asked(study, space, seed)
+    """Run one trial: one that an earlier launch left unfinished, or a new one."""
+    number, params = interrupted_trial(study, space) or ask_trial(study, space, seed)
     text = " ".join(f"{key}={show(param)}" for key, param in params.items())
     try:
         with status_lines(text):
-            value = tried(grid, params, cfg)
+            value = run_objective(grid, params, cfg)
     except ConfigError as error:
         print(f"{text}: it cannot be: {error}", flush=True)
         study.tell(number, state=TrialState.FAIL)
@@ -126,10 +128,10 @@ def one_more(
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """What a word with several values lets Optuna choose from.
+    """Return the Optuna distribution of an override with several values.
 
     Raises:
-        ConfigError: there is nothing that it can choose.
+        ConfigError: Optuna cannot sample from it.
     """
     if override.get_key_element().lstrip("+") == "seed":
         raise ConfigError(
@@ -137,7 +139,7 @@ def distribution(override: Override) -> BaseDistribution:
             "seed=3; hydra.sweeper.seed is that of the search"
         )
     try:
-        return choice_of(override)
+        return parse_distribution(override)
     except ValueError as error:
         raise ConfigError(
             f"{override.input_line}: Optuna cannot choose from it ({error}); an interval begins at its smaller end, "
@@ -145,7 +147,7 @@ def distribution(override: Override) -> BaseDistribution:
         ) from error
 
 
-def choice_of(override: Override) -> BaseDistribution:
+def parse_distribution(override: Override) -> BaseDistribution:
     value, log = override.value(), "log" in getattr(override.value(), "tags", ())
     if isinstance(value, IntervalSweep):
         whole = isinstance(value.start, int) and isinstance(value.end, int)
@@ -157,10 +159,10 @@ def choice_of(override: Override) -> BaseDistribution:
 
 
 def check_same_space(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> None:
-    """Refuse to go on with a study in which a key had other choices, which Optuna does not take together.
+    """Refuse to resume a study in which a key had other choices, which Optuna cannot combine.
 
     Raises:
-        ConfigError: with the key.
+        ConfigError: names the key.
     """
     for trial in study.get_trials(deepcopy=False):
         for key in trial.distributions.keys() & space.keys():
@@ -174,7 +176,7 @@ def check_same_space(study: optuna.Study, space: Mapping[str, BaseDistribution])
 
 
 def check_same_settings(study: optuna.Study, settings: Mapping[str, str]) -> None:
-    """Refuse to go on with a study whose trials had other settings: the best of both would mean nothing.
+    """Refuse to resume a study whose trials had other settings, since their values are not comparable.
 
     Raises:
         ConfigError: with both settings.
@@ -194,9 +196,9 @@ def check_same_settings(study: optuna.Study, settings: Mapping[str, str]) -> Non
 
 
 def warn_of_other_code(folder: Path) -> None:
-    """Say how many trials were run by other code than today's: their values stay in the study."""
+    """Warn about trials that were made by other versions of the code: their values stay in the study."""
     folders = [file.parent for file in folder.glob("*/run.json") if status_of(file.parent) == "finished"]
-    old = [f for f in folders if read_record(f)["identity"]["code"] != code_of(plain(config_of(f))).digest[:16]]
+    old = [f for f in folders if read_record(f)["identity"]["code"] != code_of(plain(read_config(f))).digest[:16]]
     if old:
         print(
             f"warning: {len(old)} of {len(folders)} runs of this search were made by other code than today's; "
@@ -205,45 +207,47 @@ def warn_of_other_code(folder: Path) -> None:
         )
 
 
-def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+def ended_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
 
 
-def unfinished(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> tuple[int, dict[str, Any]] | None:
-    """A trial that an earlier launch left, unless it was of other keys, or killed before it had all of them."""
+def interrupted_trial(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> tuple[int, dict[str, Any]] | None:
+    """Return a trial that an earlier launch left unfinished; None if it lacks keys of this space."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     return next(((trial.number, trial.params) for trial in trials if trial.params.keys() == space.keys()), None)
 
 
-def asked(study: optuna.Study, space: Mapping[str, BaseDistribution], seed: int) -> tuple[int, dict[str, Any]]:
-    """The next trial; the sampler draws by the seed and the number of trials, whoever asked for the others."""
+def ask_trial(study: optuna.Study, space: Mapping[str, BaseDistribution], seed: int) -> tuple[int, dict[str, Any]]:
+    """Ask for the next trial; the sampler depends only on the seed and the number of trials."""
     study.sampler = optuna.samplers.TPESampler(seed=seed * 1_000_003 + len(study.get_trials(deepcopy=False)))
     trial = study.ask(dict(space))
     return trial.number, trial.params
 
 
-def tried(grid: Grid, params: Mapping[str, Any], cfg: DictConfig) -> float:
-    """The monitored metric of a trial's run, which is begun, gone on with or found; NaN if it diverged or failed."""
+def run_objective(grid: Grid, params: Mapping[str, Any], cfg: DictConfig) -> float:
+    """Return the monitored metric of a trial's run, starting or resuming it as needed; NaN if it diverged or failed."""
     cell = {key: show(value) for key, value in params.items()}
-    [run] = grid.prepared_all([Planned(cell, cfg.seed, tuple(f"{key}={quoted(v)}" for key, v in params.items()))])
-    if not run.done and do(run) == "stopped":
+    [run] = grid.prepare_all(
+        [PlannedRun(cell, cfg.seed, tuple(f"{key}={quote_value(v)}" for key, v in params.items()))]
+    )
+    if not run.is_done and run_cell(run) == "stopped":
         raise Stopped(signals.requested.name if signals.requested else "a signal")
-    return score(run.folder, cfg.monitor.metric)
+    return monitored_score(run.folder, cfg.monitor.metric)
 
 
-def report(study: optuna.Study, folder: Path, cfg: DictConfig) -> None:
-    """Write every trial, and say which was best."""
+def report_best(study: optuna.Study, folder: Path, cfg: DictConfig) -> None:
+    """Write all trials to a file, and print the best one."""
     warn_of_other_code(folder)
-    rows = [{**t.params, "value": t.value, "state": t.state.name.lower()} for t in ended(study)]
+    rows = [{**t.params, "value": t.value, "state": t.state.name.lower()} for t in ended_trials(study)]
     pd.DataFrame(rows).to_csv(folder / "trials.csv", index=False)
-    if all(trial.value is None for trial in ended(study)):
-        raise no_result(study, folder, cfg)
-    words = " ".join(f"{key}={show(value)}" for key, value in study.best_params.items())
-    print(f"best: {words}: {cfg.monitor.metric} {study.best_value:.4g}; all of them: {short(folder / 'trials.csv')}")
+    if all(trial.value is None for trial in ended_trials(study)):
+        raise no_result_error(study, folder, cfg)
+    best = " ".join(f"{key}={show(value)}" for key, value in study.best_params.items())
+    print(f"best: {best}: {cfg.monitor.metric} {study.best_value:.4g}; all of them: {relpath(folder / 'trials.csv')}")
 
 
-def no_result(study: optuna.Study, folder: Path, cfg: DictConfig) -> Exception:
-    """Why no trial has a value."""
+def no_result_error(study: optuna.Study, folder: Path, cfg: DictConfig) -> Exception:
+    """Return the error for a search in which no trial has a value."""
     states = {status_of(file.parent) for file in folder.glob("*/run.json")}
     if "finished" in states:
         return RunError(
@@ -251,7 +255,7 @@ def no_result(study: optuna.Study, folder: Path, cfg: DictConfig) -> Exception:
             "trainer.limit_val_batches, val_check_interval and check_val_every_n_epoch say when there is"
         )
     if states:
-        return RunError(f"{study.study_name}: no trial ended well; see the log.txt of its runs in {short(folder)}")
+        return RunError(f"{study.study_name}: no trial ended well; see the log.txt of its runs in {relpath(folder)}")
     return ConfigError(
         f"{study.study_name}: none of its trials could be run, for the reasons above; fix the command, and begin "
         "another study with it, hydra.sweeper.study=NAME"

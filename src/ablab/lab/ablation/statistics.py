@@ -1,4 +1,4 @@
-"""What may be concluded from an ablation: means, differences paired by seed, and what n cannot tell."""
+"""Statistics of an ablation: means, differences paired by seed, significance and power."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from scipy import special, stats
 
 LEVEL = 0.95
 POWER = 0.8
-SMALLEST_SPREAD = 0.1  # of a resample, over that of the values
-FEWEST_FOR_BOOTSTRAP = 5  # resamples of fewer have no spread too often
+SMALLEST_SPREAD = 0.1  # of a resample, relative to that of the values
+MIN_BOOTSTRAP_VALUES = 5  # with fewer, resamples often have no spread
 RESAMPLES = 2000
-MOST_SEEDS = 10_000  # that are worth naming
-ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of a difference of two metrics, over the larger one: they are float32
-NORMAL = np.linspace(-8, 8, 2001)  # points of the power's integral
+MAX_SEEDS = 10_000  # larger numbers are not worth reporting
+ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of a difference of float32 metrics, relative to the larger one
+NORMAL_GRID = np.linspace(-8, 8, 2001)  # grid of the integral in `power`
 
 Values = NDArray[np.float64]
 
 
 def cells(runs: pd.DataFrame, factors: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
-    """Every metric of every cell: over its finished runs the mean, the standard deviation and a t interval of the mean.
+    """Return the mean, standard deviation and t interval of every metric, over the finished runs of each cell.
 
     Args:
         runs: a row for each run, see `ablab.lab.ablation.results.Results`.
-        factors: that make a cell.
+        factors: the factors of a cell.
         metrics: columns of `runs`.
 
     Returns:
         A row for each cell and metric: the factors, `metric`, `n`, `mean`, `sd`, `low`, `high`; and how many of the
-        cell's runs are `diverged`, `failed`, or `missing` in whatever way; `none` counts finished runs without a value.
+        cell's runs are `diverged`, `failed`, or `missing` for any other reason; `none` counts finished runs without a
+        value.
     """
     rows = []
     for cell, group in by_cell(runs, factors):
@@ -44,7 +45,7 @@ def cells(runs: pd.DataFrame, factors: Sequence[str], metrics: Sequence[str]) ->
         }
         finished = group[states == "finished"]
         for metric in metrics:
-            values = sound(finished[metric])
+            values = finite_values(finished[metric])
             low, high = t_interval(values)
             row = {**cell, "metric": metric, "n": len(values), "mean": mean(values), "sd": sd(values)}
             rows.append({**row, "low": low, "high": high, **counts, "none": len(finished) - len(values)})
@@ -52,14 +53,14 @@ def cells(runs: pd.DataFrame, factors: Sequence[str], metrics: Sequence[str]) ->
 
 
 def comparisons(runs: pd.DataFrame, factors: Sequence[str], baseline: dict[str, str], metric: str) -> pd.DataFrame:
-    """Each cell against the one that has the baseline's levels and is equal otherwise, paired by seed.
+    """Compare each cell with the one that has the baseline's levels and is otherwise equal, paired by seed.
 
-    The two-sided paired t-test's p is corrected for the number of comparisons by Holm's method, and what the corrected
-    p says at 5 % is the verdict. The intervals are those of one comparison alone, at 95 %.
+    The p of the two-sided paired t-test is corrected for multiple comparisons by Holm's method, and the verdict is its
+    significance at 5 %. The 95 % intervals are not corrected.
 
     Args:
         runs: a row for each run.
-        factors: that make a cell.
+        factors: the factors of a cell.
         baseline: the level of some factors, or of all.
         metric: a column of `runs`.
 
@@ -68,7 +69,7 @@ def comparisons(runs: pd.DataFrame, factors: Sequence[str], baseline: dict[str, 
         `low` and `high` (t interval), `boot_low` and `boot_high` (bootstrap, from 5 pairs on), `effect` (the mean
         over the standard deviation of the differences, with Hedges' correction), `p`, `holm`, `verdict` ("higher",
         "lower", "cannot tell"), `seeds_needed` (for 80 % power, if the difference is the observed one), `tells` (the
-        smallest difference that n pairs tell with that power), `lost` (seeds of either cell without a pair), `none`
+        minimum detectable difference of n pairs at that power), `lost` (seeds of either cell without a pair), `none`
         and `baseline_none` (finished runs of the cell, and of the other one, without a value).
 
     References:
@@ -83,62 +84,65 @@ def comparisons(runs: pd.DataFrame, factors: Sequence[str], baseline: dict[str, 
         if reference == cell or tuple(reference.values()) not in groups:
             continue
         other = groups[tuple(reference.values())][1]
-        differences = paired(group, other, metric)
+        differences = paired_differences(group, other, metric)
         lost = len(set(group["seed"]) | set(other["seed"])) - len(differences)
-        without = {"none": num_without(group, metric), "baseline_none": num_without(other, metric)}
-        rows.append({**cell, "metric": metric, **compared(differences), "lost": lost, **without})
+        without = {"none": num_without_value(group, metric), "baseline_none": num_without_value(other, metric)}
+        rows.append({**cell, "metric": metric, **summarize(differences), "lost": lost, **without})
     frame = pd.DataFrame(rows)
     if rows:
         frame["holm"] = holm(frame["p"].to_numpy())
         frame["verdict"] = [verdict(row["difference"], row["holm"]) for _, row in frame.iterrows()]
-        ranks = frame["p"].rank(method="first")  # NaN where p is, which takes no part
-        alphas = (1 - LEVEL) / (frame["p"].count() - ranks + 1)  # what each has to pass, as Holm orders them
+        ranks = frame["p"].rank(method="first")  # NaN where p is NaN, which Holm leaves out
+        alphas = (1 - LEVEL) / (frame["p"].count() - ranks + 1)  # the threshold of each comparison in Holm's order
         frame["seeds_needed"] = [
             seeds_needed(d, s, alpha) for d, s, alpha in zip(frame["difference"], frame["sd"], alphas, strict=True)
         ]
-        frame["tells"] = [tells(n, s, alpha) for n, s, alpha in zip(frame["n"], frame["sd"], alphas, strict=True)]
+        frame["tells"] = [
+            minimum_detectable_difference(n, s, alpha)
+            for n, s, alpha in zip(frame["n"], frame["sd"], alphas, strict=True)
+        ]
     return frame
 
 
-def without_baseline(runs: pd.DataFrame, factors: Sequence[str], baseline: dict[str, str]) -> int:
-    """The cells whose baseline is no cell."""
+def num_without_baseline(runs: pd.DataFrame, factors: Sequence[str], baseline: dict[str, str]) -> int:
+    """Return the number of cells whose baseline is excluded."""
     there = [cell for cell, _ in by_cell(runs, factors)]
     return sum({**cell, **baseline} not in there for cell in there)
 
 
 def by_cell(runs: pd.DataFrame, factors: Sequence[str]) -> list[tuple[dict[str, str], pd.DataFrame]]:
-    """The runs of each cell, in the order in which the cells come first."""
+    """Return the runs of each cell, in order of first appearance."""
     if not factors:
         return [({}, runs)]
     grouped = runs.groupby(list(factors), sort=False)
     return [(dict(zip(factors, key, strict=True)), group) for key, group in grouped]
 
 
-def paired(group: pd.DataFrame, other: pd.DataFrame, metric: str) -> Values:
-    """The differences of a metric, by seed, where both have one."""
+def paired_differences(group: pd.DataFrame, other: pd.DataFrame, metric: str) -> Values:
+    """Return the differences of a metric by seed, for seeds with both values."""
     ours, theirs = (
         frame[frame["status"] == "finished"].set_index("seed")[metric].astype(float) for frame in (group, other)
     )
-    size = max(np.abs(sound(ours)).max(initial=0), np.abs(sound(theirs)).max(initial=0))
-    return without_rounding(sound(ours.sub(theirs).dropna()), float(size))
+    size = max(np.abs(finite_values(ours)).max(initial=0), np.abs(finite_values(theirs)).max(initial=0))
+    return snap_rounding(finite_values(ours.sub(theirs).dropna()), float(size))
 
 
-def without_rounding(differences: Values, size: float) -> Values:
-    """Differences of metrics of some size; all of them equal where only float32's rounding tells them apart."""
+def snap_rounding(differences: Values, size: float) -> Values:
+    """Return differences, made equal if they only differ by float32 rounding of metrics of this size."""
     rounding = ROUNDING * size
     if len(differences) == 0 or np.ptp(differences) > rounding:
         return differences
     return np.full_like(differences, 0.0 if abs(mean(differences)) <= rounding else differences[0])
 
 
-def num_without(group: pd.DataFrame, metric: str) -> int:
-    """The finished runs that have no value of a metric."""
+def num_without_value(group: pd.DataFrame, metric: str) -> int:
+    """Return the number of finished runs without a value of a metric."""
     values = group[group["status"] == "finished"][metric]
-    return len(values) - len(sound(values))
+    return len(values) - len(finite_values(values))
 
 
-def compared(differences: Values) -> dict[str, float]:
-    """What is to be said of one comparison alone."""
+def summarize(differences: Values) -> dict[str, float]:
+    """Return the statistics of a single comparison."""
     n, spread, p = len(differences), sd(differences), p_value(differences)
     low, high = t_interval(differences) if not math.isnan(p) else (math.nan, math.nan)
     boot_low, boot_high = bootstrap_interval(differences)
@@ -150,24 +154,24 @@ def compared(differences: Values) -> dict[str, float]:
 
 
 def p_value(differences: Values) -> float:
-    """Of the paired t-test, two-sided; NaN of fewer than 2 pairs, or where all differ by the same amount.
+    """Return the two-sided p of the paired t-test; NaN for fewer than 2 pairs, or if all differ by the same amount.
 
-    Such pairs have no spread to judge by. The test's limit, 0, would call ties of a metric that has few values, a
-    count of steps for example, however many comparisons there are. Pairs that do not differ at all have 1.
+    Such pairs have no spread to test against. The limit of the test, 0, would make ties significant in metrics with few
+    values, such as step counts, however many comparisons there are. Pairs without any difference have p = 1.
     """
     if len(differences) < 2:
         return math.nan
-    if no_spread(differences):
+    if has_no_spread(differences):
         return 1.0 if mean(differences) == 0 else math.nan
     return float(stats.ttest_1samp(differences, 0).pvalue)
 
 
-def no_spread(values: Values) -> bool:
+def has_no_spread(values: Values) -> bool:
     return sd(values) <= 1e-12 * abs(mean(values))
 
 
 def holm(p: Values) -> Values:
-    """Holm's step-down correction; what is no number takes no part."""
+    """Return Holm's step-down correction of p values; NaN values are left out."""
     corrected = np.full(len(p), math.nan)
     known = np.flatnonzero(~np.isnan(p))
     largest = 0.0
@@ -184,7 +188,7 @@ def verdict(difference: float, holm: float) -> str:
 
 
 def t_interval(values: Values) -> tuple[float, float]:
-    """The t interval of a mean at 95 %; NaN of fewer than 2 values."""
+    """Return the 95 % t interval of a mean; NaN for fewer than 2 values."""
     if len(values) < 2:
         return math.nan, math.nan
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * sd(values) / math.sqrt(len(values))
@@ -192,14 +196,14 @@ def t_interval(values: Values) -> tuple[float, float]:
 
 
 def bootstrap_interval(values: Values) -> tuple[float, float]:
-    """The studentized bootstrap interval of a mean at 95 %; NaN of fewer than 5 values, or without spread.
+    """Return the studentized 95 % bootstrap interval of a mean; NaN for fewer than 5 values, or without spread.
 
-    Of the bootstrap's kinds it is the one whose coverage is right for few values; percentiles of 5 cover in 82 %.
-    Resamples that hardly vary, a few close values drawn again and again, are left out: dividing by their spread makes
-    intervals of 5 values up to 30 times as wide as they need to be.
+    Among bootstrap intervals, it has the right coverage for few values; percentile intervals of 5 values cover 82 %.
+    Resamples with hardly any spread, a few close values drawn repeatedly, are left out: dividing by their spread would
+    make intervals of 5 values up to 30 times too wide.
     """
     n = len(values)
-    if n < FEWEST_FOR_BOOTSTRAP or no_spread(values):
+    if n < MIN_BOOTSTRAP_VALUES or has_no_spread(values):
         return math.nan, math.nan
     samples = values[np.random.default_rng(0).integers(0, n, (RESAMPLES, n))]
     spreads = samples.std(axis=1, ddof=1)
@@ -210,7 +214,7 @@ def bootstrap_interval(values: Values) -> tuple[float, float]:
 
 
 def power(n: int, difference: float, spread: float, alpha: float) -> float:
-    r"""The chance that a paired t-test of n pairs tells a true difference.
+    r"""Return the power of a paired t-test of n pairs to detect a true difference.
 
     $P(|T| > c) = E_Z[P(\chi^2_{n-1} < (n-1) (Z + \delta)^2 / c^2)]$ with a standard normal $Z$, by the trapezoidal
     rule: scipy's noncentral t is NaN for large $\delta$ and few degrees of freedom.
@@ -219,21 +223,21 @@ def power(n: int, difference: float, spread: float, alpha: float) -> float:
         return 0.0
     critical = stats.t.ppf(1 - alpha / 2, n - 1)
     shift = abs(difference) / spread * math.sqrt(n)
-    chances = special.chdtr(n - 1, (n - 1) * ((NORMAL + shift) / critical) ** 2)
-    return float(np.average(chances, weights=stats.norm.pdf(NORMAL)))
+    chances = special.chdtr(n - 1, (n - 1) * ((NORMAL_GRID + shift) / critical) ** 2)
+    return float(np.average(chances, weights=stats.norm.pdf(NORMAL_GRID)))
 
 
 def seeds_needed(difference: float, spread: float, alpha: float = 1 - LEVEL) -> float:
-    """The pairs that tell a difference with 80 % power; infinite where too many to name.
+    """Return the number of pairs that detect a difference with 80 % power; infinite above `MAX_SEEDS`.
 
-    NaN where none would, or without a spread to judge by.
+    NaN if no number would, or without a spread to test against.
     """
     if math.isnan(difference) or math.isnan(alpha) or not spread > 0 or difference == 0:
         return math.nan
     low, high = 1, 2
     while power(high, difference, spread, alpha) < POWER:
         low, high = high, 2 * high
-        if high > MOST_SEEDS:
+        if high > MAX_SEEDS:
             return math.inf
     while high - low > 1:
         middle = (low + high) // 2
@@ -241,8 +245,8 @@ def seeds_needed(difference: float, spread: float, alpha: float = 1 - LEVEL) -> 
     return high
 
 
-def tells(n: int, spread: float, alpha: float = 1 - LEVEL) -> float:
-    """The smallest difference that n pairs tell with 80 % power, if their spread is the observed one."""
+def minimum_detectable_difference(n: int, spread: float, alpha: float = 1 - LEVEL) -> float:
+    """Return the minimum detectable difference at 80 % power with n pairs of the observed spread."""
     if n < 2 or math.isnan(alpha) or not spread > 0:
         return math.nan
     low, high = 0.0, spread
@@ -254,8 +258,8 @@ def tells(n: int, spread: float, alpha: float = 1 - LEVEL) -> float:
     return high
 
 
-def sound(values: pd.Series) -> Values:
-    """The finite values."""
+def finite_values(values: pd.Series) -> Values:
+    """Return the finite values."""
     array = values.to_numpy(dtype=float)
     return array[np.isfinite(array)]
 
@@ -265,5 +269,5 @@ def mean(values: Values) -> float:
 
 
 def sd(values: Values) -> float:
-    """With n − 1; NaN of fewer than 2."""
+    """Return the sample standard deviation (n − 1); NaN for fewer than 2 values."""
     return float(values.std(ddof=1)) if len(values) > 1 else math.nan

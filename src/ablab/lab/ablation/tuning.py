@@ -1,4 +1,4 @@
-"""One rate for all is the commonest mistake: each cell gets its own, chosen in validation."""
+"""Tuning: each cell gets its own value of a key, chosen in validation, since one learning rate for all is unfair."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from ablab.lab.ablation.ablation import Ablation
-from ablab.lab.ablation.grid import Prepared
-from ablab.lab.ablation.results import score
+from ablab.lab.ablation.grid import PreparedRun
+from ablab.lab.ablation.results import monitored_score
 
 
-def outcome(ablation: Ablation, runs: Sequence[Prepared], values: Sequence[float]) -> dict[str, Any]:
-    """What the tuning runs found, as it is recorded.
+def tuning_outcome(ablation: Ablation, runs: Sequence[PreparedRun], values: Sequence[float]) -> dict[str, Any]:
+    """Return the outcome of the tuning runs, as recorded in ablation.json.
 
     Args:
         ablation: the grid.
-        runs: those that tried a value.
-        values: the value that each of them tried.
+        runs: the tuning runs.
+        values: the value that each run tried.
     """
     monitor = runs[0].cfg.monitor
     chosen = []
@@ -26,14 +26,14 @@ def outcome(ablation: Ablation, runs: Sequence[Prepared], values: Sequence[float
         scores: dict[float, list[float]] = {}
         for run, value in zip(runs, values, strict=True):
             if run.plan.cell == cell:
-                scores.setdefault(value, []).append(score(run.folder, monitor.metric))
-        chosen.append({"cell": cell, "value": best(scores, monitor.mode)})
+                scores.setdefault(value, []).append(monitored_score(run.folder, monitor.metric))
+        chosen.append({"cell": cell, "value": best_value(scores, monitor.mode)})
     tried = [{**run.entry, "value": value} for run, value in zip(runs, values, strict=True)]
     return {"metric": monitor.metric, "mode": monitor.mode, "runs": tried, "chosen": chosen}
 
 
-def best(scores: dict[float, list[float]], mode: str) -> float:
-    """The value with the best mean score; one that did not end well with every seed only if none did."""
+def best_value(scores: dict[float, list[float]], mode: str) -> float:
+    """Return the value with the best mean score; values with a failed seed only count if all have one."""
     sign = 1 if mode == "max" else -1
     means = {value: sign * statistics.fmean(found) for value, found in scores.items()}
     sound = {value: mean for value, mean in means.items() if not math.isnan(mean)}

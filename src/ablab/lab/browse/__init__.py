@@ -1,1 +1,1 @@
-"""A page of runs and ablations, made from their folders alone: for one person, without an account and a server."""
+"""A page of runs and ablations, built from their folders alone, without an account or a server."""

@@ -1,4 +1,4 @@
-"""What a folder of runs holds, as plain data for the page: nothing heavy is loaded, nothing is written or locked."""
+"""Collect the content of a folder of runs as plain data for the page, without heavy imports, writes or locks."""
 
 from __future__ import annotations
 
@@ -20,82 +20,82 @@ from urllib.parse import quote
 import yaml
 
 from ablab.errors import ConfigError
-from ablab.lab.browse.curves import FILE, curves, fit
+from ablab.lab.browse.curves import FILE, fit_to_page, read_curves
 from ablab.lab.run.folder import (
     ABLATION,
     CONFIG,
     LOG,
-    STAMP,
+    TIME_FORMAT,
     check_keys,
-    failure,
-    go_on_command,
-    now,
+    failure_reason,
     read_record,
-    short,
+    relpath,
+    resume_command,
+    timestamp,
 )
 from ablab.lab.run.identity import flat, without_effect
 from ablab.lab.run.redaction import redact
 
-MARKS = ("run.json", "config.yaml", FILE, LOG, ".lock")  # a folder with one of them is a run's, whole or damaged
+RUN_FILES = ("run.json", "config.yaml", FILE, LOG, ".lock")  # a folder with one of these is a run, intact or damaged
 FILES = ("run.json", "config.yaml", "environment.json", FILE, LOG, "samples.txt", "changes.patch", "profile")
 STATES = ("running", "finished", "stopped", "diverged", "failed")
 DAMAGED = "damaged"
-NOT_SHOWN = ("ablation", "ablation.*", "cell", "cell.*")  # of a config: the ablation is told of elsewhere
-UNESCAPED = re.compile(r"\\([^\w\s]|_)")  # a sign that the report keeps from being markup
-MOST_VALUES = 100_000  # of a config
-LARGEST = 10**300  # an integer that is a float, too
-CLOCKS = 60  # seconds by which a clock that was set since may make a process look younger
+HIDDEN_KEYS = ("ablation", "ablation.*", "cell", "cell.*")  # config keys shown elsewhere on the page
+UNESCAPED = re.compile(r"\\([^\w\s]|_)")  # an escaped Markdown character
+MAX_VALUES = 100_000  # in a config
+MAX_INTEGER = 10**300  # the largest integer that JavaScript can read as a number
+CLOCK_TOLERANCE = 60  # seconds, since adjusting the clock changes the apparent start time of a process
 Reader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
 
 
 def collect(root: Path) -> dict[str, Any]:
-    """Everything that the page shows.
+    """Return everything that the page shows.
 
     Args:
-        root: a folder of runs, of ablations, of folders of runs; or an ablation's.
+        root: a folder of runs, of ablations, or of folders of runs; or the folder of one ablation.
 
     Raises:
-        ConfigError: there is no such folder, or no run in it.
+        ConfigError: the folder does not exist, or holds no run.
     """
     if not root.is_dir():
         raise ConfigError(f"{root}: there is no such folder; name the one that runs go to (output_dir), or make a run")
     if (root / "run.json").exists():
-        raise ConfigError(f"{root}: it is one run; name the folder that it is in, {short(root.absolute().parent)}")
+        raise ConfigError(f"{root}: it is one run; name the folder that it is in, {relpath(root.absolute().parent)}")
     runs, ablations = [], []
-    for place, within in places(root):
-        runs.append(run(place, root, within))
+    for place, within in find_run_folders(root):
+        runs.append(run_entry(place, root, within))
     for place in [root, *subfolders(root)]:
         if (place / ABLATION).exists():
-            ablations.append(ablation(place, root, runs))
+            ablations.append(ablation_entry(place, root, runs))
     if not runs and not ablations:
         raise ConfigError(f"{root}: there is no run in it, nor in the folders in it; make one: python train.py")
     ids = Counter(entry["key"] for entry in runs)
     for entry in runs:
-        if ids[entry["key"]] > 1 or not entry["key"]:  # a folder that was copied
+        if ids[entry["key"]] > 1 or not entry["key"]:  # copied folders share an id
             entry["key"] = entry["path"]
     return {
-        "folder": short(root.absolute()),
-        "written": now(),
-        "points": fit(runs),
+        "folder": relpath(root.absolute()),
+        "written": timestamp(),
+        "points": fit_to_page(runs),
         "runs": runs,
         "ablations": ablations,
         **common_config(runs),
     }
 
 
-def places(root: Path) -> Iterator[tuple[Path, str | None]]:
-    """Every folder that is a run's or was to be one, and the name of the ablation or folder that it is in."""
+def find_run_folders(root: Path) -> Iterator[tuple[Path, str | None]]:
+    """Yield every folder of a run, begun or not, and the name of the ablation or folder that holds it."""
     inside = root.absolute().name if (root / ABLATION).exists() else None
     above = {root.resolve(), *root.resolve().parents}
     for child in subfolders(root):
         if is_run(child):
             yield child, inside
-        elif child.resolve() not in above:  # a link back: its runs are listed already
+        elif child.resolve() not in above:  # skip a link back to a parent, whose runs are listed already
             yield from ((inner, child.name) for inner in subfolders(child) if is_run(inner))
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Those that can be looked into."""
+    """Return the readable subfolders."""
     try:
         return sorted(path for path in folder.iterdir() if os.path.isdir(path) and not path.name.startswith("."))
     except OSError:
@@ -103,30 +103,30 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder is a run's; a folder that cannot be read counts as one, and is shown as damaged."""
-    return any(os.path.lexists(folder / name) for name in MARKS) or not os.access(folder, os.R_OK | os.X_OK)
+    """Return whether a folder is a run; an unreadable folder counts as one, and is shown as damaged."""
+    return any(os.path.lexists(folder / name) for name in RUN_FILES) or not os.access(folder, os.R_OK | os.X_OK)
 
 
 # A run --------------------------------------------------------------------------------------------------------------
 
 
-def run(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
-    """All that the page shows of a run; one whose files cannot be read is damaged, with the reasons in `problems`.
+def run_entry(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
+    """Return the page's data for a run; a run with unreadable files is damaged, with the reasons in `problems`.
 
-    Whatever is wrong with it, it takes no other run from the page.
+    Whatever is wrong with a run, the others stay on the page.
     """
-    entry = empty(folder, root, within)
+    entry = blank_entry(folder, root, within)
     try:
-        fill(entry, folder)
-        json.dumps(entry, allow_nan=False)  # what the page cannot hold is found here, where it is one run's
+        fill_entry(entry, folder)
+        json.dumps(entry, allow_nan=False)  # fail here, for one run, rather than for the whole page
     except Exception as error:
         problems = [*entry["problems"], f"it cannot be shown ({type(error).__name__}: {' '.join(str(error).split())})"]
-        entry = {**empty(folder, root, within), "problems": problems}
+        entry = {**blank_entry(folder, root, within), "problems": problems}
     return entry
 
 
-def empty(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
-    """What the page shows of a run of which nothing could be read."""
+def blank_entry(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
+    """Return the page's data for a run without any readable file."""
     return {
         "key": "",
         "path": folder.relative_to(root).as_posix(),
@@ -152,24 +152,28 @@ def empty(folder: Path, root: Path, within: str | None) -> dict[str, Any]:
     }
 
 
-def fill(entry: dict[str, Any], folder: Path) -> None:
-    """Add what a run's files say."""
+def fill_entry(entry: dict[str, Any], folder: Path) -> None:
+    """Add the data from the files of a run."""
     problems = entry["problems"]
-    attempt(problems, folder / "run.json", lambda: entry.update(of_record(folder)))
-    attempt(problems, folder / "config.yaml", lambda: entry.update(of_config(folder, entry)))
+    read_part(problems, folder / "run.json", lambda: entry.update(read_record_facts(folder)))
+    read_part(problems, folder / "config.yaml", lambda: entry.update(read_config_facts(folder, entry)))
     if os.path.lexists(folder / FILE):
-        attempt(problems, folder / FILE, lambda: entry.update(zip(("curves", "epoch"), curves(folder), strict=True)))
+        read_part(
+            problems, folder / FILE, lambda: entry.update(zip(("curves", "epoch"), read_curves(folder), strict=True))
+        )
     if problems:
         entry["state"] = DAMAGED
-    problems[:] = [text.removeprefix(f"{folder}: ") for text in problems]  # it is said where the problem is shown
+    problems[:] = [
+        text.removeprefix(f"{folder}: ") for text in problems
+    ]  # the page shows the folder beside the problem
     if entry["epoch"] is None:
-        entry["epoch"] = steps_of_an_epoch(entry["record"])
+        entry["epoch"] = steps_per_epoch(entry["record"])
 
 
-def attempt(problems: list[str], file: Path, step: Callable[[], None]) -> None:
-    """Read one thing; a file that is not what a run writes is one line on the page, and the rest is read."""
+def read_part(problems: list[str], file: Path, step: Callable[[], None]) -> None:
+    """Run one reading step; an invalid file becomes one line on the page, and the rest is read."""
     try:
-        if os.path.lexists(file) and not os.path.isfile(file):  # reading a pipe would wait for a writer
+        if os.path.lexists(file) and not os.path.isfile(file):  # reading a named pipe would block
             raise ValueError("it is no regular file")
         step()
     except Exception as error:  # a file may hold anything
@@ -180,10 +184,10 @@ def attempt(problems: list[str], file: Path, step: Callable[[], None]) -> None:
         problems.append(reason if f"its {file.name}" in reason else f"its {file.name} cannot be read ({reason})")
 
 
-def of_record(folder: Path) -> dict[str, Any]:
-    """What run.json says, or, of a run that ended before it had one, its log."""
+def read_record_facts(folder: Path) -> dict[str, Any]:
+    """Return the facts of run.json or, for a run that ended before it had one, of its log."""
     if not (folder / "run.json").exists() and (folder / LOG).exists() and (folder / LOG).stat().st_size:
-        return {"state": "failed", "error": redact(failure(folder)) or "its process ended without a message"}
+        return {"state": "failed", "error": redact(failure_reason(folder)) or "its process ended without a message"}
     record = read_record(folder)
     error, metrics = str(record.get("error", "")), record.get("metrics") or {}
     if not isinstance(metrics, dict):
@@ -191,16 +195,16 @@ def of_record(folder: Path) -> dict[str, Any]:
     state = record["status"]
     if state == "interrupted" or (state == "running" and not is_alive(record)):
         gone = f"its process {record.get('pid')} is gone, and has not said how it ended"
-        state, error = "stopped", error or failure(folder) or gone
+        state, error = "stopped", error or failure_reason(folder) or gone
     if state not in STATES:
         raise ConfigError(f"{folder}: its run.json has status={state!r}; a run writes one of {', '.join(STATES)}")
-    place = short(folder)
+    place = relpath(folder)
     seconds = record.get("seconds")
     commands = [("reproduce", f"python scripts/reproduce.py {shlex.quote(place)}")]
     if state == "finished":
         commands.append(("evaluate", f"python scripts/evaluate.py {shlex.quote(place)}"))
     elif state in ("stopped", "failed"):
-        commands.insert(0, ("resume", go_on_command(folder)))
+        commands.insert(0, ("resume", resume_command(folder)))
     overrides = record["overrides"]
     return {
         "key": str(record["id"]),
@@ -208,11 +212,11 @@ def of_record(folder: Path) -> dict[str, Any]:
         "error": redact(error),
         "started": text_or_none(record.get("started")),
         "ended": text_or_none(record.get("ended")),
-        "seconds": None if seconds is None else finite("seconds", seconds),
-        "words": redact(words(overrides)) if isinstance(overrides, list) else {},
-        "choices": recorded(record.get("choices")),
-        "metrics": {str(k): None if v is None else finite(f"metrics.{k}", v) for k, v in metrics.items()},
-        "record": redact(plain(record)),
+        "seconds": None if seconds is None else finite_or_none("seconds", seconds),
+        "words": redact(effective_overrides(overrides)) if isinstance(overrides, list) else {},
+        "choices": recorded_choices(record.get("choices")),
+        "metrics": {str(k): None if v is None else finite_or_none(f"metrics.{k}", v) for k, v in metrics.items()},
+        "record": redact(to_json_data(record)),
         "commands": commands,
     }
 
@@ -221,11 +225,11 @@ def text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def finite(key: str, value: Any) -> float | None:
-    """A number of a record; None where it is not finite.
+def finite_or_none(key: str, value: Any) -> float | None:
+    """Return a number of a record; None if it is not finite.
 
     Raises:
-        ValueError: it is no number, or one that no float can be.
+        ValueError: it is not a number, or too large for a float.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{key}={str(value)[:40]} is no number")
@@ -236,36 +240,36 @@ def finite(key: str, value: Any) -> float | None:
 
 
 def is_alive(record: Mapping[str, Any]) -> bool:
-    """Whether the run's process is there; of another machine nothing can be known, so the record is believed.
+    """Return whether the run's process is alive; on another machine that is unknown, so the record is believed.
 
-    The run's lock would be surer, and trying it would refuse the folder to a process that takes it just then.
+    Trying the run's lock would be more reliable, but would deny it to a process that takes it at that moment.
     """
     pid = record.get("pid")
     if record.get("host") != socket.gethostname() or not isinstance(pid, int) or os.name == "nt":
         return True
     try:
-        os.kill(pid, 0)  # sends nothing
+        os.kill(pid, 0)  # only checks that the process exists
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # another person's
+    except PermissionError:  # it exists, and belongs to another user
         pass
-    # A number is given again, after a restart or a long time; the run's process had it before the run began.
-    with suppress(KeyError, IndexError, TypeError, ValueError, OSError):  # of another system, or a strange record
+    # Process ids are reused after a reboot or a long time; the run's process started before the run did.
+    with suppress(KeyError, IndexError, TypeError, ValueError, OSError):  # no /proc, or a damaged record
         started = str([record, *record.get("resumed", [])][-1]["started"])
-        return birth(pid) <= datetime.strptime(started, STAMP).timestamp() + CLOCKS
+        return process_start_time(pid) <= datetime.strptime(started, TIME_FORMAT).timestamp() + CLOCK_TOLERANCE
     return True
 
 
-def birth(pid: int) -> float:
-    """When a process began, in seconds since 1970, from what Linux tells in /proc."""
+def process_start_time(pid: int) -> float:
+    """Return the start time of a process in seconds since 1970, from /proc on Linux."""
     [boot] = (line for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines() if line.startswith("btime "))
     stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    ticks = stat.rpartition(")")[2].split()[19]  # its name may have spaces
+    ticks = stat.rpartition(")")[2].split()[19]  # the process name before it may have spaces
     return int(boot.split()[1]) + int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
-def words(overrides: list[Any]) -> dict[str, str]:
-    """The words of a command that can change a result, by their keys."""
+def effective_overrides(overrides: list[Any]) -> dict[str, str]:
+    """Return the overrides of a command that can change a result, by key."""
     found = {}
     for word in map(str, overrides):
         key, _, value = word.lstrip("+~").partition("=")
@@ -274,22 +278,24 @@ def words(overrides: list[Any]) -> dict[str, str]:
     return found
 
 
-def recorded(choices: Any) -> dict[str, str]:
-    """The choices of the groups that can change a result, as they are typed."""
+def recorded_choices(choices: Any) -> dict[str, str]:
+    """Return the choices of groups that can change a result, as typed on the command line."""
     if not isinstance(choices, Mapping):
         return {}
     typed = {str(k): f"[{','.join(map(str, v))}]" if isinstance(v, list) else v for k, v in choices.items()}
     return {k: str(v) for k, v in typed.items() if v is not None and not without_effect(k)}
 
 
-def of_config(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of config.yaml, and the choice of each group where the record has none."""
+def read_config_facts(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the leaves of config.yaml, and the choice of each group if the record has none."""
     if not (folder / "run.json").exists() and not (folder / "config.yaml").exists():
-        return {}  # said already, or a run that ended before it had any
+        return {}  # reported already, or the run ended before it wrote any
     content = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), Reader)
     check_size(content)
     check_keys(folder, "config.yaml", content, CONFIG)
-    leaves = {k: plain(v) for k, v in flat(content).items() if not any(fnmatch(k, pattern) for pattern in NOT_SHOWN)}
+    leaves = {
+        k: to_json_data(v) for k, v in flat(content).items() if not any(fnmatch(k, pattern) for pattern in HIDDEN_KEYS)
+    }
     classes = {
         str(group): class_name(node["_target_"])
         for group, node in content.items()
@@ -304,40 +310,40 @@ def of_config(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_size(content: Any) -> None:
-    """Refuse a config whose aliases expand to more values than any config has.
+    """Refuse a config whose aliases expand to more values than any real config has.
 
     Raises:
-        ValueError: it does.
+        ValueError: the limit is exceeded.
     """
     todo, number = [content], 0
     while todo:
         node = todo.pop()
         number += 1
-        if number > MOST_VALUES:
-            raise ValueError(f"it has more than {MOST_VALUES:,} values")
+        if number > MAX_VALUES:
+            raise ValueError(f"it has more than {MAX_VALUES:,} values")
         todo += node.values() if isinstance(node, Mapping) else node if isinstance(node, list | tuple | set) else []
 
 
 def class_name(target: Any) -> str:
-    """What a choice is mostly called, of a run from before it was recorded: ablab.norms.GroupNorm is groupnorm."""
+    """Return the likely name of a choice for runs that did not record it: ablab.norms.GroupNorm is groupnorm."""
     return str(target).rpartition(".")[2].lower()
 
 
-def plain(value: Any) -> Any:
-    """Plain data that JSON can hold."""
+def to_json_data(value: Any) -> Any:
+    """Return a value as plain data that JSON can represent."""
     if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
+        return {str(name): to_json_data(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_json_data(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    if isinstance(value, int) and abs(value) > LARGEST:
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
         return f"a number of {len(str(abs(value)))} digits"
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
-def steps_of_an_epoch(record: Mapping[str, Any]) -> float | None:
-    """Of a run that has not validated yet, from what it recorded of data and batches."""
+def steps_per_epoch(record: Mapping[str, Any]) -> float | None:
+    """Return the steps per epoch of a run without validations, from its recorded data and batch sizes."""
     data, sizes = record.get("data"), record.get("batch_sizes")
     train = data.get("train") if isinstance(data, Mapping) else None
     size = sizes.get("optimizer") if isinstance(sizes, Mapping) else None
@@ -345,10 +351,10 @@ def steps_of_an_epoch(record: Mapping[str, Any]) -> float | None:
 
 
 def common_config(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Take out of the runs' configs what most of them have: written once, 500 configs are short.
+    """Move values that most runs share out of their configs, which keeps a page of 500 configs small.
 
     Returns:
-        The common values, and which keys cannot change a result.
+        The common values, and the keys that cannot change a result.
     """
     counts: dict[str, Counter[str]] = {}
     for entry in runs:
@@ -365,36 +371,36 @@ def common_config(runs: list[dict[str, Any]]) -> dict[str, Any]:
 # An ablation --------------------------------------------------------------------------------------------------------
 
 
-def ablation(folder: Path, root: Path, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the page shows of an ablation: its question, its verdicts, how far its runs are."""
+def ablation_entry(folder: Path, root: Path, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the page's data for an ablation: its question, verdicts and progress."""
     name = folder.absolute().name
     report = folder / "report" / "report.html"
     problems: list[str] = []
     entry: dict[str, Any] = {
         "name": name,
-        "path": short(folder),
+        "path": relpath(folder),
         "question": "",
         "command": "",
         "verdicts": [],
         "planned": 0,
         "missing": 0,
         "report": quote(os.fsencode(report.relative_to(root).as_posix())) if report.exists() else None,
-        "report_command": f"python scripts/report.py {shlex.quote(short(folder))}",
+        "report_command": f"python scripts/report.py {shlex.quote(relpath(folder))}",
         "problems": problems,
     }
     there = {run["name"] for run in runs if run["ablation"] == name}
-    attempt(problems, folder / ABLATION, lambda: entry.update(of_ablation(folder, there)))
+    read_part(problems, folder / ABLATION, lambda: entry.update(read_ablation_facts(folder, there)))
     if (folder / "report" / "report.md").exists():
-        attempt(
+        read_part(
             problems,
             folder / "report" / "report.md",
-            lambda: entry.update(verdicts=verdicts(folder / "report" / "report.md")),
+            lambda: entry.update(verdicts=read_verdicts(folder / "report" / "report.md")),
         )
     return entry
 
 
-def of_ablation(folder: Path, there: set[str]) -> dict[str, Any]:
-    """What ablation.json says."""
+def read_ablation_facts(folder: Path, there: set[str]) -> dict[str, Any]:
+    """Return the facts of ablation.json."""
     content = json.loads((folder / ABLATION).read_text(encoding="utf-8"))
     try:
         tuning = content.get("tuning") or {"runs": []}
@@ -409,8 +415,8 @@ def of_ablation(folder: Path, there: set[str]) -> dict[str, Any]:
         raise ValueError(f"it is not what an ablation writes: {error!r}") from error
 
 
-def verdicts(report: Path) -> list[str]:
-    """The sentences under Verdict of a report."""
+def read_verdicts(report: Path) -> list[str]:
+    """Return the sentences of the section Verdict of a report."""
     _, _, after = report.read_text(encoding="utf-8").partition("\n## Verdict\n")
     lines = after.partition("\n## ")[0].splitlines()
     return [UNESCAPED.sub(r"\1", line.removeprefix("- ")) for line in lines if line.startswith("- ")]

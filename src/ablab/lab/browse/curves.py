@@ -1,4 +1,4 @@
-"""The curves of a run, from its metrics.csv, short enough for a page of hundreds of runs."""
+"""Read the curves of a run from its metrics.csv, thinned for a page of hundreds of runs."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 FILE = "metrics.csv"
-POINTS = 200  # of a curve at most: more than a chart has pixels for a line of many
-VALUES = 1_500_000  # of all curves of a page, about 15 MB; with more of them each gets fewer points
-FIGURES = 5  # of a value; a chart shows three
+MAX_POINTS = 200  # per curve: more than the pixels of a small chart
+MAX_VALUES = 1_500_000  # of all curves of a page, about 15 MB; beyond it, curves get fewer points
+SIGNIFICANT_DIGITS = 5  # a chart shows three
 
-# Metrics that were logged at the same steps, with these: [steps, {metric: values}, how many there were].
+# Metrics logged at the same steps: [steps, {metric: values}, number of points before thinning].
 Curves = list[tuple[list[int], dict[str, list[float | None]], int]]
 
 
-def curves(folder: Path) -> tuple[Curves, float | None]:
-    """What a run has logged, thinned, and the steps of an epoch as far as its validations tell.
+def read_curves(folder: Path) -> tuple[Curves, float | None]:
+    """Return the thinned curves of a run, and the steps per epoch as inferred from its validations.
 
-    A last row that was cut off is left out, as `loggers.csv_file.read_rows` does; that module loads Lightning.
+    An incomplete last row is skipped, as in `loggers.csv_file.read_rows`; that module imports Lightning.
 
     Raises:
-        ValueError: the file is not what a run writes.
+        ValueError: the file does not have the form that a run writes.
     """
     try:
         names, *rows = list(csv.reader(complete_lines(folder / FILE))) or [[]]
@@ -43,11 +43,11 @@ def curves(folder: Path) -> tuple[Curves, float | None]:
     together: dict[tuple[int, ...], list[str]] = {}
     for column, name in enumerate(names[2:], 2):
         logged = tuple(i for i, row in enumerate(rows) if row[column])
-        if logged and not name.startswith("test/"):  # one value each, which the record has
+        if logged and not name.startswith("test/"):  # single values, which the record has
             together.setdefault(logged, []).append(name)
     found: Curves = []
     for logged, metrics in together.items():
-        kept = [logged[i] for i in thinned(len(logged), POINTS)]
+        kept = [logged[i] for i in thinned_indices(len(logged), MAX_POINTS)]
         values = {name: [rounded(rows[i][names.index(name)]) for i in kept] for name in metrics}
         found.append(([int(rows[i][0]) for i in kept], values, len(logged)))
     validated = [i for i, name in enumerate(names) if name.startswith("val/")]
@@ -56,39 +56,39 @@ def curves(folder: Path) -> tuple[Curves, float | None]:
 
 
 def complete_lines(file: Path) -> Iterator[str]:
-    """The header, and each row that ends."""
+    """Yield the header and each complete row."""
     with file.open(newline="", encoding="utf-8") as lines:
         for line in lines:
             if line.endswith("\n"):
                 yield line
 
 
-def thinned(length: int, points: int) -> list[int]:
-    """Which of so many points are kept: the first, the last and every so-manieth between; a spike may get lost."""
+def thinned_indices(length: int, points: int) -> list[int]:
+    """Return the indices to keep: the first, the last, and evenly spaced ones between; spikes may be lost."""
     if length <= points:
         return list(range(length))
     return [round(i * (length - 1) / (points - 1)) for i in range(points)]
 
 
 def rounded(text: str) -> float | None:
-    """A value with as many figures as a chart can show; None where it is not finite."""
+    """Return a value with the significant digits that a chart can show; None if it is not finite."""
     value = float(text)
-    return float(f"{value:.{FIGURES}g}") if math.isfinite(value) else None
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if math.isfinite(value) else None
 
 
-def fit(runs: Iterable[dict[str, Any]]) -> int:
-    """Thin the curves of all runs until a page can hold them.
+def fit_to_page(runs: Iterable[dict[str, Any]]) -> int:
+    """Thin the curves of all runs to the size limit of a page.
 
     Returns:
-        The points that a curve has at most.
+        The maximum number of points per curve.
     """
     parts = [part for run in runs for part in run["curves"]]
-    points = POINTS
-    while points > 10 and sum(min(len(steps), points) * (1 + len(values)) for steps, values, _ in parts) > VALUES:
+    points = MAX_POINTS
+    while points > 10 and sum(min(len(steps), points) * (1 + len(values)) for steps, values, _ in parts) > MAX_VALUES:
         points //= 2
     for part in parts:
         steps, values, _ = part
-        kept = thinned(len(steps), points)
+        kept = thinned_indices(len(steps), points)
         steps[:] = [steps[i] for i in kept]
         for name in values:
             values[name] = [values[name][i] for i in kept]

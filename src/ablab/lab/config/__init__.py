@@ -1,4 +1,4 @@
-"""From a composed config to objects: checked against signatures first, built after; and errors that a person can read.
+"""Check composed configs against signatures, build objects from them, and report readable errors.
 
-Only this room, the entry point and `ablab.lab.run` know Hydra and OmegaConf.
+Only this package, the entry point and `ablab.lab.run` depend on Hydra and OmegaConf.
 """

@@ -1,4 +1,4 @@
-"""From a node of the config to the object that it describes: the one place that instantiates."""
+"""Build objects from nodes of the config: the only module that instantiates."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from ablab.errors import ConfigError
 
 
 def build(node: DictConfig, **given: Any) -> Any:
-    """Call what `_target_` names with the node's keys, and with what only the running program can give.
+    """Call the `_target_` of a node with the node's keys and additional arguments of the program.
 
-    A node with `_partial_: true` stays a function, to be called with the rest later.
+    A node with `_partial_: true` returns a partial function, to be called with the remaining arguments later.
 
     Raises:
-        ConfigError: the call refused a value; the message begins with its place in the config.
+        ConfigError: the call refused a value; the message begins with the config path of the value.
     """
     place = node._get_full_key("")
     for name in given.keys() & node.keys():
         raise ConfigError(f"{place}.{name}: the program itself gives it, from the rest of the config; leave it out")
-    with blame(place):
+    with add_config_path(place):
         # partial: live objects in `given` must not pass through OmegaConf, which would copy them
         call = instantiate(node, _partial_=True, _convert_="all")
         return call if node.get("_partial_") else call(**given)
 
 
 @contextmanager
-def blame(place: str) -> Iterator[None]:
-    """Turn a refused value into a `ConfigError` that names the place in the config.
+def add_config_path(place: str) -> Iterator[None]:
+    """Turn errors about a value into a `ConfigError` that names its path in the config.
 
-    A message that begins with `name=value` gets the place before the name, `data.batch_size=0: …`.
+    The path is put before a message of the form `name=value`: `data.batch_size=0: …`.
     """
     try:
         yield

@@ -1,7 +1,7 @@
-"""Shell completion: Hydra's own, and what it has no answer to.
+"""Shell completion: Hydra's, extended.
 
-Hydra knows groups, choices and keys. Paths (resume=runs/), the words that an argument takes (model.cell=), the later
-choices of a sweep (norm=batchnorm,gr) and the options with dashes are completed here.
+Hydra completes groups, choices and keys. This module completes paths (resume=runs/), values of an argument
+(model.cell=), further choices of a sweep (norm=batchnorm,gr) and options with dashes.
 """
 
 from __future__ import annotations
@@ -18,41 +18,39 @@ from hydra.plugins.completion_plugin import CompletionPlugin
 from hydra.types import RunMode
 from omegaconf import Container, DictConfig, OmegaConf
 
-from ablab.lab.config.json_schema import of_type
+from ablab.lab.config.json_schema import schema_of_type
 from ablab.lab.config.schema import read_signature, show
 
 Query = Callable[[CompletionPlugin, str | None, str], list[str]]
-HIDDEN = ("hydra", "cell")  # not for somebody who has typed nothing yet
-HOLD_PATHS = ("dir", "file", "folder", "path", "root")  # how the names of keys end that hold one
+HIDDEN_PREFIXES = ("hydra", "cell")  # offered only after something has been typed
+PATH_SUFFIXES = ("dir", "file", "folder", "path", "root")  # endings of keys that hold a path
 
-hydras: Query = CompletionPlugin._query
+hydra_query: Query = CompletionPlugin._query
 
 
 def register() -> None:
-    """Have Hydra's completion of every shell answer so."""
+    """Install this completion in Hydra's plugins for all shells."""
     CompletionPlugin._query = query  # type: ignore[method-assign, assignment]
 
 
 def query(plugin: CompletionPlugin, config_name: str | None, line: str) -> list[str]:
-    """What the last word of a command line may become; nothing where the words before it are wrong.
+    """Return the completions of the last word of a command line; empty if the words before it are invalid.
 
     Args:
-        plugin: the shell's.
-        config_name: the root config's.
-        line: what has been typed behind `train.py`.
+        plugin: the plugin of the shell.
+        config_name: the name of the root config.
+        line: the text typed after `train.py`.
     """
     *words, word = [*line.split(), *([""] if line.endswith(" ") or not line else [])]
-    with (
-        open(os.devnull, "w", encoding="utf-8") as nowhere,
-        redirect_stderr(nowhere),
-    ):  # a person who is typing wants no message yet
+    # no messages while the user is typing
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
         try:
-            return sorted(answers(plugin, config_name, shlex.split(" ".join(words)), word))
-        except (Exception, SystemExit):  # of Hydra's parser, a class that cannot be imported, a folder that is closed
+            return sorted(completions(plugin, config_name, shlex.split(" ".join(words)), word))
+        except (Exception, SystemExit):  # from Hydra's parser, a failed import or an unreadable folder
             return []
 
 
-def answers(plugin: CompletionPlugin, config_name: str | None, words: list[str], word: str) -> list[str]:
+def completions(plugin: CompletionPlugin, config_name: str | None, words: list[str], word: str) -> list[str]:
     options = {name: action for action in get_args_parser()._actions for name in action.option_strings}
     if words and words[-1] in options and (choices := options[words[-1]].choices):
         return [choice for choice in choices if choice.startswith(word)]
@@ -61,8 +59,8 @@ def answers(plugin: CompletionPlugin, config_name: str | None, words: list[str],
 
     value = re.fullmatch(r"(([^=]+)=\[?(?:.*,)?)(.*)", word)
     if value is None:
-        names = hydras(plugin, config_name, " ".join([*words, word]))
-        return [end for name in names if is_offered(name, word) for end in endings(name)]
+        names = hydra_query(plugin, config_name, " ".join([*words, word]))
+        return [end for name in names if is_offered(name, word) for end in with_endings(name)]
     begun, key, rest = value.groups()
     overrides = [other for other in words if not other.startswith("-")]
     choices, _ = plugin._query_config_groups(f"{key}=", config_name, overrides)
@@ -70,42 +68,42 @@ def answers(plugin: CompletionPlugin, config_name: str | None, words: list[str],
         known = [choice.removeprefix(f"{key}=") for choice in choices]
     else:
         cfg = plugin.config_loader.load_configuration(config_name, overrides, run_mode=RunMode.MULTIRUN)
-        known = values(cfg, key.lstrip("+"))
+        known = value_completions(cfg, key.lstrip("+"))
     found = [name for name in known if name.startswith(rest)]
-    return [begun + name for name in (found if found or choices else paths(rest))]
+    return [begun + name for name in (found if found or choices else path_completions(rest))]
 
 
 def is_offered(name: str, word: str) -> bool:
-    """Whether a key or group is for a person who has typed so much of it."""
+    """Return whether to offer a key or group, given the text typed so far."""
     last = name.rstrip(".=").rpartition(".")[2]
     return not (last.startswith("_") and not word.rpartition(".")[2].startswith("_")) and (
-        word != "" or not name.startswith(HIDDEN)
+        word != "" or not name.startswith(HIDDEN_PREFIXES)
     )
 
 
-def endings(name: str) -> list[str]:
-    """A group that has choices and groups below it goes on in two ways, of which Hydra says neither."""
+def with_endings(name: str) -> list[str]:
+    """Return the continuations of a name: Hydra adds neither = nor / to a group with choices and nested groups."""
     return [name] if name.endswith((".", "=", "/")) else [f"{name}=", f"{name}/"]
 
 
-def values(cfg: DictConfig, key: str) -> list[str]:
-    """The words that an argument takes, by its signature; of another, what it is now, unless that is a path."""
+def value_completions(cfg: DictConfig, key: str) -> list[str]:
+    """Return the values that an argument accepts by its signature, or else the current value unless it is a path."""
     place, _, name = key.rpartition(".")
     node, now = OmegaConf.select(cfg, place) if place else cfg, OmegaConf.select(cfg, key)
     words: list[str] = []
     if isinstance(node, DictConfig) and "_target_" in node:
-        schema = of_type(read_signature(node["_target_"]).parameters.get(name))
+        schema = schema_of_type(read_signature(node["_target_"]).parameters.get(name))
         kinds = {"boolean": [True, False], "null": [None]}
         for part in schema.get("anyOf", [schema]):
             words += map(show, part.get("enum", kinds.get(part.get("type"), [])))
-        words = [] if words == ["null"] else words  # that it may be left out says nothing of what it is
+        words = [] if words == ["null"] else words  # null alone gives no type
     if not words and isinstance(now, bool):
         words = ["true", "false"]
-    return words or ([] if now is None or isinstance(now, Container) or name.endswith(HOLD_PATHS) else [show(now)])
+    return words or ([] if now is None or isinstance(now, Container) or name.endswith(PATH_SUFFIXES) else [show(now)])
 
 
-def paths(begun: str) -> list[str]:
-    """Files and folders whose path begins so; a folder's ends with a slash, to go on from."""
+def path_completions(begun: str) -> list[str]:
+    """Return the files and folders that begin with a path; folders end with a slash."""
     shown, slash, name = begun.rpartition("/")
     place = Path(shown + slash or ".").expanduser()
     entries = [entry for entry in place.iterdir() if entry.name.startswith(name)] if place.is_dir() else []

@@ -1,4 +1,4 @@
-"""One message instead of a traceback, for everything that a user or a config can get wrong."""
+"""Readable one-line errors instead of tracebacks, for every mistake in a command line or config."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 
 from ablab.errors import BAD_INPUT, ConfigError, RunError, first_line
-from ablab.lab.config.yaml_files import CONF, check_yaml, name_of
+from ablab.lab.config.yaml_files import CONF, check_yaml, display_path
 from ablab.rank import is_local_rank_zero, remove_stale_rank_variables
 from ablab.screen import print_utf8, tolerate_broken_streams, wrap_to_terminal
 
-MEANWHILE = 5.0  # seconds in which the first process of a run can say what is wrong
+GRACE_SECONDS = 5.0  # for the first process of a run to report the error
 
-# What Hydra says of a word, and what a person can do about it.
-IN_OUR_WORDS = {
+# Patterns of Hydra's error messages, and the message to show instead.
+HYDRA_MESSAGES = {
     r"Ambiguous value for argument '(.+)'": r"\1: several values are a sweep; add -m to run each, or give one",
     r"Could not override 'callbacks/(.+)'\.(?:\n|.)*use \+(.+)": r"\2: it adds to the callbacks; put a plus before it, "
     "'+\\2'",
@@ -53,12 +53,12 @@ IN_OUR_WORDS = {
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Print bad input as one message and leave with exit code 2; HYDRA_FULL_ERROR=1 asks for the traceback.
+    """Print invalid input as one message and exit with code 2; HYDRA_FULL_ERROR=1 shows the traceback.
 
-    A `RunError` is printed too, and leaves with its own exit code. One inside another is as good as one.
+    A `RunError` is printed too, and exits with its own code. Nested contexts act like one.
 
-    The entry of every program: its standard streams and the environment are made safe here, before anything heavy is
-    loaded.
+    Every program enters this context first: it makes the standard streams and the environment safe before heavy
+    imports.
     """
     tolerate_broken_streams()
     print_utf8()
@@ -66,92 +66,92 @@ def readable_errors() -> Iterator[None]:
     try:
         os.getcwd()
     except OSError as error:
-        speak(f"the folder in which this program was started is gone ({error.strerror}); cd to one that is there")
+        print_error(f"the folder in which this program was started is gone ({error.strerror}); cd to one that is there")
         sys.exit(BAD_INPUT)
-    wanted = is_local_rank_zero() and traceback_wanted()
+    shows_traceback = is_local_rank_zero() and is_traceback_wanted()
     before = os.environ.get("HYDRA_FULL_ERROR", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors on instead of printing them itself
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     try:
         yield
     except (ValueError, HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError, OSError) as error:
         known = isinstance(error, ConfigError | HydraException | OmegaConfBaseException)
-        message = file_problem(error) or (describe(error) if known or from_hydra(error) else None)
-        if wanted or message is None:
+        message = yaml_file_message(error) or (readable_message(error) if known or is_raised_by_hydra(error) else None)
+        if shows_traceback or message is None:
             raise
-        speak(message)
+        print_error(message)
         sys.exit(BAD_INPUT)
     except SystemExit as stop:
-        if (ours := left_by_hydra(stop)) is None:
+        if (ours := hydra_exit_message(stop)) is None:
             raise
-        speak(ours)
+        print_error(ours)
         sys.exit(BAD_INPUT)
     except RunError as error:
-        if wanted:
+        if shows_traceback:
             raise
-        speak(str(error))
+        print_error(str(error))
         sys.exit(error.exit_code)
     finally:
         os.environ["HYDRA_FULL_ERROR"] = before
 
 
-def speak(message: str) -> None:
-    """Print an error once for the processes of a run on this machine: the first one does."""
+def print_error(message: str) -> None:
+    """Print an error once for all processes of a run on this machine, in the first one."""
     if is_local_rank_zero():
         print(wrap_to_terminal(f"error: {message}", sys.stderr), file=sys.stderr)
     else:
-        time.sleep(MEANWHILE)  # torchrun ends the first process as soon as another has left
+        time.sleep(GRACE_SECONDS)  # torchrun ends the first process as soon as another one exits
 
 
 @cache
-def traceback_wanted() -> bool:
-    """What the user set; it is asked before the variable is set for Hydra, and remembered."""
+def is_traceback_wanted() -> bool:
+    """Return whether the user set HYDRA_FULL_ERROR=1; cached, since the variable is then set for Hydra."""
     return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
-def origin(error: BaseException) -> FrameType:
-    """Where an error was raised."""
+def raising_frame(error: BaseException) -> FrameType:
+    """Return the frame in which an error was raised."""
     *_, (frame, _) = walk_tb(error.__traceback__)
     return frame
 
 
-def module(frame: FrameType) -> str:
+def module_name(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__"))
 
 
-def from_hydra(error: Exception) -> bool:
-    """Whether Hydra itself refuses something; of some words it does with a bare ValueError."""
-    return module(origin(error)).startswith("hydra.")
+def is_raised_by_hydra(error: Exception) -> bool:
+    """Return whether Hydra itself raised an error; for some overrides it raises a bare ValueError."""
+    return module_name(raising_frame(error)).startswith("hydra.")
 
 
-def file_problem(error: Exception) -> str | None:
-    """The message for a YAML file that Hydra could not read, with its line; None for any other error."""
-    if isinstance(error, ConfigError) or (file := file_being_read(error)) is None:
+def yaml_file_message(error: Exception) -> str | None:
+    """Return the message for a YAML file that Hydra could not read, with its line; None for other errors."""
+    if isinstance(error, ConfigError) or (file := find_yaml_being_read(error)) is None:
         return None
     try:
         check_yaml(file)
     except ConfigError as problem:
         return str(problem)
-    if isinstance(error, RecursionError) and (circle := circle_of_defaults(file)):
-        names = " -> ".join(map(name_of, circle))
-        return f"{name_of(file)}: its defaults go in a circle, {names}; leave one of them out"
+    if isinstance(error, RecursionError) and (circle := find_defaults_cycle(file)):
+        names = " -> ".join(map(display_path, circle))
+        return f"{display_path(file)}: its defaults go in a circle, {names}; leave one of them out"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return None  # Hydra's own message says more
-    return f"{name_of(file)}: it cannot be read ({first_line(error)})"
+    return f"{display_path(file)}: it cannot be read ({first_line(error)})"
 
 
-def file_being_read(error: BaseException) -> Path | None:
-    """The YAML file that the libraries were reading when they raised an error; None if they read none.
+def find_yaml_being_read(error: BaseException) -> Path | None:
+    """Return the YAML file that was being read when an error was raised; None if there is none.
 
-    Only the frames of these libraries count, from the innermost one outwards.
+    Only stack frames of Hydra, OmegaConf and PyYAML count, from the innermost one outwards.
     """
     if found := re.match(r"In '([^']+)': \w+ raised while composing config", str(error)):
         file = CONF / f"{found[1]}.yaml"
         return file if file.is_file() else None
-    reads = module(origin(error)).partition(".")[0] in ("yaml", "omegaconf", "codecs")
+    reads = module_name(raising_frame(error)).partition(".")[0] in ("yaml", "omegaconf", "codecs")
     if not (reads or isinstance(error, RecursionError) or "defaults" in str(error)):
-        return None  # of Hydra's own errors, those of a word are described elsewhere
+        return None  # errors about an override are described in `readable_message`
     for frame, _ in reversed(list(walk_tb(error.__traceback__))):
-        top = module(frame).partition(".")[0]
+        top = module_name(frame).partition(".")[0]
         if top not in ("yaml", "omegaconf", "hydra", "codecs", "posixpath", "os", "re", "typing", "abc", "importlib"):
             return None
         for value in list(frame.f_locals.values()):
@@ -162,8 +162,8 @@ def file_being_read(error: BaseException) -> Path | None:
     return None
 
 
-def circle_of_defaults(file: Path, before: tuple[Path, ...] = ()) -> list[Path]:
-    """The files whose defaults lead from one to the next and back to the first; none if these do not."""
+def find_defaults_cycle(file: Path, before: tuple[Path, ...] = ()) -> list[Path]:
+    """Return the files of a cycle in the defaults lists; empty if there is none."""
     if file in before:
         return [*before[before.index(file) :], file]
     try:
@@ -176,33 +176,33 @@ def circle_of_defaults(file: Path, before: tuple[Path, ...] = ()) -> list[Path]:
             name = "/".join(filter(None, (group, str(choice).partition("@")[0])))
             folder = CONF if name.startswith("/") else file.parent
             following = folder / f"{name.lstrip('/')}.yaml"
-            if following.is_file() and (found := circle_of_defaults(following, (*before, file))):
+            if following.is_file() and (found := find_defaults_cycle(following, (*before, file))):
                 return found
     return []
 
 
-def left_by_hydra(stop: SystemExit) -> str | None:
-    """What to tell the user of an exit that Hydra or its parser has taken; None of another, or of one that is clear.
+def hydra_exit_message(stop: SystemExit) -> str | None:
+    """Return the message for an exit of Hydra or its parser; None for other exits, and for clear ones.
 
-    What they have said is enough where their own variables have other names than today.
+    This reads local variables of Hydra. If their names change, the messages of Hydra itself remain.
     """
-    frame = origin(stop)
+    frame = raising_frame(stop)
     known = frame.f_locals
-    if module(frame) == "argparse" and "unrecognized arguments" in str(known.get("message")):
+    if module_name(frame) == "argparse" and "unrecognized arguments" in str(known.get("message")):
         return "what is set takes no dashes: norm=groupnorm data.batch_size=8"
     place, cfg = known.get("package"), known.get("cfg")
-    if module(frame).startswith("hydra.") and isinstance(place, str) and isinstance(cfg, DictConfig):  # --package
+    if module_name(frame).startswith("hydra.") and isinstance(place, str) and isinstance(cfg, DictConfig):  # --package
         return f"--package {place}: there is no such part; {menu(place, [str(key) for key in cfg], 'the config')}"
     return None
 
 
-def describe(error: Exception) -> str:
-    """What to tell the user."""
+def readable_message(error: Exception) -> str:
+    """Return the message to show for an error."""
     if isinstance(error, ConfigError):
         return str(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        return no_such_choice(group, choice, error.options)
+        return unknown_choice_message(group, choice, error.options)
     if isinstance(error, OverrideParseException):
         if "=" not in error.override:
             return f"{error.override}: not of the form key=value; leave no space around the ="
@@ -215,8 +215,9 @@ def describe(error: Exception) -> str:
     if isinstance(error, InterpolationResolutionError):
         reason = str(error.msg).splitlines()[0].rpartition("resolving interpolation: ")[2]
         return f"{error.full_key}: what its ${{…}} stands for is not there ({reason}); give the value itself"
-    word = getattr(origin(error).f_locals.get("override"), "input_line", None)
-    if word and str(error).startswith("Config group override"):  # Hydra's answer to model=null does not say which group
+    word = getattr(raising_frame(error).f_locals.get("override"), "input_line", None)
+    # Hydra's message for model=null does not name the group
+    if word and str(error).startswith("Config group override"):
         return f"{word}: a group takes the name of a choice; python train.py --help shows them"
     cause = error.__cause__
     node = getattr(cause, "parent_node", None)
@@ -224,65 +225,65 @@ def describe(error: Exception) -> str:
         place = cause.full_key or cause.key
         return f"{place}: its ${{…}} cannot be read ({first_line(cause)}); a text that has ${{ in it is written \\${{"
     if isinstance(cause, OmegaConfBaseException) and cause.key is not None and node is not None:
-        if (problem := strange_key(cause, node)) is not None:
+        if (problem := unknown_key_message(cause, node)) is not None:
             return problem
         return (
             f"{cause.full_key or cause.key}: {str(cause.msg).splitlines()[0]}; give a value of the kind that is there"
         )
     if (found := re.match(r"In 'train': Could not load '(.+)/(.+)'\.", str(error))) and (CONF / found[1]).is_dir():
         options = [file.stem for file in (CONF / found[1]).glob("*.yaml")]
-        return no_such_choice(found[1], found[2], options)  # one of several, [drift,other]
-    for theirs, ours in IN_OUR_WORDS.items():
+        return unknown_choice_message(found[1], found[2], options)  # one of several, [drift,other]
+    for theirs, ours in HYDRA_MESSAGES.items():
         if found := re.match(theirs, str(error)):
-            return found.expand(ours).replace("['", "[").replace("']", "]").replace("', '", ",")  # as it is typed
+            return found.expand(ours).replace("['", "[").replace("']", "]").replace("', '", ",")  # as typed
     return str(error).strip()
 
 
-def no_such_choice(group: str, choice: str, options: Sequence[str]) -> str:
-    """The message for a choice that a group does not have, with the one that was meant."""
-    below = f"did you mean {word}? " if (word := choice_below(group, choice)) else ""
+def unknown_choice_message(group: str, choice: str, options: Sequence[str]) -> str:
+    """Return the message for a choice that a group does not have, with the likely one."""
+    below = f"did you mean {word}? " if (word := find_nested_choice(group, choice)) else ""
     return f"{group}={choice}: there is no such choice; {below}{menu(choice, options, group)}"
 
 
-def choice_below(group: str, choice: str) -> str | None:
-    """The word that makes a choice of a group below another, +callbacks/measure=drift; None if there is none."""
+def find_nested_choice(group: str, choice: str) -> str | None:
+    """Return the override that selects a choice in a nested group, +callbacks/measure=drift; None if there is none."""
     files = sorted(CONF.glob(f"{glob.escape(group)}/[!_]*/{glob.escape(choice)}.yaml"))
     return f"{'+' * (group == 'callbacks')}{files[0].parent.relative_to(CONF).as_posix()}={choice}" if files else None
 
 
-def group_named(name: str, parent: str = "*") -> str | None:
-    """The word that chooses from the group of a name below another, +callbacks/measure; None if there is none."""
+def find_group(name: str, parent: str = "*") -> str | None:
+    """Return the override prefix of a nested group, +callbacks/measure; None if there is none."""
     folders = sorted(CONF.glob(f"{parent if parent == '*' else glob.escape(parent)}/{glob.escape(name)}/"))
     word = folders[0].relative_to(CONF).as_posix() if folders and not name.startswith("_") else None
     return f"+{word}" if word and word.startswith("callbacks/") else word
 
 
-def strange_key(error: OmegaConfBaseException, node: Any) -> str | None:
-    """What to tell the user of a key that its node does not have; None if it has it."""
+def unknown_key_message(error: OmegaConfBaseException, node: Any) -> str | None:
+    """Return the message for a key that its node does not have; None if the node has it."""
     key, place = str(error.key), error.full_key or str(error.key)
     parent = place.rpartition(".")[0]
     keys = [str(name) for name in node if not str(name).startswith("_")]
     if key in keys:
         return None
     if parent:
-        word = group_named(key) if group_named(key, parent) else choice_below(parent, key)
+        word = find_group(key) if find_group(key, parent) else find_nested_choice(parent, key)
         meant = f"did you mean {word}? " if word else ""
         return f"{place}: there is no such key; {meant}{menu(key, keys, parent)}"
     homes = [f"{name}.{key}" for name in keys if isinstance(node._get_node(name), DictConfig) and key in node[name]]
-    homes = homes or [word for word in [group_named(key)] if word]
+    homes = homes or [word for word in [find_group(key)] if word]
     meant = f"did you mean {' or '.join(homes)}? " if homes else ""
-    keys = sorted({*keys, *groups()} - {"hydra"})
+    keys = sorted({*keys, *config_groups()} - {"hydra"})
     return f"{place}: there is no such key; {meant}{menu(key, keys, 'the top level')}"
 
 
-def groups() -> list[str]:
-    """The folders of conf that hold choices, norm/weight among them."""
+def config_groups() -> list[str]:
+    """Return the folders of conf that hold choices, including nested ones such as norm/weight."""
     folders = {file.parent.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml")}
     return sorted(folder for folder in folders if folder != "." and not folder.rpartition("/")[2].startswith("_"))
 
 
 def menu(word: str, choices: Sequence[str], place: str) -> str:
-    """What there is instead of `word`, the likeliest first."""
+    """Return a message with the valid choices, the likely one first."""
     if not choices:
         return f"{place} has none"
     close = get_close_matches(word, choices, n=1) or get_close_matches(word.lower(), choices, n=1)

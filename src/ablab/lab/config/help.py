@@ -1,4 +1,4 @@
-"""The menu of `python train.py --help`: every group with its choices, wrapped to fit the terminal."""
+"""The menu of `python train.py --help`: every group with its choices, wrapped to the width of the terminal."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-NARROWEST, WIDEST = 80, 120  # columns
+MIN_WIDTH, MAX_WIDTH = 80, 120  # columns
 
 
 def register(conf: Path) -> None:
-    """Make `${menu:…}` the menu of a config folder, with the groups that it names first."""
+    """Register the resolver `${menu:…}`, which lists the groups of a config folder; its arguments come first."""
     OmegaConf.register_new_resolver(
-        "menu", lambda *first, _root_: menu(conf, first, _root_.hydra.runtime.choices), replace=True
+        "menu", lambda *first, _root_: format_menu(conf, first, _root_.hydra.runtime.choices), replace=True
     )
 
 
-def menu(conf: Path, first: tuple[str, ...], chosen: Mapping[str, Any]) -> str:
-    """A paragraph for each group; a star marks the choice that a run without further words has.
+def format_menu(conf: Path, first: tuple[str, ...], chosen: Mapping[str, Any]) -> str:
+    """Return a paragraph for each group; a star marks the default choice.
 
     Args:
         conf: the config folder.
-        first: the groups that come first, each with those within it; the others follow by the alphabet.
-        chosen: the choice of each group, where Hydra may have written the place of its node behind an @.
+        first: the groups to list first, each with its nested groups; the others follow alphabetically.
+        chosen: the choice of each group; Hydra may append @ and the path of its node to a group.
     """
     groups: dict[str, list[str]] = {}
     for file in sorted(conf.rglob("*.yaml")):
-        if not file.parent.name.startswith("_") and file.parent.parent.name != "hydra":  # neither is a choice of a run
+        # shared parts and Hydra's own groups are no choices of a run
+        if not file.parent.name.startswith("_") and file.parent.parent.name != "hydra":
             groups.setdefault(file.parent.relative_to(conf).as_posix(), []).append(file.stem)
     groups.pop(".")
     stars = {(group.partition("@")[0], choice) for group, choice in chosen.items()}
-    width = sorted(map(len, groups))[-2]  # the longest alone sticks out
-    columns = min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
+    width = sorted(map(len, groups))[-2]  # the longest name may stick out
+    columns = min(max(shutil.get_terminal_size().columns, MIN_WIDTH), MAX_WIDTH)
     outer = [*first, *sorted(groups)]
     return "\n".join(
         textwrap.fill(

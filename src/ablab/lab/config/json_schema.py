@@ -1,7 +1,7 @@
-"""JSON Schemas of the YAMLs in conf/, with which editors complete and check what a person types.
+"""JSON Schemas of the YAMLs in conf/, which editors use for completion and checks.
 
-They are read from the signatures that `ablab.lab.config.schema` checks: one schema for each folder of conf/, and one
-for train.yaml. A class that is newer than its schema may be given anything.
+They are derived from the signatures that `ablab.lab.config.schema` checks: one schema for each folder of conf/, and one
+for train.yaml. A class that is newer than the schemas accepts any argument.
 """
 
 from __future__ import annotations
@@ -19,16 +19,23 @@ from typing import Any
 import yaml
 from omegaconf import MISSING
 
-from ablab.lab.config.schema import BROUGHT, SEVERAL, Signature, read_signature, top_level, typed
+from ablab.lab.config.schema import (
+    MULTIPLE_CHOICE_GROUPS,
+    OPTIONAL_GROUPS,
+    Signature,
+    read_signature,
+    top_level,
+    typeable,
+)
 
 Schema = dict[str, Any]
 
-NAMED = {"bool": "boolean", "int": "integer", "float": "number", "str": "string"}
+JSON_TYPES = {"bool": "boolean", "int": "integer", "float": "number", "str": "string"}
 REFERENCE: Schema = {"$ref": "#/definitions/reference"}
-ALWAYS: Schema = {
-    # ${…} stands for a value of any type, ??? for one that is still to be given
+COMMON_DEFINITIONS: Schema = {
+    # an interpolation ${…} may have any type, and ??? is a missing value
     "reference": {"type": "string", "pattern": r"^\?\?\?$|\$\{"},
-    # what Hydra takes beside the arguments of a class
+    # keys of Hydra beside the arguments of a class
     "_partial_": {"type": "boolean", "description": "true: stays a function, to be called with the rest later"},
     "_convert_": {"enum": ["none", "partial", "object", "all"]},
     "_recursive_": {"type": "boolean"},
@@ -37,36 +44,36 @@ ALWAYS: Schema = {
 BESIDE = ("defaults", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
-def write(conf: Path, folder: Path) -> list[Path]:
-    """Write every schema of a config folder: `norm.json` for conf/norm, `norm.weight.json` for conf/norm/weight.
+def write_schemas(conf: Path, folder: Path) -> list[Path]:
+    """Write the schemas of a config folder: `norm.json` for conf/norm, `norm.weight.json` for conf/norm/weight.
 
     Args:
         conf: the config folder.
-        folder: where the schemas go.
+        folder: the folder to write to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, schema in schemas(conf).items():
+    for name, schema in build_schemas(conf).items():
         file = folder / f"{name}.json"
         file.write_text(json.dumps(schema, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         written.append(file)
     return written
 
 
-def schemas(conf: Path) -> dict[str, Schema]:
-    """The schema of each folder of a config folder, by its name with dots; `train` is the root config's."""
+def build_schemas(conf: Path) -> dict[str, Schema]:
+    """Return the schema of each folder of a config folder, by its dotted name; `train` is the root config."""
     definitions = Definitions(conf)
     found = {}
     for folder in sorted({file.parent for file in conf.rglob("*.yaml")}):
-        name = "train" if folder == conf else dotted(conf, folder)
-        schema = definitions.everything() if folder == conf else definitions.of_files(folder)
-        used = dict(definitions.used_by(schema))
+        name = "train" if folder == conf else dotted_name(conf, folder)
+        schema = definitions.root_schema() if folder == conf else definitions.folder_schema(folder)
+        used = dict(definitions.definitions_used_by(schema))
         found[name] = {"$schema": "http://json-schema.org/draft-07/schema#", **schema, "definitions": used}
     return found
 
 
 class Definitions:
-    """What schemas refer to, made as they are asked for: groups, and the classes that their choices name.
+    """Definitions that schemas refer to, created on demand: for groups, and for the classes of their choices.
 
     Args:
         conf: the config folder.
@@ -74,63 +81,66 @@ class Definitions:
 
     def __init__(self, conf: Path) -> None:
         self.conf = conf
-        self.made: dict[str, Schema] = {**ALWAYS, "defaults": self.defaults()}
+        self.definitions: dict[str, Schema] = {**COMMON_DEFINITIONS, "defaults": self.defaults_schema()}
 
-    def used_by(self, schema: Schema, known: frozenset[str] = frozenset()) -> Iterator[tuple[str, Schema]]:
-        """The definitions that a schema needs, and those that they need."""
+    def definitions_used_by(self, schema: Schema, known: frozenset[str] = frozenset()) -> Iterator[tuple[str, Schema]]:
+        """Yield the definitions that a schema refers to, directly and indirectly."""
         names = set(re.findall(r'"#/definitions/(.*?)"', json.dumps(schema)))
         if new := names - known:
-            inner = [self.made[name] for name in sorted(new)]
-            found = {**dict(self.used_by({"all": inner}, known | names)), **dict(zip(sorted(new), inner, strict=True))}
-            yield from sorted(found.items())
+            inner = [self.definitions[name] for name in sorted(new)]
+            nested = dict(self.definitions_used_by({"all": inner}, known | names))
+            yield from sorted({**nested, **dict(zip(sorted(new), inner, strict=True))}.items())
 
-    def of_files(self, folder: Path) -> Schema:
-        """What may stand in the files of a folder, which set what `# @package` says, or else the folder's own node."""
+    def folder_schema(self, folder: Path) -> Schema:
+        """Return the schema of the files of a folder, whose `# @package` line names the node that they set."""
         if folder.name.startswith("_"):
-            return self.of_files(folder.parent)  # what its choices have in common
-        package = package_of(folder)
+            return self.folder_schema(folder.parent)  # shared parts of its choices
+        package = declared_package(folder)
         if package == "_global_":
-            return self.everything()
-        return self.group(self.conf / package if package else folder)
+            return self.root_schema()
+        return self.group_reference(self.conf / package if package else folder)
 
-    def everything(self) -> Schema:
-        """What may stand in the root config, and in files that may set all of it, as an experiment's."""
+    def root_schema(self) -> Schema:
+        """Return the schema of the root config, and of files that may set all of it, such as experiments."""
         declared, groups = top_level(self.conf / "train.yaml")
-        described = comments(self.conf / "train.yaml")
-        properties = {"defaults": refer("defaults"), "hydra": {"type": "object", "description": "Hydra's own settings"}}
+        described = key_comments(self.conf / "train.yaml")
+        properties = {
+            "defaults": reference("defaults"),
+            "hydra": {"type": "object", "description": "Hydra's own settings"},
+        }
         for key, default in declared.items():
-            properties.setdefault(key, with_text(of_default(default), described.get(key)))
+            properties.setdefault(key, with_description(schema_of_default(default), described.get(key)))
         for group in groups:
-            node = self.group(self.conf / group)
-            properties[group] = nullable(node) if group in BROUGHT else node
-        properties["ablation"] = {"anyOf": [{"type": "null"}, self.group(self.conf / "ablation")]}
+            node = self.group_reference(self.conf / group)
+            properties[group] = nullable(node) if group in OPTIONAL_GROUPS else node
+        properties["ablation"] = {"anyOf": [{"type": "null"}, self.group_reference(self.conf / "ablation")]}
         return {"type": "object", "properties": properties, "additionalProperties": False}
 
-    def group(self, folder: Path) -> Schema:
-        """A reference to the node of a group, made if it is new."""
-        name = dotted(self.conf, folder)
-        if name not in self.made:
-            targets = targets_of(folder)
-            every = self.node(folder, sorted({target for _, target in targets}))
-            if name in SEVERAL:
-                entries = {entry: nullable(self.node(folder, [target])) for entry, target in targets}
+    def group_reference(self, folder: Path) -> Schema:
+        """Return a reference to the definition of a group, created if it is new."""
+        name = dotted_name(self.conf, folder)
+        if name not in self.definitions:
+            targets = group_targets(folder)
+            every = self.node_schema(folder, sorted({target for _, target in targets}))
+            if name in MULTIPLE_CHOICE_GROUPS:
+                entries = {entry: nullable(self.node_schema(folder, [target])) for entry, target in targets}
                 every = {
                     "type": "object",
-                    "properties": {"defaults": refer("defaults"), **entries},
+                    "properties": {"defaults": reference("defaults"), **entries},
                     "additionalProperties": nullable(every),
                 }
-            self.made[name] = every
-        return refer(name)
+            self.definitions[name] = every
+        return reference(name)
 
-    def node(self, folder: Path, targets: list[str]) -> Schema:
-        """A node that names one of some classes, or any other; or none, where another file has named it."""
-        choices = [self.arguments(folder, target) for target in targets]
+    def node_schema(self, folder: Path, targets: list[str]) -> Schema:
+        """Return the schema of a node that names one of several classes, any other class, or none."""
+        choices = [self.arguments_name(folder, target) for target in targets]
         named = {
             "anyOf": [{"enum": targets}, {"type": ["string", "null"]}],
             "description": "the class, package.module.Name",
         }
         cases = [
-            {"if": {"properties": {"_target_": {"const": target}}, "required": ["_target_"]}, "then": refer(choice)}
+            {"if": {"properties": {"_target_": {"const": target}}, "required": ["_target_"]}, "then": reference(choice)}
             for target, choice in zip(targets, choices, strict=True)
         ]
         return {
@@ -140,35 +150,35 @@ class Definitions:
                 *cases,
                 {
                     "if": {"not": {"required": ["_target_"]}},
-                    "then": together([self.made[choice] for choice in choices]),
+                    "then": merge_arguments([self.definitions[choice] for choice in choices]),
                 },
             ],
         }
 
-    def arguments(self, folder: Path, target: str) -> str:
-        """The name of the definition of a class's arguments in a group, made if it is new."""
-        name = f"{dotted(self.conf, folder)}:{target}"
-        if name not in self.made:
+    def arguments_name(self, folder: Path, target: str) -> str:
+        """Return the name of the definition of a class's arguments in a group, created if it is new."""
+        name = f"{dotted_name(self.conf, folder)}:{target}"
+        if name not in self.definitions:
             try:
                 signature = read_signature(target)
             except LookupError:  # of a package that is not installed
                 signature = Signature(target, open=True)
-            described = {**comments_of(folder), **documented(signature)}
+            described = {**group_comments(folder), **docstring_descriptions(signature)}
             properties = {
                 "_target_": {},
-                **{word: refer(word) for word in ("defaults", *ALWAYS) if word != "reference"},
+                **{word: reference(word) for word in ("defaults", *COMMON_DEFINITIONS) if word != "reference"},
             }
             for parameter, annotation in signature.parameters.items():
                 inner = folder / parameter
-                schema = self.group(inner) if inner.is_dir() else or_a_reference(of_type(annotation))
-                properties[parameter] = with_text(schema, described.get(parameter))
-            # Hydra's own groups are Hydra's to check
+                schema = self.group_reference(inner) if inner.is_dir() else or_interpolation(schema_of_type(annotation))
+                properties[parameter] = with_description(schema, described.get(parameter))
+            # Hydra checks its own groups
             is_open = signature.open or folder.is_relative_to(self.conf / "hydra")
-            self.made[name] = {"properties": properties, "additionalProperties": is_open}
+            self.definitions[name] = {"properties": properties, "additionalProperties": is_open}
         return name
 
-    def defaults(self) -> Schema:
-        """Hydra's list of what a file builds upon: choices are offered, and others are not refused."""
+    def defaults_schema(self) -> Schema:
+        """Return the schema of Hydra's defaults list: it offers known choices and accepts others."""
         choices = {}
         for folder in sorted({file.parent for file in self.conf.rglob("[!_]*/*.yaml")}):
             group, names = folder.relative_to(self.conf).as_posix(), sorted(file.stem for file in folder.glob("*.yaml"))
@@ -178,11 +188,11 @@ class Definitions:
         return {"type": "array", "items": entry, "description": "what this builds upon; _self_ stands for its own keys"}
 
 
-def dotted(conf: Path, folder: Path) -> str:
+def dotted_name(conf: Path, folder: Path) -> str:
     return ".".join(folder.relative_to(conf).parts)
 
 
-def refer(name: str) -> Schema:
+def reference(name: str) -> Schema:
     return {"$ref": f"#/definitions/{name}"}
 
 
@@ -190,63 +200,63 @@ def nullable(schema: Schema) -> Schema:
     return {"anyOf": [{"type": "null"}, schema]}
 
 
-def with_text(schema: Schema, text: str | None) -> Schema:
-    """A schema with what editors show of it; draft 7 reads nothing beside a $ref."""
+def with_description(schema: Schema, text: str | None) -> Schema:
+    """Return a schema with a description for editors; draft 7 ignores keys beside a $ref."""
     if text is None:
         return schema
     return {"allOf": [schema], "description": text} if "$ref" in schema else {**schema, "description": text}
 
 
-def together(choices: list[Schema]) -> Schema:
-    """The arguments of several classes, each as one of them takes it."""
+def merge_arguments(choices: list[Schema]) -> Schema:
+    """Return a schema of the arguments of several classes, each with the types of any of them."""
     properties: dict[str, Schema] = {}
     for choice in choices:
         for key, schema in choice["properties"].items():
             known = properties.setdefault(key, schema)
-            if bare(known) != bare(schema):
-                properties[key] = with_text(any_of([known, schema]), known.get("description"))
+            if without_description(known) != without_description(schema):
+                properties[key] = with_description(any_of([known, schema]), known.get("description"))
     return {"properties": properties, "additionalProperties": any(choice["additionalProperties"] for choice in choices)}
 
 
-def bare(schema: Schema) -> Schema:
+def without_description(schema: Schema) -> Schema:
     return {key: value for key, value in schema.items() if key != "description"}
 
 
 # Types -------------------------------------------------------------------------------------------------------------
 
 
-def of_default(default: Any) -> Schema:
-    """What may stand where the root config has a value."""
+def schema_of_default(default: Any) -> Schema:
+    """Return the schema of a value of the root config, from its default."""
     if isinstance(default, dict):
-        properties = {key: of_default(value) for key, value in default.items()}
+        properties = {key: schema_of_default(value) for key, value in default.items()}
         return {"type": "object", "properties": properties, "additionalProperties": False}
-    return {} if default in (None, "???") else or_a_reference({"type": NAMED[type(default).__name__]})
+    return {} if default in (None, "???") else or_interpolation({"type": JSON_TYPES[type(default).__name__]})
 
 
-def of_type(annotation: ast.expr | None) -> Schema:
-    """An annotation as a schema that accepts what `ablab.lab.config.schema.accepts` does."""
+def schema_of_type(annotation: ast.expr | None) -> Schema:
+    """Return an annotation as a schema that accepts the same values as `ablab.lab.config.schema.accepts`."""
     match annotation:
         case ast.Constant(value=None):
             return {"type": "null"}
         case ast.Constant(value=str(text)):
-            return of_type(ast.parse(text, mode="eval").body)
+            return schema_of_type(ast.parse(text, mode="eval").body)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return any_of([of_type(side) for side in typed([left, right])])
+            return any_of([schema_of_type(side) for side in typeable([left, right])])
         case ast.Subscript(value=ast.Name(id=name), slice=inner):
             parts = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
             if name == "Literal":
                 return {"enum": [part.value for part in parts if isinstance(part, ast.Constant)]}
             if name in ("Optional", "Union"):
-                sides = [of_type(part) for part in typed(parts)]
+                sides = [schema_of_type(part) for part in typeable(parts)]
                 return any_of([*sides, *([{"type": "null"}] if name == "Optional" else [])])
             if name in ("list", "List", "Sequence"):
-                return {"type": "array", "items": or_a_reference(of_type(parts[0]))}
+                return {"type": "array", "items": or_interpolation(schema_of_type(parts[0]))}
             if name in ("tuple", "Tuple") and not any(isinstance(part, ast.Constant) for part in parts):
-                items = [or_a_reference(of_type(part)) for part in parts]
+                items = [or_interpolation(schema_of_type(part)) for part in parts]
                 return {"type": "array", "items": items, "minItems": len(parts), "maxItems": len(parts)}
-            return of_type(ast.Name(name))
+            return schema_of_type(ast.Name(name))
         case ast.Name(id="bool" | "int" | "float" | "str" as name):
-            return {"type": NAMED[name]}
+            return {"type": JSON_TYPES[name]}
         case ast.Name(id="dict" | "Mapping"):
             return {"type": "object"}
         case ast.Name(id="tuple" | "Tuple" | "Sequence" | "list" | "List"):
@@ -256,40 +266,42 @@ def of_type(annotation: ast.expr | None) -> Schema:
 
 
 def any_of(sides: list[Schema]) -> Schema:
-    """What one of several schemas accepts; anything if one of them does."""
+    """Return a schema that accepts what one of several accepts; without constraints if one of them has none."""
     parts: list[Schema] = []
-    for side in map(bare, sides):
+    for side in map(without_description, sides):
         parts += [part for part in side.get("anyOf", [side]) if part not in parts]
     return {"anyOf": parts} if all(parts) else {}
 
 
-def or_a_reference(schema: Schema) -> Schema:
-    """What a value may be, or what stands for one."""
+def or_interpolation(schema: Schema) -> Schema:
+    """Return a schema that also accepts interpolations."""
     return any_of([schema, REFERENCE])
 
 
 # Files -------------------------------------------------------------------------------------------------------------
 
 
-def yamls(folder: Path) -> dict[Path, Any]:
-    """The YAMLs of a folder, read."""
+def load_yamls(folder: Path) -> dict[Path, Any]:
+    """Return the content of the YAMLs of a folder."""
     return {file: yaml.safe_load(file.read_text(encoding="utf-8")) or {} for file in sorted(folder.glob("*.yaml"))}
 
 
-def package_of(folder: Path) -> str | None:
-    """Where the files of a folder put what they say, if not at the folder's own place."""
+def declared_package(folder: Path) -> str | None:
+    """Return the package that the files of a folder declare; None for the default, the place of the folder."""
     for file in sorted(folder.glob("*.yaml")):
         if found := re.match(r"# @package (\S+)", file.read_text(encoding="utf-8")):
             return found[1]
     return None
 
 
-def targets_of(folder: Path) -> list[tuple[str, str]]:
-    """The classes that the choices of a group name, each with its entry's name where they are several things."""
-    inner = [path for path in sorted(folder.glob("[!_]*/")) if package_of(path) == folder.name]  # callbacks/measure
+def group_targets(folder: Path) -> list[tuple[str, str]]:
+    """Return the classes of the choices of a group, with the names of their entries in multiple-choice groups."""
+    inner = [
+        path for path in sorted(folder.glob("[!_]*/")) if declared_package(path) == folder.name
+    ]  # callbacks/measure
     found: list[tuple[str, str]] = []
-    for content in (content for place in [folder, *inner] for content in yamls(place).values()):
-        entries = content if folder.name in SEVERAL else {"": content.get(folder.name, content)}
+    for content in (content for place in [folder, *inner] for content in load_yamls(place).values()):
+        entries = content if folder.name in MULTIPLE_CHOICE_GROUPS else {"": content.get(folder.name, content)}
         for name, entry in entries.items():
             if isinstance(entry, dict) and isinstance(target := entry.get("_target_"), str) and target != MISSING:
                 found.append((name, target))
@@ -297,22 +309,22 @@ def targets_of(folder: Path) -> list[tuple[str, str]]:
 
 
 @cache
-def comments_of(folder: Path) -> dict[str, str]:
-    """What the files of a group say of their keys; of several, the first."""
+def group_comments(folder: Path) -> dict[str, str]:
+    """Return the comments on keys in the files of a group; the first file with a comment wins."""
     found: dict[str, str] = {}
     for file in [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("_*/*.yaml"))]:
-        found = {**comments(file), **found}
+        found = {**key_comments(file), **found}
     return found
 
 
-def comments(file: Path) -> dict[str, str]:
-    """What a file says of its keys, behind them."""
+def key_comments(file: Path) -> dict[str, str]:
+    """Return the comment behind each key of a file."""
     lines = file.read_text(encoding="utf-8").splitlines()
     return {found[1]: found[2] for line in lines if (found := re.match(r" *(\w+):.*\s# (.+)", line))}
 
 
-def documented(signature: Signature) -> dict[str, str]:
-    """What docstrings say of arguments, in their section `Args`; of several, the nearest to the class."""
+def docstring_descriptions(signature: Signature) -> dict[str, str]:
+    """Return the descriptions of arguments in `Args` sections; the docstring closest to the class wins."""
     found: dict[str, str] = {}
     for text in signature.docstrings:
         _, _, rest = cleandoc(text).partition("Args:\n")

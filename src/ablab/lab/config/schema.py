@@ -1,7 +1,7 @@
-"""Every key and every type of a config, checked against the signatures of what it names.
+"""Check the keys and types of a config against the signatures of its targets.
 
-The schema of a YAML with a `_target_` is the constructor that it names. It is read from the source without importing,
-so that a typo is answered in a moment, before torch is loaded, and a new class needs no schema written beside it.
+The schema of a YAML with a `_target_` is the signature of the constructor, read from its source without importing it:
+a typo is reported at once, before torch is loaded, and a new class needs no separate schema.
 """
 
 from __future__ import annotations
@@ -21,46 +21,47 @@ from omegaconf import DictConfig, OmegaConf
 
 import ablab.lab.config.monitor  # noqa: F401 (a resolver that conf/task/lightning.yaml uses)
 from ablab.errors import ConfigError
-from ablab.lab.config.errors import group_named, menu
+from ablab.lab.config.errors import find_group, menu
 
-PLAIN_WORD = re.compile(r"[\w./%*@?|+-]+")  # what Hydra takes without quotes
+PLAIN_WORD = re.compile(r"[\w./%*@?|+-]+")  # words that Hydra accepts without quotes
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
-# packages that an extra of pyproject.toml brings
+# optional packages, and their extra in pyproject.toml
 OPTIONAL = {"lion_pytorch": "optim", "schedulefree": "optim", "tensorboard": "trackers", "mlflow": "trackers"}
-BROUGHT = ("model", "norm", "data", "optimizer", "scheduler")  # null where the task brings its own
+OPTIONAL_GROUPS = ("model", "norm", "data", "optimizer", "scheduler")  # null if the task brings its own
 NEEDED_BY = {
     "lightning.pytorch.loggers.TensorBoardLogger": "tensorboard",
     "lightning.pytorch.loggers.MLFlowLogger": "mlflow",
 }
-SEVERAL = ("callbacks", "logger")  # the groups whose choices are several things, each with a name
+MULTIPLE_CHOICE_GROUPS = ("callbacks", "logger")  # groups that hold several named entries
 
 
 @dataclass
 class Signature:
-    """What a class or function can be called with; `open` if it takes any keyword."""
+    """The parameters of a class or function; `open` if it accepts any keyword."""
 
     name: str
     parameters: dict[str, ast.expr | None] = field(default_factory=dict)
     open: bool = False
-    docstrings: list[str] = field(default_factory=list)  # its own, then those of what it hands arguments on to
+    # its own docstring, then those of the functions that it forwards arguments to
+    docstrings: list[str] = field(default_factory=list)
 
 
 def is_guest(config: Any) -> bool:
-    """Return whether a config is of a LightningModule that brings its own network, as `task=lightning` does."""
+    """Return whether a config uses an external LightningModule with its own network, as `task=lightning` does."""
     return config["model"] is None
 
 
-def check(cfg: DictConfig, root: Path) -> None:
-    """Refuse keys that nothing takes and values of the wrong type, all of them in one message.
+def check_config(cfg: DictConfig, root: Path) -> None:
+    """Refuse unknown keys and values of the wrong type, all in one message.
 
     Args:
         cfg: the composed config.
-        root: the root config's file: no other file may add keys beside its own.
+        root: the file of the root config: no other file may add top-level keys.
 
     Raises:
         ConfigError: with a line for each problem.
     """
-    as_written: Any = OmegaConf.to_container(cfg)  # what others refer to may be missing
+    as_written: Any = OmegaConf.to_container(cfg)  # unresolved, since interpolations may refer to missing keys
     if problems := list(missing_problems(as_written, root)):
         raise ConfigError("\n".join(problems))
     content = OmegaConf.to_container(cfg, resolve=True)
@@ -74,10 +75,10 @@ def check(cfg: DictConfig, root: Path) -> None:
 
 @cache
 def top_level(root: Path) -> tuple[dict[str, Any], list[str]]:
-    """The root config's own keys, and its groups."""
+    """Return the root config's own keys, and its groups."""
     declared: Any = OmegaConf.to_container(OmegaConf.load(root))
     entries = [str(key) for entry in declared.pop("defaults", []) if isinstance(entry, dict) for key in entry]
-    # neither `override …`, nor those that set others' nodes
+    # without `override …` entries, and groups that set nodes of other groups
     return declared, [
         entry for entry in entries if " " not in entry and entry not in ("experiment", "ablation", "debug", "scale")
     ]
@@ -94,14 +95,14 @@ def missing_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
 
 
 def choice_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
-    """The problems of places that should hold a choice of a group, and hold something else."""
+    """Yield the problems of nodes that should hold a choice of a group, and hold something else."""
     for group in top_level(root)[1]:
         node = content[group]
-        if node is None and is_guest(content) and group in BROUGHT:
+        if node is None and is_guest(content) and group in OPTIONAL_GROUPS:
             continue
-        if not isinstance(node, dict) or (group not in SEVERAL and "_target_" not in node):
-            yield f"{group}: it names no class to build; choose another, {choices_of(root.parent / group)}"
-        elif group in SEVERAL:
+        if not isinstance(node, dict) or (group not in MULTIPLE_CHOICE_GROUPS and "_target_" not in node):
+            yield f"{group}: it names no class to build; choose another, {choices_menu(root.parent / group)}"
+        elif group in MULTIPLE_CHOICE_GROUPS:
             for name, entry in node.items():
                 if entry is not None and not isinstance(entry, dict) and not (root.parent / group / name).is_dir():
                     yield f"{group}.{name}={show(entry)}: an entry with a _target_ is needed, or null to leave it out"
@@ -109,12 +110,12 @@ def choice_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
         group, name = folder.parent.name, folder.name
         value = content[group].get(name) if isinstance(content.get(group), dict) else None
         if value is not None and not isinstance(value, dict):
-            meant = choices_of(folder, str(value))
-            yield f"{group}.{name}={show(value)}: a choice is made with a slash, {group_named(name, group)}=…; {meant}"
+            meant = choices_menu(folder, str(value))
+            yield f"{group}.{name}={show(value)}: a choice is made with a slash, {find_group(name, group)}=…; {meant}"
 
 
-def choices_of(folder: Path, word: str = "") -> str:
-    """The menu of a group, from its folder."""
+def choices_menu(folder: Path, word: str = "") -> str:
+    """Return the menu of a group, from its folder."""
     return menu(word, [file.stem for file in folder.glob("*.yaml")], folder.name)
 
 
@@ -123,7 +124,7 @@ def top_level_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
     keys = [*declared, *groups]
     for key, value in content.items():
         if key not in keys:
-            meant = f"did you mean {word}? " if (word := group_named(str(key))) else ""
+            meant = f"did you mean {word}? " if (word := find_group(str(key))) else ""
             yield f"{key}: there is no such key; {meant}{menu(str(key), keys, 'the top level')}"
             continue
         default = declared.get(key)
@@ -131,11 +132,11 @@ def top_level_problems(content: dict[Any, Any], root: Path) -> Iterator[str]:
             for name in value.keys() - default.keys():
                 yield f"{key}.{name}: there is no such key; {menu(name, [*default], key)}"
         if isinstance(default, bool | int | float | str) and not accepts(ast.Name(type(default).__name__), value):
-            yield f"{key}={show(value)}: {readable(ast.Name(type(default).__name__))} is needed"
+            yield f"{key}={show(value)}: {describe_type(ast.Name(type(default).__name__))} is needed"
 
 
 def node_problems(node: Any, place: str) -> Iterator[str]:
-    """The problems of a node and of everything below it."""
+    """Yield the problems of a node and of all nested nodes."""
     if isinstance(node, list):
         for i, child in enumerate(node):
             yield from node_problems(child, f"{place}[{i}]")
@@ -145,16 +146,16 @@ def node_problems(node: Any, place: str) -> Iterator[str]:
         yield from call_problems(node, place)
     for key, child in node.items():
         where = f"{place}.{key}" if place else str(key)
-        if place in SEVERAL and isinstance(child, dict) and "_target_" not in child:
+        if place in MULTIPLE_CHOICE_GROUPS and isinstance(child, dict) and "_target_" not in child:
             yield f"{where}: there is no such entry to change; {menu(str(key), [k for k in node if k != key], place)}"
         yield from node_problems(child, where)
 
 
 def call_problems(node: dict[Any, Any], place: str) -> Iterator[str]:
-    """The problems of a node that names a class or a function."""
+    """Yield the problems of a node with a `_target_`."""
     target = node["_target_"]
     if target == "???":
-        return  # said with the other values that have no default
+        return  # reported with the other missing values
     if not isinstance(target, str):
         yield f"{place}._target_={show(target)}: a class or function is needed, package.module.Name"
         return
@@ -175,7 +176,7 @@ def call_problems(node: dict[Any, Any], place: str) -> Iterator[str]:
             choices = [name for name in signature.parameters if name not in HYDRA_KEYS]
             yield f"{place}.{key}: {signature.name} takes no such argument; {menu(key, choices, signature.name)}"
         elif not accepts(annotation := signature.parameters.get(key), value):
-            yield f"{place}.{key}={show(value)}: {readable(annotation)} is needed"
+            yield f"{place}.{key}={show(value)}: {describe_type(annotation)} is needed"
 
 
 # Reading signatures ------------------------------------------------------------------------------------------------
@@ -183,13 +184,13 @@ def call_problems(node: dict[Any, Any], place: str) -> Iterator[str]:
 
 @cache
 def read_signature(target: str) -> Signature:
-    """The signature of a class or function, from its source.
+    """Return the signature of a class or function, read from its source.
 
     Raises:
         LookupError: there is no such module or name.
     """
     module, _, name = target.rpartition(".")
-    found = find(module, name)
+    found = find_definition(module, name)
     if found is None or isinstance(found[0], ast.Assign):
         raise LookupError(f"there is no class or function {name} in {module or 'no module'}")
     node, where = found
@@ -202,7 +203,7 @@ def read_signature(target: str) -> Signature:
 
 
 def missing_packages(target: str) -> set[str]:
-    """Return the packages of an extra that a class or function needs and that are not installed."""
+    """Return the packages the optional packages that a class or function needs and that are not installed."""
     if target in NEEDED_BY:  # Lightning imports it when it builds the logger
         return {package for package in (NEEDED_BY[target],) if importlib.util.find_spec(package) is None}
     source = source_file(target.rpartition(".")[0])
@@ -217,7 +218,7 @@ def missing_packages(target: str) -> set[str]:
 
 
 def read_class(node: ast.ClassDef, module: str, signature: Signature) -> None:
-    """Add the constructor's arguments; those of the base class too where `**kwargs` hands them on."""
+    """Add the constructor's parameters, and those of the base classes if it forwards `**kwargs`."""
     constructor = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
     signature.docstrings.append(ast.get_docstring(node, clean=False) or "")
     if constructor is not None:
@@ -228,60 +229,60 @@ def read_class(node: ast.ClassDef, module: str, signature: Signature) -> None:
     signature.open = False
     for base in node.bases:
         if isinstance(base, ast.Name) and base.id in ("ABC", "object"):
-            continue  # takes nothing
-        found = find(module, base.id) if isinstance(base, ast.Name) else None
+            continue  # no parameters
+        found = find_definition(module, base.id) if isinstance(base, ast.Name) else None
         if found is not None and isinstance(found[0], ast.ClassDef):
             read_class(found[0], found[1], signature)
         else:
-            signature.open = True  # a base class whose source is out of reach may take anything
+            signature.open = True  # a base class without readable source may accept anything
 
 
 def read_arguments(node: ast.FunctionDef, module: str, signature: Signature) -> None:
     arguments = node.args
     signature.docstrings.append(ast.get_docstring(node, clean=False) or "")
     for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]:
-        signature.parameters.setdefault(argument.arg, spelled_out(argument.annotation, module))
+        signature.parameters.setdefault(argument.arg, resolve_aliases(argument.annotation, module))
     signature.open = arguments.kwarg is not None
 
 
-def spelled_out(annotation: ast.expr | None, module: str) -> ast.expr | None:
-    """The annotation, with the choices instead of a name that a module gives to them (`Scope = Literal[…]`)."""
+def resolve_aliases(annotation: ast.expr | None, module: str) -> ast.expr | None:
+    """Return an annotation with module-level type aliases (`Scope = Literal[…]`) replaced by their values."""
     return None if annotation is None else Aliases(module).visit(deepcopy(annotation))
 
 
 class Aliases(ast.NodeTransformer):
-    """Puts what a module's names of types stand for in their place."""
+    """Replaces the type aliases of a module by their values."""
 
     def __init__(self, module: str) -> None:
         self.module = module
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        found = None if node.id in WORDS else find(self.module, node.id, in_standard_library=False)
+        found = None if node.id in TYPE_NAMES else find_definition(self.module, node.id, in_standard_library=False)
         if found is not None and isinstance(found[0], ast.Assign):
             value = found[0].value
             if isinstance(value, ast.Subscript | ast.BinOp):
-                return spelled_out(value, found[1]) or value
+                return resolve_aliases(value, found[1]) or value
         return node
 
 
 @cache
-def find(
+def find_definition(
     module: str, name: str, *, in_standard_library: bool = True
 ) -> tuple[ast.ClassDef | ast.FunctionDef | ast.Assign, str] | None:
-    """The definition of a name and the module where it stands, through any number of re-exports.
+    """Return the definition of a name and its module, following re-exports.
 
     Args:
-        module: where the name is used.
+        module: the module that uses the name.
         name: of a class, a function or a value.
-        in_standard_library: look there too; its large modules take time to read, and what annotations take from them,
-            Optional, Path or timedelta, stands for nothing else.
+        in_standard_library: also search there. Its large modules are slow to parse, and the names that annotations use
+            from them, such as Optional, Path or timedelta, are no aliases.
     """
     if not in_standard_library and module.partition(".")[0] in sys.stdlib_module_names:
         return None
     source = source_file(module)
     if source is None:
         return None
-    for node in statements(parse(source)):
+    for node in iter_statements(parse(source)):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return node, module
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
@@ -295,7 +296,7 @@ def find(
                     origin = ".".join(filter(None, [package if node.level else "", node.module]))
                     if (origin, alias.name) == (module, name):
                         continue
-                    if found := find(origin, alias.name, in_standard_library=in_standard_library):
+                    if found := find_definition(origin, alias.name, in_standard_library=in_standard_library):
                         return found
     return None
 
@@ -305,8 +306,8 @@ def parse(source: Path) -> ast.Module:
     return ast.parse(source.read_text(encoding="utf-8"))
 
 
-def statements(module: ast.Module) -> Iterator[ast.stmt]:
-    """The module's statements, those inside `if` and `try` included."""
+def iter_statements(module: ast.Module) -> Iterator[ast.stmt]:
+    """Yield the statements of a module, including those inside `if` and `try`."""
     todo = list(module.body)
     while todo:
         node = todo.pop(0)
@@ -316,12 +317,12 @@ def statements(module: ast.Module) -> Iterator[ast.stmt]:
 
 
 def source_file(module: str) -> Path | None:
-    """The file of a module, found without importing it or its packages."""
+    """Return the file of a module, found without importing the module or its packages."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top) if top else None
     if spec is None:
         return None
-    folders = [Path(folder) for folder in spec.submodule_search_locations or []]  # none has a package in one file
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []]  # empty for a single-file module
     bases = [folder.joinpath(*rest) for folder in folders]
     candidates = [file for base in bases for file in (base.with_suffix(".py"), base / "__init__.py")]
     if not rest:
@@ -333,20 +334,20 @@ def source_file(module: str) -> Path | None:
 
 
 def accepts(annotation: ast.expr | None, value: Any) -> bool:
-    """Whether a plain value fits an annotation; what the annotation leaves open, fits."""
+    """Return whether a plain value fits an annotation; unknown annotations accept anything."""
     match annotation:
         case ast.Constant(value=None):
             return value is None
         case ast.Constant(value=str(text)):
             return accepts(ast.parse(text, mode="eval").body, value)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return any(accepts(side, value) for side in typed([left, right]))
+            return any(accepts(side, value) for side in typeable([left, right]))
         case ast.Subscript(value=ast.Name(id=name), slice=inner):
             parts = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
             if name == "Literal":
                 return value in [part.value for part in parts if isinstance(part, ast.Constant)]
             if name in ("Optional", "Union"):
-                return (name == "Optional" and value is None) or any(accepts(part, value) for part in typed(parts))
+                return (name == "Optional" and value is None) or any(accepts(part, value) for part in typeable(parts))
             if name in ("list", "List", "Sequence"):
                 return isinstance(value, list) and all(accepts(parts[0], item) for item in value)
             if name in ("tuple", "Tuple") and not any(isinstance(part, ast.Constant) for part in parts):
@@ -369,14 +370,14 @@ def accepts(annotation: ast.expr | None, value: Any) -> bool:
             return True
 
 
-def typed(sides: list[ast.expr]) -> list[ast.expr]:
-    """What of several types can be typed; where a number can, no object is: float | Tensor is a float here."""
+def typeable(sides: list[ast.expr]) -> list[ast.expr]:
+    """Return the types of a union that can be typed on a command line: with a number, no objects (float | Tensor)."""
     if not any(ast.unparse(side) in ("int", "float") for side in sides):
         return sides
-    return [side for side in sides if not isinstance(side, ast.Name | ast.Attribute) or ast.unparse(side) in WORDS]
+    return [side for side in sides if not isinstance(side, ast.Name | ast.Attribute) or ast.unparse(side) in TYPE_NAMES]
 
 
-WORDS = {
+TYPE_NAMES = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
@@ -385,40 +386,40 @@ WORDS = {
 }
 
 
-def readable(annotation: ast.expr | None) -> str:
-    """An annotation in words."""
+def describe_type(annotation: ast.expr | None) -> str:
+    """Describe an annotation in words."""
     match annotation:
         case ast.Constant(value=str(text)):
-            return readable(ast.parse(text, mode="eval").body)
+            return describe_type(ast.parse(text, mode="eval").body)
         case ast.BinOp(left=left, right=right):
-            return " or ".join(map(readable, typed([left, right])))
+            return " or ".join(map(describe_type, typeable([left, right])))
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
             parts = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
             return " or ".join(str(part.value) for part in parts if isinstance(part, ast.Constant))
         case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
-            return f"{readable(inner)} or null"
+            return f"{describe_type(inner)} or null"
         case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=parts)):
-            return " or ".join(map(readable, typed(parts)))
+            return " or ".join(map(describe_type, typeable(parts)))
         case ast.Subscript(value=ast.Name(id="list" | "List" | "Sequence"), slice=inner):
-            return f"a list, each item {readable(inner)}"
+            return f"a list, each item {describe_type(inner)}"
         case ast.Subscript(value=ast.Name(id="tuple" | "Tuple"), slice=ast.Tuple(elts=parts)):
-            return f"a list of {len(parts)} ({', '.join(map(readable, parts))})"
+            return f"a list of {len(parts)} ({', '.join(map(describe_type, parts))})"
         case None:
             return "another value"
         case _:
             text = ast.unparse(annotation)
-            return WORDS.get(text, text)
+            return TYPE_NAMES.get(text, text)
 
 
 def show(value: Any) -> str:
-    """A value as it is called."""
+    """Return a value as YAML writes it."""
     words = [(None, "null"), (True, "true"), (False, "false")]
     return next((word for known, word in words if value is known), str(value))
 
 
-def quoted(value: Any) -> str:
-    """A value as Hydra's command line takes it."""
+def quote_value(value: Any) -> str:
+    """Return a value quoted for Hydra's command line."""
     if isinstance(value, list):
-        return f"[{','.join(map(quoted, value))}]"
+        return f"[{','.join(map(quote_value, value))}]"
     text = show(value)
     return text if PLAIN_WORD.fullmatch(text) else "'" + text.replace("'", "\\'") + "'"

@@ -1,8 +1,8 @@
-"""The kinds of objects that each group of the config takes, checked before any of them is built.
+"""The kinds of objects that each group of the config may build, checked before any of them is built.
 
-A config names classes and functions by their import path, and building it calls them. A folder that somebody else made
-must not be able to name just any callable, so `check_targets` looks each one up, without calling it, and refuses all
-but classes of the kind that its place takes and functions annotated to return that kind.
+A config names classes and functions by import path, and building it calls them. A folder from somebody else must not be
+able to call arbitrary code, so `check_targets` looks each target up without calling it, and accepts only subclasses of
+the expected kind and functions annotated to return one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from ablab.errors import ConfigError
-from ablab.lab.config.schema import HYDRA_KEYS, SEVERAL, is_guest, show, source_file
+from ablab.lab.config.schema import HYDRA_KEYS, MULTIPLE_CHOICE_GROUPS, is_guest, show, source_file
 
-# The base classes of what each group builds, imported when they are asked for.
+# The base classes of the objects of each group, imported on use.
 KINDS = {
     "model": ("torch.nn.Module",),
     "norm": ("ablab.norms.Norm",),
@@ -35,20 +35,20 @@ KINDS = {
     "logger": ("lightning.pytorch.loggers.Logger",),
     "trainer": ("ablab.lab.trainer.Trainer",),
 }
-# Instead, where the task brings its own network.
+# For tasks that bring their own network.
 GUESTS = {"task": ("lightning.LightningModule",), "data": ("lightning.LightningDataModule",)}
-# Places below a group whose parameter is annotated with a protocol, which any class might fulfil.
+# Nested nodes whose parameter is annotated with a protocol, which any class might satisfy.
 NESTED = {"model.qk_norm": "ablab.norms.Norm"}
 
-Kinds = tuple[type, ...]  # no kind: nothing is known of what a place takes
+Kinds = tuple[type, ...]  # empty: the accepted kinds are unknown
 
 
 def check_targets(cfg: DictConfig) -> None:
-    """Refuse a config that would build an object of a kind that its place does not take; nothing is called.
+    """Refuse a config with a target of an unexpected kind; nothing is called.
 
-    With `trust=false`, which a config from a run's folder has, whatever cannot be shown to be of that kind is refused:
-    functions without an annotation, nested nodes whose parameter has none, modules outside of packages. A config that
-    was composed here (`trust=null`) may use these, and `trust=true` turns the check off.
+    With `trust=false`, as in a config from a run's folder, everything that is not known to be of that kind is refused:
+    functions without a return annotation, nested nodes whose parameter has no annotation, and modules outside of
+    packages. A config composed here (`trust=null`) may use these, and `trust=true` turns the check off.
 
     Raises:
         ConfigError: with a line for each refused target.
@@ -65,9 +65,13 @@ def check_targets(cfg: DictConfig) -> None:
         nodes = content[group] or {}
         if group == "data" and nodes.get("_target_") is None:  # data=lightning, without a data module
             continue
-        places = {f"{group}.{name}": node for name, node in nodes.items()} if group in SEVERAL else {group: nodes}
+        places = (
+            {f"{group}.{name}": node for name, node in nodes.items()}
+            if group in MULTIPLE_CHOICE_GROUPS
+            else {group: nodes}
+        )
         for place, node in places.items():
-            lines += problems(node, tuple(map(get_object, paths)), place, strict=strict)
+            lines += find_problems(node, tuple(map(get_object, paths)), place, strict=strict)
     if lines and strict:
         lines.append(
             "  a config from a run's folder builds only these kinds; if you trust that folder as you trust code, add "
@@ -77,27 +81,33 @@ def check_targets(cfg: DictConfig) -> None:
         raise ConfigError("\n".join(lines))
 
 
-def problems(node: Any, kinds: Kinds, place: str, *, strict: bool) -> Iterator[str]:
-    """The problems of a node and of all nodes below it, which Hydra builds first."""
+def find_problems(node: Any, kinds: Kinds, place: str, *, strict: bool) -> Iterator[str]:
+    """Yield the problems of a node and of all nested nodes, which Hydra builds first."""
     if isinstance(node, list):
         for i, child in enumerate(node):
-            yield from problems(child, kinds, f"{place}[{i}]", strict=strict)
+            yield from find_problems(child, kinds, f"{place}[{i}]", strict=strict)
     if not isinstance(node, dict):
         return
     target = node.get("_target_")
-    if target is not None and (problem := problem_of(target, kinds, strict=strict)) is not None:
+    if target is not None and (problem := target_problem(target, kinds, strict=strict)) is not None:
         yield f"{place}._target_={show(target)}: {problem}"
-        return  # what a refused target would take says nothing about the nodes below it
+        return  # the signature of a refused target says nothing about the nested nodes
     for key, child in node.items():
         if key in HYDRA_KEYS - {"_args_"} or not isinstance(child, dict | list):
             continue
         where = f"{place}.{key}"
-        below = kinds if target is None else kinds_in(annotation_of(imported(target), str(key)), items=True)
-        yield from problems(child, (get_object(NESTED[where]),) if where in NESTED else below, where, strict=strict)
+        below = (
+            kinds
+            if target is None
+            else kinds_of_annotation(find_annotation(import_target(target), str(key)), items=True)
+        )
+        yield from find_problems(
+            child, (get_object(NESTED[where]),) if where in NESTED else below, where, strict=strict
+        )
 
 
-def problem_of(target: Any, kinds: Kinds, *, strict: bool) -> str | None:
-    """Why a place that takes some kinds does not take a target; None if it does."""
+def target_problem(target: Any, kinds: Kinds, *, strict: bool) -> str | None:
+    """Return the reason why a target is not of the accepted kinds; None if it is."""
     if not isinstance(target, str):
         return "a class or function is needed, package.module.Name"
     if strict and not kinds:
@@ -107,30 +117,30 @@ def problem_of(target: Any, kinds: Kinds, *, strict: bool) -> str | None:
             "its module is neither installed nor in a package (folders with an __init__.py) outside of the folders of "
             "runs, and is not imported"
         )
-    found = imported(target)
+    found = import_target(target)
     if found is None:
-        return "it cannot be imported" if strict else None  # building it says why
+        return "it cannot be imported" if strict else None  # building it reports the reason
     wanted = " or ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
     if isinstance(found, type):
         return None if not kinds or issubclass(found, kinds) else f"a subclass of {wanted} is needed"
-    returned = kinds_in(annotation_of(found, "return"))
+    returned = kinds_of_annotation(find_annotation(found, "return"))
     if (not returned and not strict) or (returned and all(issubclass(kind, kinds or object) for kind in returned)):
         return None
     return f"a subclass of {wanted} is needed, or a function annotated to return one"
 
 
-def imported(target: str) -> Any:
-    """The class or function that a target names; None if it cannot be imported."""
+def import_target(target: str) -> Any:
+    """Import the class or function of a target; None if that fails."""
     try:
         return get_object(target)
-    except (Exception, SystemExit):  # a module may raise anything while it is imported
+    except (Exception, SystemExit):  # importing a module may raise anything
         return None
 
 
 def is_safe_to_import(target: str) -> bool:
-    """Whether the module of a target lies where code is kept, not where data or runs are.
+    """Return whether the module of a target is in a code folder rather than in one of data or runs.
 
-    A folder without an `__init__.py` counts as a package for Python, a run's folder in the project's among them.
+    Python also imports from folders without an `__init__.py`, including the folders of runs.
     """
     file = source_file(target.rpartition(".")[0])
     if file is None:
@@ -138,7 +148,7 @@ def is_safe_to_import(target: str) -> bool:
     file = file.absolute()
     if any(file.is_relative_to(folder) for folder in code_folders()):
         return True
-    depth = target.count(".") - (file.name != "__init__.py")  # packages around the module
+    depth = target.count(".") - (file.name != "__init__.py")  # number of enclosing packages
     packages = list(file.parents)[:depth]
     return all((folder / "__init__.py").is_file() for folder in packages) and not any(
         (folder / name).exists() for folder in file.parents for name in ("run.json", "ablation.json")
@@ -146,15 +156,15 @@ def is_safe_to_import(target: str) -> bool:
 
 
 def code_folders() -> list[Path]:
-    """The folders of the standard library, of installed packages, and of this project's package."""
+    """Return the folders of the standard library, of installed packages, and of this package."""
     names = [*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")), *site.getsitepackages()]
     return [Path(name) for name in (*names, site.getusersitepackages())] + [Path(__file__).parents[2]]
 
 
-def annotation_of(target: Any, parameter: str) -> Any:
-    """The type of a parameter, or of what a function returns; None where it is not known.
+def find_annotation(target: Any, parameter: str) -> Any:
+    """Return the type of a parameter or return value; None if it is unknown.
 
-    A class that hands `**settings` on takes what its base classes take.
+    A class that forwards `**settings` takes the parameters of its base classes.
     """
     parts = target.__mro__ if isinstance(target, type) else ()
     functions = (
@@ -166,22 +176,22 @@ def annotation_of(target: Any, parameter: str) -> Any:
             alone = SimpleNamespace(__annotations__={"it": annotation})
             try:
                 return typing.get_type_hints(alone, globalns=getattr(function, "__globals__", {}))["it"]
-            except Exception:  # a name that is imported for type checkers only
+            except Exception:  # a name imported only under TYPE_CHECKING
                 return None
     return None
 
 
-def kinds_in(annotation: Any, *, items: bool = False) -> Kinds:
-    """The classes that an annotation allows, None and plain values aside.
+def kinds_of_annotation(annotation: Any, *, items: bool = False) -> Kinds:
+    """Return the classes that an annotation allows, except None and plain types.
 
     Args:
-        annotation: an evaluated one.
-        items: take those of the items of a list or dict, and of what a callable returns.
+        annotation: an evaluated annotation.
+        items: use the item types of lists and dicts, and the return types of callables.
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, typing.TypeVar):
-        return kinds_in(annotation.__bound__, items=items)
+        return kinds_of_annotation(annotation.__bound__, items=items)
     if origin in (typing.Union, types.UnionType, typing.Annotated) or (items and isinstance(origin, type)):
-        return tuple(kind for argument in arguments for kind in kinds_in(argument, items=items))
+        return tuple(kind for argument in arguments for kind in kinds_of_annotation(argument, items=items))
     is_kind = isinstance(annotation, type) and annotation.__module__ not in ("builtins", "typing")
     return (annotation,) if is_kind and not getattr(annotation, "_is_protocol", False) else ()

@@ -1,4 +1,4 @@
-"""YAML files read with one message for whatever can be wrong with them, before anything is built from them."""
+"""Read YAML files, with a readable message for every problem, before anything is built from them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ablab.errors import ConfigError, first_line
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 CONF = Path(__file__).parents[4] / "conf"
-MOST_VALUES = 10_000  # that aliases may add to a document; OmegaConf copies each of them, several times
-DEEPEST = 100  # levels of nesting; Python's recursion ends at about 300
-# Tags that OmegaConf reads: those of plain data, and the paths that it writes itself.
+MAX_ALIASED_VALUES = 10_000  # values that aliases may add to a document; OmegaConf copies each of them several times
+MAX_DEPTH = 100  # levels of nesting; Python's recursion ends at about 300
+# Tags that OmegaConf accepts: plain data, and the paths that it writes itself.
 TAGS = re.compile(r"tag:yaml\.org,2002:((str|int|float|bool|null|map|seq)|python/object/apply:pathlib\.\w+)")
 ANCHOR, ALIAS = (
     re.compile(rb"(?:^|[\s:,\[{-])&[\w]", re.MULTILINE),
@@ -28,62 +28,62 @@ ANCHOR, ALIAS = (
 
 @dataclass
 class Node:
-    """A mapping or sequence that is being read."""
+    """A mapping or sequence that is being parsed."""
 
     is_mapping: bool
     anchor: str | None
     line: int
-    size: int = 1  # values in it, aliases expanded
+    size: int = 1  # number of values, with aliases expanded
     num_children: int = 0
     keys: set[str] = field(default_factory=set)
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file as OmegaConf has it.
+    """Return the content of a YAML file as an OmegaConf config.
 
     Raises:
-        ConfigError: what is wrong, and in which line.
+        ConfigError: describes the problem and its line.
     """
     check_yaml(path)
     try:
         return OmegaConf.load(path)
     except Exception as error:  # a number of 5,000 digits, for example
-        raise ConfigError(f"{name_of(path)}: it cannot be read ({first_line(error)})") from error
+        raise ConfigError(f"{display_path(path)}: it cannot be read ({first_line(error)})") from error
 
 
 def check_yaml(path: Path) -> None:
-    """Refuse a YAML file that is not one mapping of plain data, or that would take all memory; nothing is built.
+    """Refuse a YAML file that is not a single mapping of plain data, or would exhaust memory; nothing is built.
 
     Raises:
-        ConfigError: what is wrong, and in which line.
+        ConfigError: describes the problem and its line.
     """
-    for line, problem in problems(path):
-        place = name_of(path) if line is None else f"{name_of(path)}, line {line}"
+    for line, problem in find_problems(path):
+        place = display_path(path) if line is None else f"{display_path(path)}, line {line}"
         raise ConfigError(f"{place}: {problem}")
 
 
 def check_conf(folder: Path = CONF) -> None:
-    """Refuse the files of a config folder that Hydra would take for something else, or whose aliases need checking.
+    """Refuse files of a config folder that Hydra would misread, or whose aliases are unsafe.
 
-    Hydra reads a file that begins with a byte order mark without its `# @package` line, a word alone as a key, and
-    expands aliases without bound. Its other complaints come with the file, see `ablab.lab.config.errors`.
+    Hydra ignores the `# @package` line of a file with a byte order mark, takes a single word for a key, and expands
+    aliases without limit. Its other errors name the file, see `ablab.lab.config.errors`.
 
     Raises:
-        ConfigError: of the first such file.
+        ConfigError: for the first such file.
     """
     for path in sorted(folder.rglob("*.yaml")):
         try:
             content = path.read_bytes()
         except OSError:
-            continue  # Hydra says so if it needs the file
+            continue  # Hydra reports the error if it needs the file
         lines = [line for line in content.splitlines() if line.strip() and not line.lstrip().startswith(b"#")]
         is_no_mapping = bool(lines) and not any(b":" in line or b"{" in line for line in lines)
         if content.startswith(b"\xef\xbb\xbf") or is_no_mapping or (ANCHOR.search(content) and ALIAS.search(content)):
             check_yaml(path)
 
 
-def problems(path: Path) -> Iterator[tuple[int | None, str]]:
-    """The problems of a file, each with its line; the first one is what a person needs."""
+def find_problems(path: Path) -> Iterator[tuple[int | None, str]]:
+    """Yield the problems of a file, each with its line; only the first one is shown."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -98,7 +98,7 @@ def problems(path: Path) -> Iterator[tuple[int | None, str]]:
         yield content.count(b"\n", 0, error.start) + 1, f"{byte}; save the file as UTF-8"
         return
     try:
-        yield from problems_of_events(text)
+        yield from event_problems(text)
     except yaml.MarkedYAMLError as error:
         yield syntax_problem(error, text)
     except yaml.reader.ReaderError as error:
@@ -106,10 +106,10 @@ def problems(path: Path) -> Iterator[tuple[int | None, str]]:
         yield line, f"it has a character that YAML does not allow ({error.reason}); remove it"
 
 
-def problems_of_events(text: str) -> Iterator[tuple[int | None, str]]:
-    """The problems of a document, found while it is parsed: nothing of it is kept, and no alias is expanded."""
+def event_problems(text: str) -> Iterator[tuple[int | None, str]]:
+    """Yield the problems of a document while it is parsed, without storing it or expanding aliases."""
     stack: list[Node] = []
-    sizes: dict[str, int] = {}  # of the nodes that have an anchor, aliases in them expanded
+    sizes: dict[str, int] = {}  # of the nodes with an anchor, with aliases expanded
     num_documents = num_written = 0
     for event in yaml.parse(text, Loader):
         line = event.start_mark.line + 1
@@ -123,7 +123,7 @@ def problems_of_events(text: str) -> Iterator[tuple[int | None, str]]:
             size, anchor = done.size, done.anchor
         elif isinstance(event, yaml.NodeEvent):
             num_written += 1
-            yield from problems_of_node(event, stack, sizes, line)
+            yield from node_problems(event, stack, sizes, line)
             anchor = event.anchor
             if isinstance(event, yaml.CollectionStartEvent):
                 stack.append(Node(isinstance(event, yaml.MappingStartEvent), anchor, line))
@@ -136,14 +136,17 @@ def problems_of_events(text: str) -> Iterator[tuple[int | None, str]]:
         if stack:
             stack[-1].size += size
             stack[-1].num_children += 1
-            if stack[-1].size > num_written + MOST_VALUES:
-                yield line, f"its aliases (*name) stand for more than {MOST_VALUES:,} values; write out what you need"
+            if stack[-1].size > num_written + MAX_ALIASED_VALUES:
+                yield (
+                    line,
+                    f"its aliases (*name) stand for more than {MAX_ALIASED_VALUES:,} values; write out what you need",
+                )
 
 
-def problems_of_node(
+def node_problems(
     event: yaml.NodeEvent, stack: list[Node], sizes: dict[str, int], line: int
 ) -> Iterator[tuple[int | None, str]]:
-    """The problems of a node where it begins."""
+    """Yield the problems of a node at its start."""
     parent = stack[-1] if stack else None
     is_key = parent is not None and parent.is_mapping and parent.num_children % 2 == 0
     tag = getattr(event, "tag", None)
@@ -158,8 +161,8 @@ def problems_of_node(
     if isinstance(event, yaml.CollectionStartEvent):
         if is_key:
             yield line, "a key is a list or a mapping; a text is needed"
-        if len(stack) >= DEEPEST:
-            yield line, f"it is nested more than {DEEPEST} levels deep"
+        if len(stack) >= MAX_DEPTH:
+            yield line, f"it is nested more than {MAX_DEPTH} levels deep"
     if is_key and isinstance(event, yaml.ScalarEvent):
         assert parent is not None
         if event.value in parent.keys:
@@ -168,21 +171,21 @@ def problems_of_node(
 
 
 def syntax_problem(error: yaml.MarkedYAMLError, text: str) -> tuple[int | None, str]:
-    """What is wrong with the syntax, where, and what a person can try."""
+    """Describe a syntax error, with its line and possible remedies."""
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1
     lines = text.splitlines()
     written = lines[line - 1] if line <= len(lines) else ""
     if "\t" in written[: len(written) - len(written.lstrip())] or "'\\t'" in str(error.problem):
         return line, "a tab indents it; use spaces"
-    if line > len(lines) and error.context_mark is not None:  # what is missing at the end began further up
+    if line > len(lines) and error.context_mark is not None:  # an unclosed bracket or quote begins further up
         line = error.context_mark.line + 1
     reason = ", ".join(str(part) for part in (error.context, error.problem) if part)
     return line, f"{reason}; close brackets and quotes, put a space after each colon, indent with spaces"
 
 
-def name_of(path: Path) -> str:
-    """A path as it is shortest to read: from the project or the current folder."""
+def display_path(path: Path) -> str:
+    """Return the shorter of the paths from the project and from the working directory."""
     for folder in (CONF.parent, Path.cwd()):
         if path.absolute().is_relative_to(folder):
             return os.path.relpath(path, folder)

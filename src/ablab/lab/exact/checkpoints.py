@@ -1,4 +1,4 @@
-"""When a run is saved: such that it can go on from there to the same bits."""
+"""Save checkpoints at moments from which a run can resume to the same bits."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from ablab.tasks.task import Task
 
 
 class Checkpoints(L.Callback):
-    """Saves the state of the training, and the weights of the best model.
+    """Saves checkpoints of the training, and the weights of the best model.
 
-    The state is saved before each validation, every so many minutes, when the run is asked to stop, and at the end;
-    always between two steps, where a resumed run goes on to the same bits. The best model's weights are saved after the
-    validation that finds them.
+    A checkpoint is saved before each validation, at intervals, when the run is asked to stop, and at the end; always
+    between two steps, where resuming is exact. The weights of the best model are saved after the validation that finds
+    them.
 
-    It is the first of a run's callbacks: what others do at the start of a step is done after a resume too.
+    This is the first callback of a run, so that hooks of other callbacks at the start of a step also run after a
+    resume.
 
     Args:
-        monitor: the validation metric that chooses the best model; None chooses none.
-        mode: whether more of it is better.
-        keep: how many of the newest states stay.
-        every_n_minutes: time between two states, where validations are further apart.
-        every_n_steps: steps between two states; None is by the other reasons only.
+        monitor: the validation metric that selects the best model; None selects none.
+        mode: "max" if higher is better, else "min".
+        keep: how many of the newest checkpoints are kept.
+        every_n_minutes: the longest time between two checkpoints.
+        every_n_steps: the steps between two checkpoints; None saves for the other reasons only.
 
     Raises:
-        ValueError: a value that makes no sense.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Checkpoints(L.Callback):
         self.common_batches = math.inf
         self.folder = Path()
         self.step_all_reduce = StepAllReduce()
-        self.num_logged_steps: int | None = None  # of a resumed run, until its first step
+        self.num_logged_steps: int | None = None  # of a resumed run, until its first step; see `on_load_checkpoint`
 
     # When ---------------------------------------------------------------------------------------------------------
 
@@ -77,39 +78,39 @@ class Checkpoints(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.step_all_reduce = pl_module.step_all_reduce if isinstance(pl_module, Task) else StepAllReduce()
-        self.step_all_reduce.flags = {"stop": is_asked, "save": self.is_time}
-        signals.restore()  # after Lightning's own
+        self.step_all_reduce.flags = {"stop": is_stop_requested, "save": self.is_save_due}
+        signals.restore()  # Lightning has installed its own
         if trainer.is_global_zero:
-            self.clear()
+            self.remove_leftovers()
         if self.best_score is not None and not (self.folder / BEST).exists():
             raise RunError(
                 f"{self.folder / BEST}: it is not there, and has the weights that validation has chosen so far "
                 f"({self.monitor} {self.best_score:.4f}); bring it back, or begin a new run"
             )
-        if self.best_score is not None:  # of a resumed run: what is wrong with it must not come out at the end
+        if self.best_score is not None:  # a broken file must fail here, not after the training of a resumed run
             checkpoint_files.read_weights(self.folder / BEST, like=network(pl_module).state_dict())
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
         total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-        total.ready = total.started + 1  # Lightning counts the batch at which a run resumes twice
+        total.ready = total.started + 1  # Lightning would count the batch at which a run resumes twice
         if self.num_logged_steps is not None:
             trainer.fit_loop.epoch_loop._batches_that_stepped = self.num_logged_steps
             self.num_logged_steps = None
         if trainer.fit_loop.epoch_loop.batch_progress.current.completed % trainer.accumulate_grad_batches:
-            return  # gradients of earlier batches are in no checkpoint
+            return  # checkpoints do not hold accumulated gradients
         step = trainer.global_step
         flags = reduced_flags(self.step_all_reduce, pl_module)
         due = flags["save"]
         due |= self.every_n_steps is not None and step % self.every_n_steps == 0
-        # Lightning does not validate after the last of max_steps when it resumes there
+        # when resuming at max_steps, Lightning skips the validation after the last step, so save before it
         due |= step == trainer.max_steps - 1
         if flags["stop"] or (due and step > 0):
             self.save(trainer, "training")
         if flags["stop"]:
-            stop(trainer)
+            raise_stopped(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.common_batches = self.fewest(trainer, trainer.num_val_batches)
+        self.common_batches = self.min_num_batches(trainer, trainer.num_val_batches)
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
             progress.ready = progress.started = progress.processed = progress.completed  # type: ignore[attr-defined]
@@ -117,7 +118,7 @@ class Checkpoints(L.Callback):
                 self.save(trainer, "validation")
 
     def on_validation_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
-        self.stop_if_asked(trainer, batch_idx=arguments[3])
+        self.stop_if_requested(trainer, batch_idx=arguments[3])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or self.monitor is None:
@@ -137,57 +138,61 @@ class Checkpoints(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.save(trainer, "end")
-        self.stop_if_asked(trainer)
+        self.stop_if_requested(trainer)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.common_batches = self.fewest(trainer, trainer.num_test_batches)
+        self.common_batches = self.min_num_batches(trainer, trainer.num_test_batches)
         signals.restore()
 
     def on_test_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
-        self.stop_if_asked(trainer, batch_idx=arguments[3])
+        self.stop_if_requested(trainer, batch_idx=arguments[3])
 
     # How ----------------------------------------------------------------------------------------------------------
 
-    def fewest(self, trainer: L.Trainer, num_batches: Sequence[float]) -> float:
-        """The batches that every process has; in evaluation, some may have one more."""
+    def min_num_batches(self, trainer: L.Trainer, num_batches: Sequence[float]) -> float:
+        """Return the smallest number of evaluation batches of any process; some may have one more."""
         here = torch.tensor(sum(num_batches), device=trainer.strategy.root_device)
         return float(trainer.strategy.reduce(here, reduce_op="min")) if trainer.world_size > 1 else float(here)
 
-    def is_time(self) -> bool:
+    def is_save_due(self) -> bool:
         return time.monotonic() - self.saved_at > 60 * self.every_n_minutes
 
-    def stop_if_asked(self, trainer: L.Trainer, batch_idx: int = 0) -> None:
-        """Leave an evaluation, which is done anew after a resume."""
+    def stop_if_requested(self, trainer: L.Trainer, batch_idx: int = 0) -> None:
+        """Leave an evaluation, which starts again after a resume."""
         if batch_idx >= self.common_batches:
             return
-        if any_rank(is_asked(), trainer.strategy.root_device):
-            stop(trainer)
+        if any_rank(is_stop_requested(), trainer.strategy.root_device):
+            raise_stopped(trainer)
 
     def save(self, trainer: L.Trainer, phase: str) -> None:
-        """Save the state of the training, unless it has just been saved or was read from there."""
+        """Save a checkpoint, unless this position has just been saved or loaded."""
         here = (trainer.global_step, phase)
         if self.saved == here:
             return
         self.phase = phase
-        trainer.save_checkpoint(self.folder / checkpoint_files.name_of(*here))
+        trainer.save_checkpoint(self.folder / checkpoint_files.checkpoint_name(*here))
         self.saved, self.saved_at = here, time.monotonic()
         if trainer.is_global_zero:
-            for old in checkpoint_files.in_order(self.folder)[: -self.keep]:
+            for old in checkpoint_files.list_checkpoints(self.folder)[: -self.keep]:
                 if not old.is_dir():
                     old.unlink()
 
-    def clear(self) -> None:
-        """Remove what a kill left half written, and rename what was broken and is not resumed from.
+    def remove_leftovers(self) -> None:
+        """Remove partial files of a killed process, and rename broken checkpoints that were not resumed from.
 
-        The run writes those steps again.
+        The run will write these steps again.
         """
         for path in self.folder.glob("*.tmp"):
             path.unlink()
-        here = None if self.saved is None else checkpoint_files.place(Path(checkpoint_files.name_of(*self.saved)))
-        for path in checkpoint_files.in_order(self.folder):
-            if here is None or checkpoint_files.place(path) > here:
+        here = (
+            None
+            if self.saved is None
+            else checkpoint_files.step_and_phase(Path(checkpoint_files.checkpoint_name(*self.saved)))
+        )
+        for path in checkpoint_files.list_checkpoints(self.folder):
+            if here is None or checkpoint_files.step_and_phase(path) > here:
                 broken = path.with_suffix(".broken")
-                if broken.is_dir():  # nothing takes the place of a folder
+                if broken.is_dir():  # a file cannot replace a folder
                     broken = path.with_name(f"{path.name}.broken")
                 path.rename(broken)
 
@@ -202,52 +207,52 @@ class Checkpoints(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         logger: Any = trainer.loggers[0]
-        checkpoint["num_rows"] = logger.sync()  # rows that a resumed run keeps of metrics.csv
+        checkpoint["num_rows"] = logger.sync()  # rows of metrics.csv that a resumed run keeps
         if (self.folder.parent / "run.json").exists():
             checkpoint["run"] = read_record(self.folder.parent)["id"]
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Have Lightning begin where the state was saved.
+        """Correct Lightning's progress counters for the position of the checkpoint.
 
-        It takes a restart for one from its own checkpoints, which are saved at other moments.
+        Lightning assumes that a checkpoint is one of its own, which are saved at other moments.
         """
         phase = checkpoint["callbacks"][self.state_key]["phase"]
         self.saved = (checkpoint["global_step"], phase)
         loops = checkpoint["loops"]["fit_loop"]
-        if phase == "validation":  # it would pass the validation over, unless it had begun it
+        if phase == "validation":  # otherwise Lightning would skip a validation that has not started
             total = loops["epoch_loop.val_loop.batch_progress"]["total"]
             total["ready"] += 1
             total["started"] += 1
-        if phase == "training":  # it may count the last step for the loggers once more
+        if phase == "training":  # otherwise Lightning may count the last logged step twice
             self.num_logged_steps = loops["epoch_loop.state_dict"]["_batches_that_stepped"]
-        if phase == "end":  # whatever ended it
+        if phase == "end":  # for any reason
             trainer.should_stop = True
 
 
-class Unsaved(L.Callback):
-    """What a run without checkpoints has instead: asked to stop, it stops between two steps, and nothing is kept."""
+class WithoutCheckpoints(L.Callback):
+    """The callback of runs without checkpoints: when asked to stop, a run stops between two steps, saving nothing."""
 
     def __init__(self) -> None:
         self.step_all_reduce = StepAllReduce()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.step_all_reduce = pl_module.step_all_reduce if isinstance(pl_module, Task) else StepAllReduce()
-        self.step_all_reduce.flags = {"stop": is_asked}
-        signals.restore()  # after Lightning's own
+        self.step_all_reduce.flags = {"stop": is_stop_requested}
+        signals.restore()  # Lightning has installed its own
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
         if reduced_flags(self.step_all_reduce, pl_module)["stop"]:
-            stop(trainer)
+            raise_stopped(trainer)
 
 
 def network(module: L.LightningModule) -> nn.Module:
-    """Return the network whose weights a run keeps: a task's model, and any other LightningModule as a whole."""
+    """Return the network whose weights a run keeps: the model of a task, or an external LightningModule itself."""
     model: Any = module.model if isinstance(module, Task) else module
     return model
 
 
 def reduced_flags(all_reduce: StepAllReduce, module: L.LightningModule) -> dict[str, bool]:
-    """Return the flags raised in the last step; for a module without its own all-reduce, in the last batch."""
+    """Return the flags raised stop and save flags; for a module without its own all-reduce, in modules do so here."""
     if isinstance(module, Task):
         return all_reduce.reduced_flags()
     nothing = torch.zeros((), device=module.device)
@@ -258,18 +263,18 @@ def reduced_flags(all_reduce: StepAllReduce, module: L.LightningModule) -> dict[
 
 
 def is_accumulating(trainer: L.Trainer) -> bool:
-    """Return whether, after a batch, its gradients wait for those of later ones."""
+    """Return whether the gradients of a batch wait for those of later batches."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     is_between = progress.current.completed % trainer.accumulate_grad_batches != 0
-    return is_between and not progress.is_last_batch  # whose step is taken however few came before
+    return is_between and not progress.is_last_batch  # the last batch always takes a step
 
 
-def is_asked() -> bool:
-    """Whether this process has been asked to stop."""
+def is_stop_requested() -> bool:
+    """Return whether this process has been asked to stop."""
     return signals.requested is not None
 
 
-def stop(trainer: L.Trainer) -> None:
-    """Leave, as was asked for."""
+def raise_stopped(trainer: L.Trainer) -> None:
+    """Stop the run by raising `Stopped`."""
     name = signals.requested.name if signals.requested else "a signal to another process"
     raise Stopped(f"{name} after step {trainer.global_step}")

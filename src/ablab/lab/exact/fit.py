@@ -1,4 +1,4 @@
-"""A training that can be killed and resumed to the same bits, without a config: for notebooks and other programs."""
+"""Train any LightningModule with exact resuming and without a config: for notebooks and other programs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ablab.disk import Lock
 from ablab.errors import ConfigError
 from ablab.lab.exact.checkpoints import Checkpoints
 from ablab.lab.exact.exact import Exact, seed_before_fit
-from ablab.lab.exact.loaders import warn
-from ablab.lab.guests import attach
+from ablab.lab.exact.loaders import print_warning
+from ablab.lab.guests import attach_exact
 from ablab.lab.loggers.csv_file import MetricsCSV, read_rows
 from ablab.lab.run import signals
-from ablab.lab.run.checkpoint_files import VerifiedFiles, newest_sound
+from ablab.lab.run.checkpoint_files import VerifiedFiles, newest_valid
 from ablab.lab.run.folder import LOCK
-from ablab.lab.run.restorable import check_guest_state
+from ablab.lab.run.restorable import check_guest_checkpoint
 from ablab.tasks.task import is_overridden
 
 
@@ -33,17 +33,17 @@ def fit(
     keep: int = 2,
     trust: bool = False,
 ) -> None:
-    """Train a module; begin, or resume from the newest sound checkpoint of the folder, to the same bits.
+    """Train a module, or resume from the newest valid checkpoint of the folder, to the same bits.
 
     Args:
-        trainer: configured as for plain Lightning, and new; callbacks and a logger are added to it.
+        trainer: a new trainer, configured as for plain Lightning; callbacks and a logger are added to it.
         module: any LightningModule, built in the same way each time.
-        data: a LightningDataModule, or one or more training loaders; None takes the module's own loaders.
-        folder: of `checkpoints/` and `metrics.csv`; made if there is none.
-        seed: of the order of the batches, of augmentation and of what a step draws.
+        data: a LightningDataModule, or one or more training loaders; None uses the loaders of the module.
+        folder: for `checkpoints/` and `metrics.csv`; created if it does not exist.
+        seed: of the batch order, augmentation and random numbers within steps.
         every_n_steps, every_n_minutes, keep: see `Checkpoints`.
-        trust: read back the objects that the module has put into its checkpoints. They are pickled, and reading them
-            may run code: only for a folder that you trust as you trust code.
+        trust: load pickled objects that the module puts into its checkpoints. Unpickling may execute code: use it only
+            for a folder that you trust as you trust code.
 
     Raises:
         ConfigError: another process trains in this folder, or no checkpoint in it fits the module.
@@ -58,16 +58,16 @@ def fit(
     )
     others = [c for c in trainer.callbacks if not isinstance(c, Checkpoints | Exact)]  # type: ignore[attr-defined]
     trainer.callbacks = [saving, *others]  # type: ignore[attr-defined]
-    attach(trainer, seed)
+    attach_exact(trainer, seed)
     trainer.strategy.checkpoint_io = VerifiedFiles(prefix="", keeps_objects=True, trusted=trust)
     lock = Lock(folder / LOCK)
     if trainer.is_global_zero and not lock.acquire(seconds=0.2):
         raise ConfigError(f"folder={folder}: another process trains there; wait for it, or choose another folder")
     try:
-        found = newest_sound(
+        found = newest_valid(
             folder / "checkpoints",
-            warn,
-            check=lambda path, state: check_guest_state(path, state, module=module, trainer=trainer),
+            print_warning,
+            check=lambda path, state: check_guest_checkpoint(path, state, module=module, trainer=trainer),
         )
         path, rows = None, []
         if found is not None:
@@ -76,9 +76,9 @@ def fit(
         trainer.loggers = [MetricsCSV(folder, rows=rows), *loggers]
         if data is not None and not isinstance(data, L.LightningDataModule):
             data = TrainingLoaders(data, module)
-        trainer.precision_plugin.convert_module(module)  # Lightning does after it has read a checkpoint, into float32
+        trainer.precision_plugin.convert_module(module)  # Lightning does so only after loading a checkpoint, in float32
         seed_before_fit(seed)
-        with signals.noted():
+        with signals.handling():
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
         trainer.loggers[0].save()
     finally:
@@ -86,7 +86,7 @@ def fit(
 
 
 class TrainingLoaders(L.LightningDataModule):
-    """A data module of training loaders that are there already, beside the module's own loaders for the rest."""
+    """A data module of given training loaders, with the module's own loaders for validation and test."""
 
     def __init__(self, loaders: Any, module: L.LightningModule) -> None:
         super().__init__()

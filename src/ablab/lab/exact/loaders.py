@@ -26,22 +26,22 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from ablab.lab.exact.randomness import restore_generators, seed_all, seed_of, states_of_generators
+from ablab.lab.exact.randomness import derive_seed, generator_states, restore_generators, seed_all
 
-# torch's own samplers: a pass over one of them depends on nothing but its generator.
+# torch's own samplers: their order depends on their generator alone.
 PLAIN_SAMPLERS = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 Mode = Literal["max_size_cycle", "min_size", "max_size", "sequential"]
 
 
 @dataclass
-class Place:
-    """The place of a loader in a training.
+class LoaderContext:
+    """The use of a loader in training.
 
     Args:
-        position: returns the epoch and the number of its batches that have been trained on.
-        rank, world_size: this process, of how many.
-        shards: each process takes its share of the samples, as Lightning's distributed sampler would have it.
+        position: returns the epoch and the number of batches trained on in it.
+        rank, world_size: of this process.
+        shards: each process takes its share of the samples, as with Lightning's distributed sampler.
         mode: how Lightning combines several training loaders.
     """
 
@@ -53,26 +53,26 @@ class Place:
 
 
 class ResumableLoader:
-    """A loader that gives the same batches for any number of workers, and that a resumed run enters in the middle.
+    """A loader that returns the same batches for any number of workers, and resumes in the middle of an epoch.
 
-    The order of an epoch is drawn by the loader's own sampler, after the global generators and the sampler's own have
-    been seeded from (seed, name, epoch). Before a batch is fetched, the global generators of the fetching process are
-    seeded from (seed, name, epoch, number of the batch, rank), so random augmentation belongs to the batch, not to a
-    worker. Loaders that cannot seek (iterable data sets, loaders of other libraries) are read again and skipped up to
-    the position.
+    The order of an epoch comes from the loader's own sampler, after seeding its generator and the global generators
+    from (seed, name, epoch). Before a batch is fetched, the global generators of the fetching process are seeded from
+    (seed, name, epoch, batch number, rank), so random augmentation depends on the batch, not on the worker. Loaders
+    without random access (iterable data sets, loaders of other libraries) are read again and skipped up to the
+    position.
 
     Args:
         loader: a `DataLoader`, or any iterable of batches.
-        seed: of the order, and of random numbers that fetching draws.
-        name: tells apart the loaders of a run.
-        place: where the loader is used.
+        seed: of the order, and of random numbers drawn while fetching.
+        name: distinguishes the loaders of a run.
+        context: where the loader is used.
     """
 
-    def __init__(self, loader: Any, *, seed: int, name: str, place: Place) -> None:
+    def __init__(self, loader: Any, *, seed: int, name: str, context: LoaderContext) -> None:
         self.loader = loader
         self.seed = seed
         self.name = name
-        self.place = place
+        self.context = context
         self.entered: int | None = None  # the epoch of the last pass
         self.cycle = 0  # passes over a short loader that is repeated within an epoch
         self.drawn: int | None = None  # the epoch whose order was drawn last
@@ -80,33 +80,33 @@ class ResumableLoader:
         self.recent: deque[tuple[int, Any, list[int]]] = deque(maxlen=2)  # number, batch and its tensors' versions
         self.expected: str | None = None  # digest of the last batch before a resume
         self.seeks = is_seekable(loader)
-        self.feed = Feed()
-        self.stream: Iterator[Any] | None = None  # of the pass that goes on
-        self.engine = self.make_engine() if self.seeks else loader
+        self.item_sampler = IteratorSampler()
+        self.stream: Iterator[Any] | None = None  # of the current pass
+        self.seeded_loader = self.make_seeded_loader() if self.seeks else loader
 
     def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # while it is unpickled
+        if name == "loader":  # missing during unpickling
             raise AttributeError(name)
         return getattr(self.loader, name)
 
     def __len__(self) -> int:
-        if not (self.seeks and self.place.shards):
+        if not (self.seeks and self.context.shards):
             return len(self.loader)
         if self.shares_batches:
-            return -(-len(self.loader.batch_sampler) // self.place.world_size)
-        samples = -(-len(self.sampler) // self.place.world_size)
+            return -(-len(self.loader.batch_sampler) // self.context.world_size)
+        samples = -(-len(self.sampler) // self.context.world_size)
         if self.loader.batch_sampler is None:
             return samples
         return samples // self.loader.batch_size if self.loader.drop_last else -(-samples // self.loader.batch_size)
 
     @property
     def shares_batches(self) -> bool:
-        """Processes take turns in whole batches, because a batch sampler of somebody's makes them."""
+        """True if processes take turns in whole batches, because a custom batch sampler forms them."""
         sampler = self.loader.batch_sampler
         return sampler is not None and (type(sampler) is not BatchSampler or self.loader.batch_size is None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the position is Lightning's. Lightning takes a loader with this method for a resumable one."""
+        """Return no state, since Lightning keeps the position; having this method marks the loader as resumable."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -115,15 +115,15 @@ class ResumableLoader:
     # Iteration ----------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        # A generator: its first line runs when the first batch is asked for, and by then Lightning has restored the
-        # position of a resumed run.
-        epoch, start = self.place.position()
+        # This is a generator: it starts when the first batch is requested, after Lightning has restored the position of
+        # a resumed run.
+        epoch, start = self.context.position()
         if self.entered == epoch and self.is_training:
             self.cycle, start = self.cycle + 1, 0
         else:
             self.cycle = 0
         self.entered = epoch
-        if start and self.place.mode == "max_size_cycle" and (length := self.length()):
+        if start and self.context.mode == "max_size_cycle" and (length := self.length()):
             self.cycle, start = divmod(start, length)
         batches = self.seek(epoch, start) if self.seeks else self.skip(epoch, start)
         for number, batch in batches:
@@ -143,24 +143,24 @@ class ResumableLoader:
             return None
 
     def key(self, epoch: int, number: int) -> tuple[Any, ...]:
-        return (self.seed, self.name, epoch, self.cycle, number, self.place.rank)
+        return (self.seed, self.name, epoch, self.cycle, number, self.context.rank)
 
     def seek(self, epoch: int, start: int) -> Iterator[tuple[int, Any]]:
         """Yield the batches from `start` on, with their numbers."""
         order = self.order(epoch)
-        keyed = ((seed_of(*self.key(epoch, i)), epoch, indices) for i, indices in enumerate(order))
+        keyed = ((derive_seed(*self.key(epoch, i)), epoch, indices) for i, indices in enumerate(order))
         if start and self.expected is not None:
             before = next(islice(keyed, start - 1, None), None)
             self.verify(None if before is None else self.fetch(before)[0])
         else:
             next(islice(keyed, start, start), None)
-        self.feed.items = keyed
-        self.stream = iter(self.engine)
+        self.item_sampler.items = keyed
+        self.stream = iter(self.seeded_loader)
         yield from enumerate(self.stream, start)
 
     def skip(self, epoch: int, start: int) -> Iterator[tuple[int, Any]]:
         """Read from the beginning, and yield the batches from `start` on."""
-        repeats, left, done = self.place.mode == "max_size_cycle" and self.is_training, start, 0
+        repeats, left, done = self.context.mode == "max_size_cycle" and self.is_training, start, 0
         while True:
             loader = self.restarted(epoch)
             seed_all(self.seed, self.name, epoch, self.cycle)  # samplers may draw as soon as iteration begins
@@ -182,16 +182,16 @@ class ResumableLoader:
                 done += 1
             if not (left and repeats) or is_empty:
                 return
-            self.cycle += 1  # training had gone through a short loader by then
+            self.cycle += 1  # training had exhausted a short loader by then, and started it again
 
     def restarted(self, epoch: int) -> Any:
         """Return the loader with its workers seeded for this epoch."""
         if not isinstance(self.loader, DataLoader):
             return self.loader
         loader = self.loader
-        if loader.persistent_workers:  # workers that stay would go on from the random numbers of the epoch before
+        if loader.persistent_workers:  # persistent workers would continue the random numbers of the previous epoch
             if type(loader) is DataLoader and isinstance(loader.dataset, IterableDataset):
-                loader = rebuilt(loader, persistent_workers=False)
+                loader = rebuild_loader(loader, persistent_workers=False)
             else:
                 self.close()
                 loader._iterator = None
@@ -199,55 +199,56 @@ class ResumableLoader:
             if hasattr(holder, "set_epoch"):
                 holder.set_epoch(epoch)
         loader.generator = torch.Generator().manual_seed(
-            seed_of(self.seed, self.name, epoch, self.cycle, "workers", self.place.rank)
+            derive_seed(self.seed, self.name, epoch, self.cycle, "workers", self.context.rank)
         )
         return loader
 
     def order(self, epoch: int) -> Iterator[Any]:
-        """Return the indices of each batch of an epoch, as this process takes them."""
+        """Return the indices of each batch of an epoch for this process."""
         if self.drawn is None and not self.is_plain:
-            for earlier in range(epoch):  # a sampler may keep a generator of its own from epoch to epoch
+            for earlier in range(epoch):  # a sampler may keep state from epoch to epoch
                 self.draw(earlier)
         self.drawn = epoch
         order = self.draw(epoch)
-        if not self.place.shards:
+        if not self.context.shards:
             return iter(order)
-        size = -(-len(order) // self.place.world_size) * self.place.world_size
-        repeated = order * (size // max(len(order), 1) + 1)  # Lightning, too, repeats samples until all have as many
-        share = repeated[:size][self.place.rank :: self.place.world_size]
+        size = -(-len(order) // self.context.world_size) * self.context.world_size
+        # like Lightning, repeat samples until all processes have equally many
+        repeated = order * (size // max(len(order), 1) + 1)
+        share = repeated[:size][self.context.rank :: self.context.world_size]
         if self.loader.batch_sampler is None or self.shares_batches:
             return iter(share)
         return iter(BatchSampler(share, self.loader.batch_size, self.loader.drop_last))
 
     @property
     def innermost(self) -> Any:
-        """The sampler of single samples, which may be inside of a batch sampler."""
+        """The sampler of single samples, possibly inside a batch sampler."""
         return getattr(self.loader.batch_sampler, "sampler", self.sampler)
 
     @property
     def is_plain(self) -> bool:
-        """Whether the seeded generators alone determine the order of an epoch."""
+        """True if the seeded generators alone determine the order of an epoch."""
         return type(self.loader.batch_sampler) in (BatchSampler, type(None)) and type(self.innermost) in PLAIN_SAMPLERS
 
     def draw(self, epoch: int) -> list[Any]:
-        """Draw what the loader's sampler gives in an epoch, the same in every process."""
+        """Return the order of the loader's sampler for an epoch, the same in every process."""
         batch_sampler, sampler = self.loader.batch_sampler, self.sampler
         for holder in samplers_of(self.loader):
             if hasattr(holder, "set_epoch"):
                 holder.set_epoch(epoch)
             if isinstance(getattr(holder, "generator", None), torch.Generator):
-                holder.generator.manual_seed(seed_of(self.seed, self.name, epoch, self.cycle, "sampler"))
-        whole = batch_sampler is not None and (self.shares_batches or not self.place.shards)
+                holder.generator.manual_seed(derive_seed(self.seed, self.name, epoch, self.cycle, "sampler"))
+        whole = batch_sampler is not None and (self.shares_batches or not self.context.shards)
         source = batch_sampler if whole else sampler
-        states = states_of_generators()
+        states = generator_states()
         seed_all(self.seed, self.name, epoch, self.cycle)
         try:
             return list(islice(source, len(source)))
         finally:
             restore_generators(states)
 
-    def make_engine(self) -> DataLoader[Any]:
-        """A loader of the same samples, workers and memory, whose batches are given with their seeds."""
+    def make_seeded_loader(self) -> DataLoader[Any]:
+        """Return a loader with the same samples and workers, which receives indices together with seeds."""
         loader = self.loader
         dataset = SeededBatches(loader.dataset, loader.collate_fn, is_batch=loader.batch_sampler is not None)
         settings: dict[str, Any] = {}
@@ -260,28 +261,28 @@ class ResumableLoader:
         return DataLoader(
             dataset,
             batch_size=None,
-            sampler=self.feed,
+            sampler=self.item_sampler,
             num_workers=loader.num_workers,
-            collate_fn=as_it_is,
+            collate_fn=identity,
             pin_memory=loader.pin_memory,
             timeout=loader.timeout,
             worker_init_fn=loader.worker_init_fn,
-            generator=torch.Generator().manual_seed(seed_of(self.seed, self.name, "workers")),
+            generator=torch.Generator().manual_seed(derive_seed(self.seed, self.name, "workers")),
             **settings,
         )
 
     def close(self) -> None:
-        """End the workers: left to Python's garbage collection, each would be waited for five seconds."""
-        for stream in (self.stream, getattr(self.engine, "_iterator", None)):
+        """Shut down the workers: garbage collection would wait five seconds for each."""
+        for stream in (self.stream, getattr(self.seeded_loader, "_iterator", None)):
             getattr(stream, "_shutdown_workers", lambda: None)()
         self.stream = None
 
     # Verification -------------------------------------------------------------------------------------------------
 
     def digest_before(self, position: int) -> str | None:
-        """Return a hash of the batch before a position; None if it is not at hand, or training has changed it."""
+        """Return a hash of the batch before a position; None if it is no longer available, or training modified it."""
         number = position - 1
-        if self.place.mode == "max_size_cycle" and self.seeks and (length := self.length()):
+        if self.context.mode == "max_size_cycle" and self.seeks and (length := self.length()):
             number %= length
         for i, batch, versions in self.recent:
             if i == number and versions == [t._version for t in tensors_of(batch)]:
@@ -292,21 +293,21 @@ class ResumableLoader:
         """Warn if the batch before the resume differs from the one that was trained on."""
         expected, self.expected = self.expected, None
         if expected is not None and digest_of(batch) != expected:
-            warn(
+            print_warning(
                 f"{self.name}: after the resume the data give other batches than before, so the run does not end with "
                 "the same bits; " + REMEDY
             )
 
     def fetch(self, *items: Any) -> list[Any]:
-        """Fetch batches beside the training, in a worker if it has workers: a data set may open its files there."""
+        """Fetch batches outside of training, in a worker if the loader has some: a data set may open files there."""
         if self.loader.num_workers == 0:
-            return [self.engine.dataset[item] for item in items]
+            return [self.seeded_loader.dataset[item] for item in items]
         loader = DataLoader(
-            self.engine.dataset,
+            self.seeded_loader.dataset,
             batch_size=None,
             sampler=items,
             num_workers=1,
-            collate_fn=as_it_is,
+            collate_fn=identity,
             worker_init_fn=self.loader.worker_init_fn,
             multiprocessing_context=self.loader.multiprocessing_context,
             generator=torch.Generator(),
@@ -314,10 +315,10 @@ class ResumableLoader:
         return list(loader)
 
     def check_reproducible(self) -> str | None:
-        """Fetch the first batch twice; return why a resumed run would get other batches, None if they are equal."""
+        """Fetch the first batch twice; return why a resumed run would get other batches, or None."""
         if not self.seeks or not self.length():
             return None
-        item = (seed_of(*self.key(0, 0)), 0, next(self.order(0)))
+        item = (derive_seed(*self.key(0, 0)), 0, next(self.order(0)))
         self.drawn = None
         digest, again = map(digest_of, self.fetch(item, item))
         if again != digest:
@@ -326,7 +327,7 @@ class ResumableLoader:
         return None
 
     def check_unchanged(self) -> str | None:
-        """Fetch the first batch once more, after an epoch; return why it is another one, None if it is not."""
+        """Fetch the first batch again after an epoch; return why it differs, or None."""
         if self.first is None:
             return None
         (item, digest), self.first = self.first, None
@@ -341,31 +342,31 @@ class ResumableLoader:
 REMEDY = "draw from the global generators of torch, numpy or random, which are seeded for each batch"
 
 
-def warn(text: str) -> None:
+def print_warning(text: str) -> None:
     """Print a warning on the standard error of the first process."""
     rank_zero_only(print)(f"warning: {text}", file=sys.stderr)
 
 
 def is_seekable(loader: Any) -> bool:
-    """Return whether batches are taken by index from a map-style data set, in torch's own way."""
+    """Return whether batches can be fetched by index from a map-style data set with torch's own loader code."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return False
     kind = type(loader)
     is_torchs = kind.__iter__ is DataLoader.__iter__ and kind._get_iterator is DataLoader._get_iterator
     try:
         return is_torchs and len(loader) >= 0
-    except TypeError:  # a sampler without a length, which may never end
+    except TypeError:  # a sampler without a length may be infinite
         return False
 
 
 def samplers_of(loader: Any) -> list[Any]:
-    """Return the samplers of a loader, one inside of another."""
+    """Return the nested samplers of a loader."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     return [getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
 
 
-def rebuilt(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
-    """Return a loader of an iterable data set with some settings changed."""
+def rebuild_loader(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
+    """Return a loader of the same data set with some settings changed."""
     settings = {
         "batch_size": loader.batch_size,
         "drop_last": loader.drop_last,
@@ -380,7 +381,7 @@ def rebuilt(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
     return DataLoader(loader.dataset, **{**settings, **changes})
 
 
-class Feed(Sampler[Any]):
+class IteratorSampler(Sampler[Any]):
     """A sampler over an iterator that is replaced for each pass."""
 
     def __init__(self) -> None:
@@ -391,11 +392,11 @@ class Feed(Sampler[Any]):
 
 
 class SeededBatches(Dataset[Any]):
-    """Whole batches of a data set, each fetched after the global generators have been seeded for it.
+    """Whole batches of a data set, each fetched after seeding the global generators for it.
 
     Args:
         dataset: a map-style data set.
-        collate: makes a batch of samples, or of one sample where `is_batch` is false.
+        collate: collates samples into a batch, or converts one sample if `is_batch` is false.
         is_batch: indices come as lists.
     """
 
@@ -418,19 +419,19 @@ class SeededBatches(Dataset[Any]):
         return self.collate([self.dataset[i] for i in indices])
 
 
-def as_it_is(batch: Any) -> Any:
+def identity(batch: Any) -> Any:
     return batch
 
 
 # Batches --------------------------------------------------------------------------------------------------------------
 
 
-def leaves_of(batch: Any, visited: dict[int, tuple[int, Any]] | None = None) -> Iterator[Any]:
-    """Yield the parts of a nested batch; an unknown object is taken apart by its attributes.
+def iter_leaves(batch: Any, visited: dict[int, tuple[int, Any]] | None = None) -> Iterator[Any]:
+    """Yield the leaves of a nested batch; unknown objects are traversed by their attributes.
 
     Args:
-        batch: of any kind.
-        visited: the objects that were taken apart already, with their numbers; one that comes again is its number.
+        batch: of any type.
+        visited: the objects traversed so far, with their numbers; repeated objects yield their number.
     """
     if batch is None or isinstance(batch, Tensor | str | bytes | bool | int | float):
         yield batch
@@ -439,51 +440,51 @@ def leaves_of(batch: Any, visited: dict[int, tuple[int, Any]] | None = None) -> 
     if id(batch) in visited:
         yield visited[id(batch)][0]
         return
-    visited[id(batch)] = (len(visited), batch)  # kept alive, so that no other object gets its id
+    visited[id(batch)] = (len(visited), batch)  # kept alive, so that no other object gets the same id
     if isinstance(batch, type):
         yield batch.__qualname__
     elif isinstance(batch, np.ndarray) and batch.dtype.hasobject:
         yield batch.shape
-        yield from leaves_of(batch.tolist(), visited)
+        yield from iter_leaves(batch.tolist(), visited)
     elif isinstance(batch, np.ndarray):
         yield batch
     elif isinstance(batch, Mapping):
         for key in batch:
             yield key
-            yield from leaves_of(batch[key], visited)
+            yield from iter_leaves(batch[key], visited)
     elif isinstance(batch, set | frozenset):
         yield from sorted(map(digest_of, batch))  # their order differs between processes
     elif isinstance(batch, Sequence):
         yield len(batch)
         for part in batch:
-            yield from leaves_of(part, visited)
+            yield from iter_leaves(part, visited)
     elif hasattr(batch, "__array__") or hasattr(batch, "__array_interface__"):  # images, data frames
         yield type(batch).__qualname__
-        yield from leaves_of(np.asarray(batch), visited)
-    elif hasattr(batch, "__dict__") or type(batch).__repr__ is object.__repr__:  # such a repr is an address in memory
+        yield from iter_leaves(np.asarray(batch), visited)
+    elif hasattr(batch, "__dict__") or type(batch).__repr__ is object.__repr__:  # the default repr is a memory address
         yield type(batch).__qualname__
-        for key, value in attributes_of(batch).items():
+        for key, value in instance_attributes(batch).items():
             yield key
-            yield from leaves_of(value, visited)
+            yield from iter_leaves(value, visited)
     else:
         yield batch
 
 
-def attributes_of(thing: Any) -> dict[str, Any]:
-    """Return an object's attributes, those in slots included."""
+def instance_attributes(thing: Any) -> dict[str, Any]:
+    """Return an object's attributes, including those in slots."""
     slots = [name for kind in type(thing).__mro__ for name in np.atleast_1d(vars(kind).get("__slots__", ()))]
     names = [name for name in map(str, slots) if name not in ("__dict__", "__weakref__") and hasattr(thing, name)]
     return {**{name: getattr(thing, name) for name in names}, **getattr(thing, "__dict__", {})}
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
-    return [leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in iter_leaves(batch) if isinstance(leaf, Tensor)]
 
 
 def digest_of(batch: Any) -> str:
     """Return a hash of everything in a batch."""
     found = blake2b(digest_size=16)
-    for leaf in leaves_of(batch):
+    for leaf in iter_leaves(batch):
         if isinstance(leaf, Tensor):
             found.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
             found.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Training state outside of parameters and buffers: the metrics and the plain attributes of modules."""
+"""Training state outside of parameters and buffers: metrics and plain attributes of modules."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torchmetrics import Metric, MetricCollection
 
 
 def metrics_of(module: nn.Module) -> dict[str, Metric]:
-    """Return every metric in a module, those in collections included, by their names."""
+    """Return all metrics of a module, including those in collections, by name."""
     for child in module.modules():
         if isinstance(child, MetricCollection):
-            child.items()  # metrics that share their states get states of their own
+            child.items()  # separates the states of metrics in a compute group
     return {name: child for name, child in module.named_modules() if isinstance(child, Metric)}
 
 
@@ -27,11 +27,11 @@ def metrics_of(module: nn.Module) -> dict[str, Metric]:
 OWN_ATTRIBUTES = {*vars(nn.Module()), *vars(L.LightningModule())}
 
 
-def attributes_of(module: nn.Module) -> Iterator[tuple[str, str, Any]]:
+def iter_attributes(module: nn.Module) -> Iterator[tuple[str, str, Any]]:
     """Yield the attributes of a module and its children that are tensors or plain data: module, name, value.
 
-    Parameters, buffers and metrics are saved otherwise. An attribute may hold what a training carries from step to
-    step: the hidden state of a recurrent network, a counter, a running mean.
+    Parameters, buffers and metrics are saved elsewhere. Attributes may carry state from step to step: the hidden state
+    of a recurrent network, a counter, a running mean.
     """
     for name, child in module.named_modules():
         if not isinstance(child, Metric | MetricCollection):
@@ -40,31 +40,31 @@ def attributes_of(module: nn.Module) -> Iterator[tuple[str, str, Any]]:
                     yield name, key, value
 
 
-def marks_of(module: nn.Module) -> dict[tuple[str, str], Any]:
-    """Return marks by which a change of a plain attribute is noticed; nothing is copied."""
-    return {(name, key): mark(value) for name, key, value in attributes_of(module)}
+def version_marks(module: nn.Module) -> dict[tuple[str, str], Any]:
+    """Return marks that detect changes of plain attributes, without copying them."""
+    return {(name, key): version_mark(value) for name, key, value in iter_attributes(module)}
 
 
 def changed_attributes(module: nn.Module, before: Mapping[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:
-    """Return the plain attributes that are not what they were, by the modules' names, on the CPU."""
+    """Return the plain attributes that have changed, by module name, on the CPU."""
     found: dict[str, dict[str, Any]] = {}
-    for name, key, value in attributes_of(module):
-        if (name, key) not in before or not same(mark(value), before[name, key]):
-            found.setdefault(name, {})[key] = detached(value)
+    for name, key, value in iter_attributes(module):
+        if (name, key) not in before or not is_same_version(version_mark(value), before[name, key]):
+            found.setdefault(name, {})[key] = detach_to_cpu(value)
     return found
 
 
 def restore_attributes(module: nn.Module, saved: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
-    """Set attributes to saved values, their tensors on a device."""
+    """Restore saved attributes, with their tensors on a device."""
     modules = dict(module.named_modules())
     for name, own in saved.items():
         for key, value in own.items():
             if name in modules:
-                setattr(modules[name], key, on(value, device))
+                setattr(modules[name], key, to_device(value, device))
 
 
 def is_plain(value: Any) -> bool:
-    """Return whether a value is a tensor, plain data, or made of such."""
+    """Return whether a value consists of tensors and plain data."""
     if isinstance(value, Tensor):
         return not isinstance(value, nn.Parameter)
     if isinstance(value, Mapping):
@@ -78,47 +78,47 @@ def is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str, bytes)
 
 
-def mark(value: Any) -> Any:
-    """Return a value with the versions of its tensors, which change when they are written to."""
+def version_mark(value: Any) -> Any:
+    """Return a value with the versions of its tensors, which change on in-place writes."""
     if isinstance(value, Tensor):
         return (value, value._version)
     if isinstance(value, Mapping):
-        return {key: mark(part) for key, part in value.items()}
+        return {key: version_mark(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [type(value), *map(mark, value)]
+        return [type(value), *map(version_mark, value)]
     return value
 
 
-def same(a: Any, b: Any) -> bool:
-    """Return whether two marks are of the same value."""
+def is_same_version(a: Any, b: Any) -> bool:
+    """Return whether two marks belong to the same value."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a is b
     if type(a) is not type(b):
         return False
     if isinstance(a, Mapping):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(is_same_version(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
+        return len(a) == len(b) and all(map(is_same_version, a, b))
     return bool(a == b)
 
 
-def detached(value: Any) -> Any:
-    """Return a copy of plain data with its tensors on the CPU."""
+def detach_to_cpu(value: Any) -> Any:
+    """Return a copy of plain data with detached tensors on the CPU."""
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
     if isinstance(value, Mapping):
-        return {key: detached(part) for key, part in value.items()}
+        return {key: detach_to_cpu(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(detached, value))
+        return type(value)(map(detach_to_cpu, value))
     return value
 
 
-def on(value: Any, device: torch.device) -> Any:
+def to_device(value: Any, device: torch.device) -> Any:
     """Return plain data with its tensors on a device."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, Mapping):
-        return {key: on(part, device) for key, part in value.items()}
+        return {key: to_device(part, device) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(on(part, device) for part in value)
+        return type(value)(to_device(part, device) for part in value)
     return value

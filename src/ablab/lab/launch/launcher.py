@@ -1,24 +1,24 @@
-"""The seam between an ablation and the places where its runs take place."""
+"""The interface between an ablation and the launchers of its runs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from ablab.lab.ablation.grid import Prepared
+    from ablab.lab.ablation.grid import PreparedRun
     from ablab.lab.ablation.progress import Progress
 
 
 @runtime_checkable
 class RunLauncher(Protocol):
-    """Carries out runs, each of which makes or completes one run folder."""
+    """Launches runs, each of which creates or completes one run folder."""
 
     is_local: bool  # the runs take place on this machine
 
-    def carry_out(self, runs: list[Prepared], progress: Progress) -> None:
-        """Carry out the runs that are not done, and return when all have ended.
+    def launch_runs(self, runs: list[PreparedRun], progress: Progress) -> None:
+        """Launch the runs that are not done, and return when all have ended.
 
         Args:
-            runs: their configs, folders and states.
-            progress: shows what has ended, and checks the metrics of the first runs.
+            runs: with their configs, folders and statuses.
+            progress: displays the runs, and checks the metrics of the first ones.
         """

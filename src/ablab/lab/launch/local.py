@@ -1,7 +1,7 @@
-"""Runs of an ablation on this machine: one after another in this process, or several at once.
+"""Launch the runs of an ablation on this machine: serially in this process, or several in parallel.
 
-The folders are the queue: a run that is done is passed over, one that another process has is left to it, one that was
-interrupted goes on. Launches may therefore be repeated, killed, or made several times at once.
+The folders are the queue: finished runs are skipped, runs in use by another process are left to it, and interrupted
+runs are resumed. Launches may therefore be repeated, killed, or started several times at once.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ablab.data.reading import read_once
-from ablab.errors import ConfigError, Diverged, RunError, Stopped, Taken
-from ablab.lab.ablation.grid import Prepared
+from ablab.errors import ConfigError, Diverged, RunError, RunInUse, Stopped
+from ablab.lab.ablation.grid import PreparedRun
 from ablab.lab.ablation.progress import Progress
 from ablab.lab.run import signals
-from ablab.lab.run.code import hashed_once
-from ablab.lab.run.folder import LOG, death, made
-from ablab.lab.run.resume import resumed
+from ablab.lab.run.code import cache_hashes
+from ablab.lab.run.folder import LOG, describe_exit, make_dir
+from ablab.lab.run.resume import resume_config
 
-PATIENCE = 1.0  # seconds between two looks at runs that another launch has
+POLL_SECONDS = 1.0  # seconds between two checks of runs in use by another launch
 
 
-def launch(runs: list[Prepared], num_processes: int | str, progress: Progress) -> None:
-    """Do every run that is not done.
+def launch(runs: list[PreparedRun], num_processes: int | str, progress: Progress) -> None:
+    """Execute every run that is not done.
 
     Args:
-        runs: in the order in which they are begun.
-        num_processes: how many at once; "gpus" for one on each GPU.
-        progress: told of each run that begins and ends.
+        runs: in the order in which they start.
+        num_processes: runs in parallel; "gpus" for one on each GPU.
+        progress: notified when a run starts and ends.
 
     Raises:
-        ConfigError: it is no number of processes.
-        Stopped: a signal came; the runs that had begun can be gone on with.
+        ConfigError: the number of processes is invalid.
+        Stopped: a signal arrived; started runs can be resumed.
     """
-    devices = workers(num_processes)
+    devices = worker_devices(num_processes)
     if len(devices) > 1 and devices[0] is not None:
         for run in runs:
             if isinstance(wanted := run.cfg.trainer.devices, int) and wanted > 1:
@@ -52,27 +52,27 @@ def launch(runs: list[Prepared], num_processes: int | str, progress: Progress) -
                     f"hydra.launcher.num_processes={num_processes}: each process sees one GPU, and a run with "
                     f"trainer.devices={wanted} needs more; leave num_processes at 1"
                 )
-    waiting = [run for run in runs if not run.done]
+    waiting = [run for run in runs if not run.is_done]
     with progress:
         while waiting:
             if len(devices) == 1:
-                in_this_process(waiting, progress)
+                run_serially(waiting, progress)
             else:
-                in_processes(waiting, progress, devices)
+                run_in_parallel(waiting, progress, devices)
             waiting = [run for run in waiting if progress.status[run] == "taken"]
             if waiting:
-                time.sleep(PATIENCE)
+                time.sleep(POLL_SECONDS)
 
 
-def workers(num_processes: int | str) -> list[str | None]:
-    """For each process the GPU that it alone sees, as CUDA_VISIBLE_DEVICES names it, or None.
+def worker_devices(num_processes: int | str) -> list[str | None]:
+    """Return the GPU of each process as CUDA_VISIBLE_DEVICES names it, or None.
 
     More processes than GPUs share them evenly; a single process sees all of them.
 
     Raises:
-        ConfigError: it is no number of processes.
+        ConfigError: the number of processes is invalid.
     """
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")  # a cluster's, which names the GPUs that are ours
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")  # set by a cluster, it lists the GPUs of this job
     number = torch.cuda.device_count()
     gpus: list[str | None] = [*(given.split(",") if given else map(str, range(number)))][:number] or [None]
     if num_processes == "gpus":
@@ -84,42 +84,42 @@ def workers(num_processes: int | str) -> list[str | None]:
     return [None] if int(num_processes) == 1 else [gpus[i % len(gpus)] for i in range(int(num_processes))]
 
 
-def in_this_process(runs: list[Prepared], progress: Progress) -> None:
-    """Do runs one after another."""
+def run_serially(runs: list[PreparedRun], progress: Progress) -> None:
+    """Execute runs one after another in this process."""
     for run in runs:
-        if run.done:  # by another launch, since
-            progress.ended(run, run.status)
+        if run.is_done:  # finished by another launch in the meantime
+            progress.run_ended(run, run.status)
             continue
-        progress.began(run)
-        progress.ended(run, status := do(run))
+        progress.run_started(run)
+        progress.run_ended(run, status := run_cell(run))
         if status == "stopped":
             raise Stopped(signals.requested.name if signals.requested else "a signal")
 
 
-def do(run: Prepared) -> str:
-    """Begin a run or go on with it, in this process; how it ended, as `at_work` says."""
+def run_cell(run: PreparedRun) -> str:
+    """Start or resume a run of the grid in this process, and return its status, see `run_logged`."""
     HydraConfig.instance().set_config(run.hydra)
     cfg = run.cfg.copy()
-    cfg.quiet = False  # nobody is disturbed by what is in the log
-    return at_work(cfg)
+    cfg.quiet = False  # the output goes to the log
+    return run_logged(cfg)
 
 
-def at_work(cfg: DictConfig) -> str:
-    """Begin a run whose config names its folder, or go on with it; what it prints and how it fails are in its log.txt.
+def run_logged(cfg: DictConfig) -> str:
+    """Start or resume the run whose folder the config names; its output and errors go to its log.txt.
 
     Returns:
-        how it ended: "finished", "diverged", "failed", "stopped", or "taken" if another process has it.
+        The status: "finished", "diverged", "failed", "stopped", or "taken" if another process uses the run.
     """
     from ablab.lab.train import train
 
     with (
-        (made(Path(cfg.folder)) / LOG).open("a", buffering=1, encoding="utf-8") as log,
+        (make_dir(Path(cfg.folder)) / LOG).open("a", buffering=1, encoding="utf-8") as log,
         redirect_stdout(log),
         redirect_stderr(log),
     ):
         try:
-            train(resumed(cfg))
-        except Taken:
+            train(resume_config(cfg))
+        except RunInUse:
             return "taken"
         except Stopped:
             return "stopped"
@@ -135,89 +135,89 @@ def at_work(cfg: DictConfig) -> str:
     return "finished"
 
 
-def in_processes(runs: list[Prepared], progress: Progress, devices: list[str | None]) -> None:
-    """Do several runs at once, each process one after another.
+def run_in_parallel(runs: list[PreparedRun], progress: Progress, devices: list[str | None]) -> None:
+    """Execute several runs at once, each process one after another.
 
-    The processes are forked from one that has loaded the libraries, and nothing else: no GPU, no threads.
+    The processes are forked from a server process that has only loaded the libraries: no GPU, no threads.
     """
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["ablab.lab.train"])
     threads = max(1, torch.get_num_threads() // len(devices))
-    pipes: dict[Connection, Prepared | None] = {}
+    pipes: dict[Connection, PreparedRun | None] = {}
     processes = {}
     for device in devices[: len(runs)]:
         ours, theirs = context.Pipe()
-        processes[ours] = context.Process(target=serve, args=(theirs, device, threads, dict(os.environ)))
+        processes[ours] = context.Process(target=worker_loop, args=(theirs, device, threads, dict(os.environ)))
         processes[ours].start()
-        theirs.close()  # the worker's end is the worker's alone: it notices when this process is gone, and we its end
+        theirs.close()  # only the worker holds its end, so that each side notices when the other is gone
         pipes[ours] = None
-    signals.begin()  # a signal is passed on, and what the runs then do is waited for
+    signals.defer()  # signals are forwarded, and the runs may finish their step
     todo = list(reversed(runs))
-    passed_on = False
+    forwarded = False
     try:
         for pipe in pipes:
-            hand_out(pipe, todo, pipes, progress)
+            dispatch(pipe, todo, pipes, progress)
         while any(pipes.values()):
-            if signals.requested and not passed_on:
-                passed_on = True
+            if signals.requested and not forwarded:
+                forwarded = True
                 todo.clear()
                 for process in processes.values():
                     with suppress(ProcessLookupError):  # it has ended
-                        # a second SIGINT would end a run at once, and a terminal's Ctrl-C has sent it one
+                        # Ctrl-C in a terminal has sent SIGINT to the workers too, and a second one would kill the run
                         interrupted = signals.requested == signal.SIGINT
                         os.kill(process.pid or 0, signal.SIGTERM if interrupted else signals.requested)
             ready = wait([pipe for pipe, run in pipes.items() if run], timeout=0.2)
             for pipe, run in [(pipe, run) for pipe, run in pipes.items() if pipe in ready and run]:
                 try:
-                    progress.ended(run, pipe.recv())
-                except (EOFError, ConnectionError):  # killed, or out of memory: the others go on without it
+                    progress.run_ended(run, pipe.recv())
+                except (EOFError, ConnectionError):  # killed, or out of memory: the others continue
                     if not signals.requested:
                         processes[pipe].join()
-                        note_death(run, processes[pipe].exitcode)
-                    progress.ended(run, "stopped" if signals.requested else "failed")
+                        log_exit(run, processes[pipe].exitcode)
+                    progress.run_ended(run, "stopped" if signals.requested else "failed")
                     pipes[pipe] = None
                     continue
-                hand_out(pipe, todo, pipes, progress)
+                dispatch(pipe, todo, pipes, progress)
         for run in todo:  # every process has ended
-            progress.ended(run, "failed")
+            progress.run_ended(run, "failed")
     finally:
         for pipe in pipes:
             pipe.close()
         for process in processes.values():
             process.join()
-        signals.end()
+        signals.stop_deferring()
     if signals.requested:
         raise Stopped(signals.requested.name)
 
 
-def note_death(run: Prepared, exit_code: int | None) -> None:
-    """Write into a run's log why its process is gone, which it could not do itself."""
+def log_exit(run: PreparedRun, exit_code: int | None) -> None:
+    """Append the reason why a run's process is gone to its log, which the process could not do itself."""
     with suppress(OSError), (run.folder / LOG).open("a", encoding="utf-8") as log:
-        print(f"\nerror: {death(exit_code)}", file=log)
+        print(f"\nerror: {describe_exit(exit_code)}", file=log)
 
 
-def hand_out(
-    pipe: Connection, todo: list[Prepared], pipes: dict[Connection, Prepared | None], progress: Progress
+def dispatch(
+    pipe: Connection, todo: list[PreparedRun], pipes: dict[Connection, PreparedRun | None], progress: Progress
 ) -> None:
-    """Give a process its next run, if there is one."""
+    """Send the next run to a process, if there is one."""
     pipes[pipe] = None
     while todo:
         run = todo.pop()
-        if run.done:  # by another launch, since
-            progress.ended(run, run.status)
+        if run.is_done:  # finished by another launch in the meantime
+            progress.run_ended(run, run.status)
             continue
-        progress.began(run)
+        progress.run_started(run)
         pipe.send(run)
         pipes[pipe] = run
         return
 
 
 @read_once()
-@hashed_once()
-def serve(pipe: Connection, device: str | None, num_threads: int, environment: Mapping[str, str]) -> None:
-    """Do the runs that come through a pipe, until there are no more."""
+@cache_hashes()
+def worker_loop(pipe: Connection, device: str | None, num_threads: int, environment: Mapping[str, str]) -> None:
+    """Execute the runs that arrive through a pipe until it closes."""
     signals.install()
-    signals.begin()  # those that the parent passes on are for the run in hand
+    signals.defer()  # signals from the parent concern the current run
     mp.set_start_method(None, force=True)  # data loaders start their workers as in any run, not by a fork server
     os.environ.update(environment)
     if device is not None:
@@ -228,6 +228,6 @@ def serve(pipe: Connection, device: str | None, num_threads: int, environment: M
             run = pipe.recv()
         except EOFError:
             return
-        status = do(run)
-        signals.begin()
+        status = run_cell(run)
+        signals.defer()
         pipe.send(status)

@@ -58,7 +58,7 @@ def process_group(trainer: L.Trainer, cfg: DictConfig) -> Iterator[None]:
     environment = dict(os.environ)
     ends_well = False
     try:
-        with first_failure(), signals.at_once():
+        with first_failure(), signals.default_handlers():
             if trainer.num_nodes == 1:
                 stay_on_loopback()
             join(trainer)

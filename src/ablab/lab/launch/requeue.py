@@ -1,4 +1,4 @@
-"""Slurm: a job that was asked to stop goes back into the queue, and goes on where it was."""
+"""Put a stopped Slurm job back into the queue, where it resumes its run."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from ablab.rank import rank
 
 
 def requeue() -> bool:
-    """Put this process's batch job back into its queue, from its first process.
+    """Requeue this process's batch job, from rank 0.
 
-    Only while the job runs, which tells a preemption or the end of its time from `scancel`, and only where it may be
-    (`--requeue`). The command of the job has to name its run's folder (`folder=`), or it would begin another one.
+    This is done only while the job is running, which excludes `scancel`, and only if it may be requeued (`--requeue`).
+    The command of the job has to name its run's folder (`folder=`), or it would start another run.
 
     Returns:
-        whether it has been done.
+        True if the job was requeued.
     """
-    job = own_job()
+    job = current_job_id()
     if job is None or rank() > 0:
         return False
     shown = subprocess.run(
@@ -28,8 +28,8 @@ def requeue() -> bool:
     return subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0
 
 
-def own_job() -> str | None:
-    """This process's job, of an array its element: one of them has a number that also stands for the whole array."""
+def current_job_id() -> str | None:
+    """Return the id of this job, for an array that of its element: the id of one element also names the whole array."""
     if (array := os.environ.get("SLURM_ARRAY_JOB_ID")) is not None:
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ.get("SLURM_JOB_ID")

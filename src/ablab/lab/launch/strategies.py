@@ -1,4 +1,4 @@
-"""How several processes train one model: each has all of it (DDP), or a part of every weight (FSDP)."""
+"""Strategies for several processes: DDP replicates the model, FSDP shards every weight."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ def ddp(
     fixed_buckets: bool = False,
     compression: Literal["bf16", "fp16"] | None = None,
 ) -> DDPStrategy:
-    """Each process has the whole model; gradients are averaged while the backward pass still runs.
+    """Return the DDP strategy: each process has the whole model; gradients are averaged during the backward pass.
 
     Args:
-        timeout: seconds that a process waits for the others; then the run fails instead of hanging.
-        bucket_cap_mb: MiB of gradients that are sent at once: small ones start earlier, large ones use networks better.
+        timeout: seconds to wait for other processes; then the run fails instead of hanging.
+        bucket_cap_mb: MiB of gradients per all-reduce: small buckets start earlier, large ones use the network better.
         static_graph: the same parameters get gradients in every step; saves bookkeeping.
-        find_unused_parameters: some parameters get no gradient in some steps; costs a walk through the graph.
-        fixed_buckets: gradients are put together for sending in the same way in every step. Otherwise that changes
-            after the first step of a process, so on three and more processes a resumed run adds in another order,
-            and its last bits differ. Costs the same walk. Not with `static_graph`, which changes it all the same.
+        find_unused_parameters: some parameters get no gradient in some steps; costs a traversal of the graph.
+        fixed_buckets: use the same gradient buckets in every step. Otherwise torch rebuilds them after the first step
+            of a process, so with three or more processes a resumed run sums in another order, and its last bits differ.
+            Costs the same traversal. Incompatible with `static_graph`, which rebuilds them anyway.
         compression: send gradients with 16 bits, on GPUs; halves the traffic, and rounds.
 
     Raises:
-        ValueError: a time or a size that is none, a compression that there is not, or what does not go together.
+        ValueError: an argument is out of range or unknown, or two are incompatible.
 
     References:
         Li et al. 2020, https://arxiv.org/abs/2006.15704
@@ -85,36 +85,36 @@ def ddp(
 
 
 def cluster_environment() -> ClusterEnvironment:
-    """What tells Lightning which process this is; by itself, it would take any allocation of Slurm for srun."""
+    """Return the source of ranks for Lightning, which by itself would take any Slurm allocation for srun."""
     environments = {"srun": SLURMEnvironment, "torchrun": TorchElasticEnvironment, None: LightningEnvironment}
     return environments[launcher()]()
 
 
 class FixedBuckets(DDPStrategy):
-    """Lightning's strategy, which does not rebuild its buckets where that changes the order of additions."""
+    """Lightning's DDP strategy, without rebuilding buckets where that would change the order of sums."""
 
     def __init__(self, *, fixed: bool, **settings: Any) -> None:
         super().__init__(**settings)
         self.fixed = fixed
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
-        if self.fixed and self.world_size > 2:  # of two numbers the sum is the same in any order
-            self._ddp_kwargs["find_unused_parameters"] = True  # torch then never rebuilds them
+        if self.fixed and self.world_size > 2:  # the sum of two numbers does not depend on their order
+            self._ddp_kwargs["find_unused_parameters"] = True  # torch then never rebuilds its buckets
         if not getattr(model, "automatic_optimization", True) and not self._ddp_kwargs.get("static_graph"):
-            self._ddp_kwargs["find_unused_parameters"] = True  # a backward pass may be of one network of several
+            self._ddp_kwargs["find_unused_parameters"] = True  # a backward pass may cover one of several networks
         return super()._setup_model(model)
 
 
 def fsdp(*, timeout: float = 600.0, reshard_after_forward: bool = True) -> Sharded:
-    """Each process keeps a part of every weight, gradient and optimizer state, and has a block whole while it is used.
+    """Return the FSDP strategy: weights, gradients and optimizer state are sharded; one block is gathered at a time.
 
     Args:
-        timeout: seconds that a process waits for the others; then the run fails instead of hanging.
-        reshard_after_forward: give a block's weights up after its forward pass, and gather them again for its backward
-            pass: less memory, half as much traffic again.
+        timeout: seconds to wait for other processes; then the run fails instead of hanging.
+        reshard_after_forward: free the weights of a block after its forward pass, and gather them again for its
+            backward pass: less memory, half as much traffic again.
 
     Raises:
-        ValueError: a time that is none.
+        ValueError: the timeout is not positive.
 
     References:
         Zhao et al. 2023, https://arxiv.org/abs/2304.11277
@@ -128,11 +128,11 @@ def fsdp(*, timeout: float = 600.0, reshard_after_forward: bool = True) -> Shard
 
 
 class Sharded(DDPStrategy):
-    """FSDP2 in the place of DDP: the same processes, the same batches, the same files.
+    """FSDP2 in place of DDP: the same processes, batches and files.
 
-    What is gathered at once is one of the model's `blocks`, or the model, if it has none. A checkpoint holds whole
-    tensors, so that any number of processes, and one without FSDP, can read the weights. Of a batch that is taken in
-    parts, each part's gradients are exchanged: kept for the last part, they would be there as a whole.
+    The units of sharding are the model's `blocks`, or the model if it has none. Checkpoints hold whole tensors, so that
+    any number of processes, with or without FSDP, can load the weights. With micro-batches, the gradients of each are
+    reduced: accumulating them locally would need whole gradients.
     """
 
     def __init__(self, *, reshard_after_forward: bool, **settings: Any) -> None:
@@ -140,7 +140,7 @@ class Sharded(DDPStrategy):
         self.reshard_after_forward = reshard_after_forward
 
     def model_to_device(self) -> None:
-        """Bring the model to the device a block at a time, so that it is never there as a whole."""
+        """Move the model to the device block by block, so that it is never there as a whole."""
         assert self.model is not None
         model = self.model.model
         assert isinstance(model, nn.Module)
@@ -148,11 +148,11 @@ class Sharded(DDPStrategy):
             mesh = init_device_mesh(self.root_device.type, (self.world_size,))
             for part in (*getattr(model, "blocks", nn.ModuleList()), model):
                 fully_shard(part, mesh=mesh, reshard_after_forward=self.reshard_after_forward)
-            model.register_forward_pre_hook(before_forward)
+            model.register_forward_pre_hook(sync_buffers_before_forward)
         super().model_to_device()
 
     def configure_ddp(self) -> None:
-        """Nothing: the model has been prepared."""
+        """Do nothing: the model is already sharded."""
 
     def setup(self, trainer: L.Trainer) -> None:
         if trainer.state.fn == "fit":
@@ -164,64 +164,64 @@ class Sharded(DDPStrategy):
         self.setup_precision_plugin()
 
     def on_validation_start(self) -> None:
-        """Score one model: each process has averages of norms from its own part of the last batch."""
+        """Evaluate one model: each process has running averages of norms from its own part of the last batch."""
         assert self.lightning_module is not None
-        same_buffers(self.lightning_module)
+        broadcast_buffers(self.lightning_module)
 
     def on_test_start(self) -> None:
         self.on_validation_start()
 
     def teardown(self) -> None:
-        """Leave the model where it is: its parts belong to this device."""
+        """Leave the model on its device, to which its shards belong."""
         assert self.cluster_environment is not None
         assert self.accelerator is not None
         self.cluster_environment.teardown()
         self.precision_plugin.teardown()
         self.accelerator.teardown()
 
-    # Whole tensors, in the first process -----------------------------------------------------------------------------
+    # Full tensors, in rank 0 -----------------------------------------------------------------------------------------
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None
-        return get_model_state_dict(self.lightning_module, options=WHOLE)
+        return get_model_state_dict(self.lightning_module, options=FULL_STATE)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
-        set_model_state_dict(self.lightning_module, checkpoint["state_dict"], options=WHOLE)
+        set_model_state_dict(self.lightning_module, checkpoint["state_dict"], options=FULL_STATE)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         assert self.lightning_module is not None
-        return get_optimizer_state_dict(self.lightning_module, optimizer, options=WHOLE)
+        return get_optimizer_state_dict(self.lightning_module, optimizer, options=FULL_STATE)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         assert self.lightning_module is not None
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            set_optimizer_state_dict(self.lightning_module, optimizer, state, options=WHOLE)
+            set_optimizer_state_dict(self.lightning_module, optimizer, state, options=FULL_STATE)
 
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def before_forward(model: nn.Module, arguments: Any) -> None:
-    """Begin a forward pass of training with the same buffers, as DDP does."""
+def sync_buffers_before_forward(model: nn.Module, arguments: Any) -> None:
+    """Synchronize buffers before a forward pass of training, as DDP does."""
     if model.training:
-        same_buffers(model)
+        broadcast_buffers(model)
 
 
-def same_buffers(model: nn.Module) -> None:
-    """Give all processes the first one's buffers: averages of norms."""
+def broadcast_buffers(model: nn.Module) -> None:
+    """Broadcast the buffers of rank 0, such as running averages of norms."""
     for buffer in model.buffers():
         dist.broadcast(buffer, 0)
 
 
-def whole_weights(model: nn.Module) -> dict[str, Any]:
-    """The weights of a model, also where each process has a part; those of a sharded one in the first process alone."""
-    return get_model_state_dict(model, options=WHOLE) if isinstance(model, FSDPModule) else model.state_dict()
+def full_weights(model: nn.Module) -> dict[str, Any]:
+    """Return the full weights of a model, sharded or not; those of a sharded model only in rank 0."""
+    return get_model_state_dict(model, options=FULL_STATE) if isinstance(model, FSDPModule) else model.state_dict()
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any]) -> None:
-    """Give a model its weights, also where each process has a part."""
+    """Load weights into a model, sharded or not."""
     if isinstance(model, FSDPModule):
-        set_model_state_dict(model, weights, options=WHOLE)
+        set_model_state_dict(model, weights, options=FULL_STATE)
     else:
         model.load_state_dict(weights)

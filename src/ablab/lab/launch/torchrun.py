@@ -30,10 +30,10 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from ablab.disk import write_text
-from ablab.errors import CRASHED, ConfigError, Diverged, RunError, Stopped, Taken
+from ablab.errors import CRASHED, ConfigError, Diverged, RunError, RunInUse, Stopped
 from ablab.lab.launch.worker import Ended, Failure, Job, work
 from ablab.lab.run import signals
-from ablab.lab.run.folder import now, read_record
+from ablab.lab.run.folder import read_record, timestamp
 from ablab.lab.run.identity import plain
 from ablab.lab.run.redaction import redact
 from ablab.rank import OWN_RUN_ID
@@ -117,7 +117,7 @@ def end_of(result: RunResult, job: Job) -> Ended:
             case "stopped":
                 raise Stopped(ended.text)
             case "taken":
-                raise Taken(ended.text)
+                raise RunInUse(ended.text)
             case "refused":
                 raise ConfigError(ended.text)
             case "diverged":
@@ -142,7 +142,7 @@ def end_of(result: RunResult, job: Job) -> Ended:
 def record_failure(folder: Path, failure: WorkerFailure) -> None:
     """Record the failure that ended a run in its run.json."""
     record = read_record(folder) | {"status": "failed", "error": redact(str(failure))}
-    record.setdefault("ended", now())
+    record.setdefault("ended", timestamp())
     write_text(folder / "run.json", json.dumps(record, indent=2) + "\n")
 
 

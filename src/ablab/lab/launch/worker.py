@@ -20,12 +20,16 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ablab.errors import CRASHED, ConfigError, Diverged, RunError, Stopped, Taken
+from ablab.errors import CRASHED, ConfigError, Diverged, RunError, RunInUse, Stopped
 from ablab.lab.run import signals
 from ablab.rank import SINGLE_PROCESS_VALUES
 
 PATIENCE = 5.0  # seconds after a lost connection in which the agent may find the worker that was lost
-OF_THE_AGENT = {*SINGLE_PROCESS_VALUES, "MASTER_ADDR", "MASTER_PORT", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE", "GROUP_WORLD_SIZE"}
+# Variables that the agent sets for each worker.
+AGENT_VARIABLES = {
+    *SINGLE_PROCESS_VALUES,
+    *("MASTER_ADDR", "MASTER_PORT", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE", "GROUP_WORLD_SIZE"),
+}
 
 
 @dataclass
@@ -99,7 +103,7 @@ def work(job: Job) -> Ended:
         SystemExit: this worker failed; the reason is in the job's folder.
     """
     signals.install()
-    signals.begin()  # it belongs to a run from its first moment
+    signals.defer()  # it belongs to a run from its first moment
     os.setpgrp()  # a terminal's Ctrl-C reaches the agent alone, which forwards it
     threading.Thread(target=leave_with_the_agent, daemon=True).start()
     take_over(job)
@@ -119,7 +123,7 @@ def work(job: Job) -> Ended:
         return Ended("finished", "", str(run.folder), run.metrics, run.weights)
     except Stopped as stopped:
         return Ended("stopped", str(stopped))
-    except Taken as error:
+    except RunInUse as error:
         return Ended("taken", str(error))
     except ConfigError as error:  # all workers meet it
         return Ended("refused", str(error))
@@ -131,17 +135,18 @@ def work(job: Job) -> Ended:
         code = error.exit_code if isinstance(error, RunError) else CRASHED
         trace = "" if known or lost else "".join(traceback.format_exception(error))
         Failure(rank, text, code, trace, lost, time.time()).write(job.folder)
-        signals.end()  # the agent's SIGTERM ends this process
+        signals.stop_deferring()  # the agent's SIGTERM ends this process
         if lost:
             time.sleep(PATIENCE)
         sys.exit(code)
     finally:
-        signals.end()
+        signals.stop_deferring()
 
 
 def take_over(job: Job) -> None:
     """Take over the surroundings of the process that has started the run."""
-    own = {name: value for name, value in os.environ.items() if name in OF_THE_AGENT or name.startswith("TORCHELASTIC")}
+    of_agent = [name for name in os.environ if name in AGENT_VARIABLES or name.startswith("TORCHELASTIC")]
+    own = {name: os.environ[name] for name in of_agent}
     os.environ.clear()
     os.environ.update(job.environment | own)
     sys.path[:] = job.path

@@ -21,7 +21,7 @@ from torch import nn
 
 from ablab.errors import FINISHED, STOPPED
 from ablab.lab.loggers.csv_file import as_logged
-from ablab.lab.run.folder import short
+from ablab.lab.run.folder import relpath
 from ablab.lab.run.redaction import first_line, redact
 
 DEFAULT_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # `wandb login` has written one, later the other
@@ -183,7 +183,7 @@ class WandB(WandbLogger):
     @property
     def folder(self) -> str:
         """W&B's own folder of this run."""
-        return short(Path(self.experiment.dir).parent)
+        return relpath(Path(self.experiment.dir).parent)
 
     @property
     def sync_command(self) -> str:
@@ -351,7 +351,7 @@ def log_report(folder: Path, name: str, *, project: str, tables: Mapping[str, An
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and "wandb" not in path.parts):
         artifact.add_file(str(file), name=file.relative_to(folder).as_posix())
     run.log_artifact(artifact)
-    place = str(run.url) if mode == "online" else f"wandb sync {short(Path(run.dir).parent)}"
+    place = str(run.url) if mode == "online" else f"wandb sync {relpath(Path(run.dir).parent)}"
     run.finish()
     return place
 

@@ -1,1 +1,1 @@
-"""Runs: the folder that holds all that a run was and found."""
+"""Runs: the folder of a run, with its settings, code, environment and results."""

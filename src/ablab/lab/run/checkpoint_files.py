@@ -1,7 +1,7 @@
-"""Files that a run can go on from, and the weights that it found: written whole or not at all, verified when read.
+"""Checkpoint and weight files: written atomically, and verified when read.
 
-`checkpoints/00000120-training.ckpt` is the state of a training after 120 steps, in torch's own format; the file's hash
-is its ZIP comment. `checkpoints/best.safetensors` holds a model's weights and nothing else.
+`checkpoints/00000120-training.ckpt` is a checkpoint after 120 steps, in torch's own format; the hash of the file is its
+ZIP comment. `checkpoints/best.safetensors` holds the weights of a model and nothing else.
 """
 
 from __future__ import annotations
@@ -27,60 +27,60 @@ from ablab.digest import weights_digest
 from ablab.disk import atomic_write, make_parent_dir
 from ablab.errors import ConfigError, RunError
 
-MARK = b"sha256:"
-COMMENT = len(MARK) + 64
-# Where a training stands after a number of steps, in the order in which it comes there.
-PHASES = ("validation", "training", "end")  # about to validate, about to take the next step, done
+HASH_PREFIX = b"sha256:"
+COMMENT_LENGTH = len(HASH_PREFIX) + 64
+# The position of a checkpoint within a step, in the order of training.
+PHASES = ("validation", "training", "end")  # before validation, before the next step, after training
 BEST = "best.safetensors"
-PICKLED = "pickled object"  # the only key of a dict that stands for an object
+PICKLED = "pickled object"  # the only key of a dict that holds an object
 
 
 class BrokenFile(RunError):
-    """A file that is not what was written: cut off, changed, or not a checkpoint at all."""
+    """A file that is truncated, changed, or not a checkpoint."""
 
 
 # Writing and reading --------------------------------------------------------------------------------------------------
 
 
 def write(state: dict[str, Any], path: Path) -> None:
-    """Write a training's state with its hash."""
+    """Write a checkpoint with its hash."""
     make_parent_dir(path)
     with atomic_write(path) as temporary:
         with temporary.open("wb") as file:
             torch.save(state, file)
         with temporary.open("rb+") as file:
-            comment = MARK + hashlib.file_digest(file, "sha256").hexdigest().encode()
-            file.seek(-2, os.SEEK_END)  # the length of the archive's comment, so far 0
+            comment = HASH_PREFIX + hashlib.file_digest(file, "sha256").hexdigest().encode()
+            file.seek(-2, os.SEEK_END)  # the ZIP archive ends with the length of its comment, still 0
             file.write(len(comment).to_bytes(2, "little") + comment)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A training's state, verified.
+    """Read and verify a checkpoint.
 
-    Only tensors and plain data are read: nothing in the file can run.
+    Only tensors and plain data are read: nothing in the file can execute code.
 
     Raises:
-        BrokenFile: its content is not what its hash says, or not that of a checkpoint.
+        BrokenFile: the content does not match its hash, or is not a checkpoint.
     """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        if size < COMMENT + 22:
+        if size < COMMENT_LENGTH + 22:
             raise BrokenFile(f"{path}: it is cut off, after {size} bytes")
-        file.seek(-COMMENT, os.SEEK_END)
+        file.seek(-COMMENT_LENGTH, os.SEEK_END)
         comment = file.read()
-        if not comment.startswith(MARK):
+        if not comment.startswith(HASH_PREFIX):
             raise BrokenFile(f"{path}: it is cut off, or no checkpoint of this project: its hash is missing")
-        if MARK + content_hash(file, size - COMMENT) != comment:
+        if HASH_PREFIX + content_hash(file, size - COMMENT_LENGTH) != comment:
             raise BrokenFile(f"{path}: its content is not what was written; its hash differs")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a forged file makes torch's reader say
+    except Exception as error:  # a forged file may raise anything in torch's reader
         reason = str(error).strip().splitlines()[0]
         raise BrokenFile(f"{path}: it holds more than tensors and plain data, and is not read ({reason})") from error
 
 
 def content_hash(file: IO[bytes], size: int) -> bytes:
-    """The hash of a file before its comment was added."""
+    """Return the hash of a file without the comment that was appended to it."""
     file.seek(0)
     found, left = hashlib.sha256(), size - 2
     while left:
@@ -92,7 +92,7 @@ def content_hash(file: IO[bytes], size: int) -> bytes:
 
 
 def write_weights(weights: dict[str, Tensor], path: Path, **facts: Any) -> None:
-    """Write a model's weights, with their hash and some facts for a person.
+    """Write the weights of a model, with their hash and some metadata for people.
 
     Tensors that share memory are written once under each name.
     """
@@ -104,14 +104,14 @@ def write_weights(weights: dict[str, Tensor], path: Path, **facts: Any) -> None:
 
 
 def read_weights(path: Path, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """A model's weights, verified.
+    """Read and verify the weights of a model.
 
     Args:
-        path: of the file.
-        like: the weights of the model that is to have them.
+        path: the path of the file.
+        like: the weights of the model to load them into.
 
     Raises:
-        BrokenFile: they are not what their hash says, the file holds none, or they are another model's.
+        BrokenFile: the weights do not match their hash, the file holds none, or they belong to another model.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -127,7 +127,7 @@ def read_weights(path: Path, like: Mapping[str, Tensor] | None = None) -> dict[s
 
 
 def weights_problem(found: Any, expected: Mapping[str, Any]) -> str | None:
-    """The first difference in names and shapes between weights and those that a model has; None if there is none."""
+    """Return the first difference in names or shapes between two sets of weights; None if there is none."""
     if not isinstance(found, Mapping):
         return f"{type(found).__name__} instead of tensors by their names"
     for names, problem in (
@@ -150,44 +150,44 @@ def weights_problem(found: Any, expected: Mapping[str, Any]) -> str | None:
 # A run's folder of checkpoints ----------------------------------------------------------------------------------------
 
 
-def name_of(step: int, phase: str) -> str:
+def checkpoint_name(step: int, phase: str) -> str:
     return f"{step:08d}-{phase}.ckpt"
 
 
-def place(path: Path) -> tuple[int, int]:
-    """Where in a training a checkpoint was taken: its step and its phase, to be compared."""
+def step_and_phase(path: Path) -> tuple[int, int]:
+    """Return the step and phase of a checkpoint, from its name; the pair sorts in the order of training."""
     step, _, phase = path.stem.partition("-")
     return int(step), PHASES.index(phase)
 
 
-def in_order(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first."""
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, oldest first."""
     names = [path for phase in PHASES for path in folder.glob(f"[0-9]*-{phase}.ckpt")]
-    return sorted((path for path in names if path.stem.partition("-")[0].isdecimal()), key=place)
+    return sorted((path for path in names if path.stem.partition("-")[0].isdecimal()), key=step_and_phase)
 
 
-def newest_sound(
+def newest_valid(
     folder: Path,
     warn: Callable[[str], None] = warnings.warn,
     *,
     run: str | None = None,
     check: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that can be resumed from, and its state; None if none can be read.
+    """Return the newest checkpoint that can be resumed from, and its content; None if none can be read.
 
-    Each one that is passed over is named in a warning.
+    Each skipped checkpoint gets a warning.
 
     Args:
-        folder: of the checkpoints.
-        warn: is told of them.
-        run: the id of the run that they have to be of.
-        check: raises a ValueError for a state that the code cannot go on from.
+        folder: the folder of the checkpoints.
+        warn: receives the warnings.
+        run: the id of the run that they must belong to.
+        check: raises a ValueError for a checkpoint that the code cannot resume from.
 
     Raises:
-        ConfigError: some can be read, and the code can go on from none of them.
+        ConfigError: some checkpoints can be read, but the code can resume from none of them.
     """
     unfit: tuple[Path, Exception] | None = None
-    for path in reversed(in_order(folder)):
+    for path in reversed(list_checkpoints(folder)):
         try:
             state = read(path)
         except (BrokenFile, OSError, MemoryError) as error:
@@ -214,19 +214,19 @@ def newest_sound(
 
 
 class VerifiedFiles(CheckpointIO):
-    """Lightning's way to these files: `.safetensors` gets the model's weights alone, others the whole state.
+    """Lightning's checkpoint I/O for these files: `.safetensors` gets the weights, other names the whole checkpoint.
 
     Args:
-        prefix: of the model's weights among those of the LightningModule.
-        keeps_objects: pickle what is neither tensors nor plain data, as modules from outside may have it.
-        trusted: unpickle it again, which may run code.
+        prefix: of the model's weights in the state dict of the LightningModule.
+        keeps_objects: pickle objects that are neither tensors nor plain data, as external modules may have them.
+        trusted: unpickle such objects, which may execute code.
     """
 
     def __init__(self, prefix: str = "model.", *, keeps_objects: bool = False, trusted: bool = False) -> None:
         self.prefix = prefix
         self.keeps_objects = keeps_objects
         self.trusted = trusted
-        self.has_objects = False  # in a file of this run
+        self.has_objects = False  # whether a checkpoint of this run has any
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
@@ -236,7 +236,7 @@ class VerifiedFiles(CheckpointIO):
             )
             return
         try:
-            state = readable(checkpoint, "", pickles=self.keeps_objects)
+            state = to_plain_data(checkpoint, "", pickles=self.keeps_objects)
         except TypeError as error:
             raise RunError(
                 f"{path}: {error}; have on_save_checkpoint or state_dict give tensors and plain data"
@@ -255,8 +255,8 @@ class VerifiedFiles(CheckpointIO):
                 "trust code, add trust=true (in a program: fit(..., trust=True))"
             )
         try:
-            return with_objects(state)
-        except Exception as error:  # whatever the classes of the objects raise, or a class that is no longer there
+            return unpickle_objects(state)
+        except Exception as error:  # the classes may raise anything, or no longer exist
             raise RunError(
                 f"{path}: its pickled objects cannot be read ({type(error).__name__}: {error}); use the code that "
                 "wrote them, or begin a new run"
@@ -266,46 +266,51 @@ class VerifiedFiles(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-PLAIN = (bool, int, float, str, bytes, torch.Size)
-KEYS = (bool, int, float, str, tuple)  # of mappings
+PLAIN_TYPES = (bool, int, float, str, bytes, torch.Size)
+KEY_TYPES = (bool, int, float, str, tuple)  # of the keys of mappings
 
 
-def readable(value: Any, place: str, *, pickles: bool) -> Any:
-    """Return a checkpoint's content as tensors and plain data.
+def to_plain_data(value: Any, place: str, *, pickles: bool) -> Any:
+    """Return the content of a checkpoint as tensors and plain data.
 
     Args:
         value: the content, or a part of it.
-        place: where the part is, for a message.
-        pickles: pickle what is neither, so that it comes back as it was. Otherwise arrays become tensors, and kinds of
-            mappings and tuples plain ones.
+        place: the path of the part, for messages.
+        pickles: pickle everything else, so that it is restored unchanged. Otherwise arrays become tensors, and special
+            mappings and tuples become plain ones.
 
     Raises:
-        TypeError: names what is neither tensors nor plain data, or cannot be pickled.
+        TypeError: names a value that is neither tensors nor plain data, or that cannot be pickled.
     """
     kind = type(value)
-    if isinstance(value, Tensor) or value is None or kind in PLAIN or isinstance(value, torch.dtype | torch.device):
+    if (
+        isinstance(value, Tensor)
+        or value is None
+        or kind in PLAIN_TYPES
+        or isinstance(value, torch.dtype | torch.device)
+    ):
         return value
-    if isinstance(value, np.generic) and type(value.item()) in PLAIN:
+    if isinstance(value, np.generic) and type(value.item()) in PLAIN_TYPES:
         return value.item()
     if isinstance(value, Mapping) and (kind in (dict, OrderedDict, Counter) or not pickles):
-        if all(type(key) in KEYS for key in value):
+        if all(type(key) in KEY_TYPES for key in value):
             named = ((key, f"{place}.{key}" if place else str(key)) for key in value)
-            items = {key: readable(value[key], where, pickles=pickles) for key, where in named}
+            items = {key: to_plain_data(value[key], where, pickles=pickles) for key, where in named}
             return kind(items) if kind in (OrderedDict, Counter) else items
     elif isinstance(value, list | tuple) and (kind in (list, tuple) or not pickles):
-        parts = [readable(part, f"{place}[{i}]", pickles=pickles) for i, part in enumerate(value)]
+        parts = [to_plain_data(part, f"{place}[{i}]", pickles=pickles) for i, part in enumerate(value)]
         return parts if isinstance(value, list) else tuple(parts)
     elif isinstance(value, np.ndarray) and not pickles and value.dtype.kind in "biufc":
         return torch.from_numpy(value.copy())
     if pickles:
-        return pickled(value, place)
-    keys = {type(key).__name__ for key in value if type(key) not in KEYS} if isinstance(value, Mapping) else set()
+        return pickle_object(value, place)
+    keys = {type(key).__name__ for key in value if type(key) not in KEY_TYPES} if isinstance(value, Mapping) else set()
     what = f"has keys of type {', '.join(sorted(keys))}" if keys else f"is a {kind.__name__}"
     raise TypeError(f"{place} {what}, and a checkpoint holds tensors and plain data only")
 
 
-def pickled(value: Any, place: str) -> dict[str, bytes]:
-    """Return an object as plain data, see `with_objects`.
+def pickle_object(value: Any, place: str) -> dict[str, bytes]:
+    """Return an object as plain data that `unpickle_objects` restores.
 
     Raises:
         TypeError: it cannot be pickled.
@@ -313,33 +318,33 @@ def pickled(value: Any, place: str) -> dict[str, bytes]:
     file = io.BytesIO()
     try:
         torch.save(value, file)
-    except Exception as error:  # whatever an object's own way to be pickled raises
+    except Exception as error:  # an object's own pickling may raise anything
         raise TypeError(f"{place} is a {type(value).__name__} that cannot be pickled ({error})") from error
     return {PICKLED: file.getvalue()}
 
 
 def has_objects(value: Any) -> bool:
-    """Return whether a checkpoint's content has a pickled object in it."""
+    """Return whether the content of a checkpoint has pickled objects."""
     if isinstance(value, Mapping):
         return value.keys() == {PICKLED} or any(map(has_objects, value.values()))
     return isinstance(value, list | tuple) and any(map(has_objects, value))
 
 
-def with_objects(value: Any) -> Any:
-    """Return a checkpoint's content with its pickled objects in their places. Code may run."""
+def unpickle_objects(value: Any) -> Any:
+    """Return the content of a checkpoint with its pickled objects restored. This may execute code."""
     if isinstance(value, dict):
         if value.keys() == {PICKLED}:
             return torch.load(io.BytesIO(value[PICKLED]), map_location="cpu", weights_only=False)
         for key in value:
-            value[key] = with_objects(value[key])
+            value[key] = unpickle_objects(value[key])
         return value
     if type(value) in (list, tuple):
-        return type(value)(map(with_objects, value))
+        return type(value)(map(unpickle_objects, value))
     return value
 
 
 def model_weights(checkpoint: dict[str, Any], prefix: str = "model.") -> dict[str, Tensor]:
-    """The weights of a task's model, by the model's own names; none if the checkpoint has none."""
+    """Return the weights of a task's model by the model's own names; empty if the checkpoint has none."""
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     named = weights if isinstance(weights, dict) else {}
     return {

@@ -1,4 +1,4 @@
-"""The code of a run: the package, the user's own modules that the config names, and the files that it names."""
+"""The code of a run: the package, the user's own modules that the config names, and other files that it names."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from ablab.lab.run.identity import scientific
 from ablab.status import status_lines
 
 PACKAGE = Path(__file__).parents[2]
-DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")  # what a `_target_` is, and the path of a hydra.utils.get_method
+DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")  # a `_target_`, or the path argument of hydra.utils.get_method
 INSTALLED = {"site-packages", "dist-packages"}
-# Of a folder that a config names, the content of so many files and bytes is hashed; of the rest the names, sizes and
-# times of modification.
+# Limits on the files and bytes hashed in a folder that a config names; beyond them, names, sizes and modification times
+# are hashed.
 MOST_FILES = 10_000
 MOST_BYTES = 2**30
 
-Files = dict[str, str]  # the SHA-256 of each, by its name
+Files = dict[str, str]  # SHA-256 by name
 
-remembered: dict[Any, Any] | None = None  # what has been hashed, within `hashed_once`
+memo: dict[Any, Any] | None = None  # hashes computed so far, within `cache_hashes`
 
 
 @dataclass(frozen=True)
 class Code:
-    """Hashes of all code and files that decide a run's result, apart from the data and the installed packages.
+    """Hashes of all code and files that affect the result of a run, except data and installed packages.
 
     Args:
-        package: SHA-256 of this package's source files; conf/ is in the config already.
-        files: SHA-256 of each other file: a module by its place in its package (mylab/net.py), another file or folder
-            as the config names it.
+        package: SHA-256 of this package's source files; the config covers conf/.
+        files: SHA-256 of each other file: modules by their path in their package (mylab/net.py), other files and
+            folders as the config names them.
     """
 
     package: str
@@ -49,40 +49,41 @@ class Code:
 
     @property
     def digest(self) -> str:
-        """One hash of it all; that of the package where there is nothing else."""
+        """A single hash of the code; the hash of the package if there is nothing else."""
         if not self.files:
             return self.package
         return hashlib.sha256(repr((self.package, sorted(self.files.items()))).encode()).hexdigest()
 
     @property
     def sources(self) -> list[dict[str, str]]:
-        """Every part with its hash, for a run's record."""
+        """Every part with its hash, for the record of a run."""
         parts = {PACKAGE.name: self.package, **self.files}
         return [{"path": path, "sha256": found} for path, found in parts.items()]
 
 
 @contextmanager
-def hashed_once() -> Iterator[None]:
-    """Within, nothing is hashed twice, for the runs of a sweep: Python imports a module once, too.
+def cache_hashes() -> Iterator[None]:
+    """Hash everything at most once inside this context, for the runs of a sweep.
 
-    An edit during a sweep therefore changes neither its runs nor their record; the next launch sees it.
+    Python imports a module once, too: an edit during a sweep changes neither its runs nor their records. The next
+    launch sees it.
     """
-    global remembered
-    before = remembered
-    remembered = {} if before is None else before
+    global memo
+    before = memo
+    memo = {} if before is None else before
     try:
         yield
     finally:
-        remembered = before
+        memo = before
 
 
 def code_of(config: Mapping[str, Any]) -> Code:
     """Hash the code of a run.
 
-    Counted are the package, the modules outside of it that the config names (as `_target_` or otherwise) with every
-    module that they import from the same project, and every file and folder that a value of the config names. The
-    data's places, which the data's fingerprint covers, and keys without effect on the result are left out. Installed
-    packages count by their versions, which environment.json has. Nothing is imported.
+    This covers the package; external modules that the config names (as `_target_` or otherwise), with the modules of
+    the same project that they import; and every file and folder that the config names. It leaves out data paths, which
+    the fingerprint of the data covers, and keys without effect on the result. Installed packages count by their
+    versions, in environment.json. Nothing is imported.
 
     Args:
         config: the resolved config as plain data.
@@ -90,12 +91,12 @@ def code_of(config: Mapping[str, Any]) -> Code:
     files: Files = {}
     for value in scientific(config).values():
         if isinstance(value, str) and value:
-            files |= once(("named", value), lambda value=value: named_by(value))
-    return Code(once(("package", PACKAGE), package_hash), dict(sorted(files.items())))
+            files |= memoize(("named", value), lambda value=value: files_named_by(value))
+    return Code(memoize(("package", PACKAGE), package_hash), dict(sorted(files.items())))
 
 
 def changed_sources(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """The parts of the code that differ, in words: `mylab/net.py`, `weights.pt (not there now)`."""
+    """Describe the parts of the code that differ: `mylab/net.py`, `weights.pt (not there now)`."""
     found = []
     for path in sorted(old.keys() | new.keys()):
         if old.get(path) != new.get(path):
@@ -106,7 +107,7 @@ def changed_sources(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]
 
 
 def sources_of(record: Mapping[str, Any]) -> dict[str, str]:
-    """The hash of each part of a run's code, from its run.json; a run from before parts were recorded has one."""
+    """Return the hash of each part of a run's code, from its run.json; older runs have a single hash."""
     sources = record.get("sources")
     if not isinstance(sources, list) or not all({"path", "sha256"} <= part.keys() for part in sources):
         return {PACKAGE.name: str(record["identity"]["code"])}
@@ -114,25 +115,25 @@ def sources_of(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def package_hash() -> str:
-    """The SHA-256 of the package's source files, committed or not."""
+    """Return the SHA-256 of the package's source files, committed or not."""
     found = hashlib.sha256()
     for file in sorted(PACKAGE.rglob("*.py")):
         found.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes())
     return found.hexdigest()
 
 
-def once(key: tuple[Any, ...], compute: Any) -> Any:
-    """A value, computed once within `hashed_once`."""
-    if remembered is None:
+def memoize(key: tuple[Any, ...], compute: Any) -> Any:
+    """Return a value, computed once within `cache_hashes`."""
+    if memo is None:
         return compute()
-    if key not in remembered:
-        remembered[key] = compute()
-    return remembered[key]
+    if key not in memo:
+        memo[key] = compute()
+    return memo[key]
 
 
-def named_by(value: str) -> Files:
-    """The modules, or the file or folder, that a value of the config names."""
-    # a word alone (train, label, test) is hardly ever meant as a path, and a folder of that name may be there
+def files_named_by(value: str) -> Files:
+    """Return the modules, or the file or folder, that a value of the config names."""
+    # a bare word (train, label, test) is rarely meant as a path, though a folder of that name may exist
     is_path = os.sep in value or "." in value or value.startswith("~")
     files = file_or_folder(value) if is_path else {}
     if not files and DOTTED.fullmatch(value):
@@ -145,7 +146,7 @@ def named_by(value: str) -> Files:
 
 
 def modules_from(target: str) -> dict[str, Path]:
-    """The user's own modules that a dotted path needs, by their places in their packages."""
+    """Return the user's own modules that a dotted path needs, by their paths in their packages."""
     found: dict[str, Path] = {}
     todo = [target]
     while todo:
@@ -155,16 +156,16 @@ def modules_from(target: str) -> dict[str, Path]:
             if name not in found:
                 found[name] = file
                 if file.suffix == ".py":
-                    todo += imports(module, file)
+                    todo += imported_names(module, file)
     return found
 
 
 def own_modules(dotted: str) -> Iterator[tuple[str, Path]]:
-    """The modules that importing a dotted path runs: its packages, and as much of it as is a module."""
+    """Yield the modules that importing a dotted path executes: its packages, and its longest module prefix."""
     parts = dotted.split(".")
     folders = None
     for i in range(len(parts)):
-        file, folders = located(parts[i], folders)
+        file, folders = locate(parts[i], folders)
         if file is not None:
             if not is_own(file):
                 return
@@ -173,19 +174,19 @@ def own_modules(dotted: str) -> Iterator[tuple[str, Path]]:
             return
 
 
-def located(name: str, folders: list[Path] | None) -> tuple[Path | None, list[Path]]:
-    """The file of a module and, of a package, the folders of its submodules, found without importing it.
+def locate(name: str, folders: list[Path] | None) -> tuple[Path | None, list[Path]]:
+    """Return the file of a module and, for a package, the folders of its submodules, without importing it.
 
     Args:
-        name: the last part of the module's dotted path.
-        folders: of its package; None at the top level.
+        name: the last part of the dotted path of the module.
+        folders: the folders of its package; None at the top level.
     """
     if folders is None:
         if name == PACKAGE.name or name in sys.builtin_module_names:
             return None, []
         try:
             spec = importlib.util.find_spec(name)
-        except (ValueError, ImportError):  # a module without a spec: __main__, or one that a program has made
+        except (ValueError, ImportError):  # a module without a spec: __main__, or one created by a program
             file = getattr(sys.modules.get(name), "__file__", None)
             return (Path(file) if file else None), []
         if spec is None:
@@ -198,11 +199,11 @@ def located(name: str, folders: list[Path] | None) -> tuple[Path | None, list[Pa
         for suffix in all_suffixes():
             if (file := folder / f"{name}{suffix}").is_file():
                 return file, []
-    return None, [folder / name for folder in folders if (folder / name).is_dir()]  # a namespace
+    return None, [folder / name for folder in folders if (folder / name).is_dir()]  # a namespace package
 
 
 def is_own(file: Path) -> bool:
-    """Whether a module is the user's own; editable installs and PYTHONPATH are, what a package manager put is not."""
+    """Return whether a module is the user's own: not installed by a package manager, but editable or on PYTHONPATH."""
     return not INSTALLED.intersection(file.parts) and not any(
         file.is_relative_to(place) for place in standard_library()
     )
@@ -213,8 +214,8 @@ def standard_library() -> list[str]:
     return [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
 
 
-def imports(module: str, file: Path) -> Iterator[str]:
-    """The dotted paths that a module imports, wherever in it, as far as its source tells."""
+def imported_names(module: str, file: Path) -> Iterator[str]:
+    """Yield the dotted paths that a module imports anywhere in its source."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
@@ -240,16 +241,16 @@ def imports(module: str, file: Path) -> Iterator[str]:
 
 
 def file_or_folder(value: str) -> Files:
-    """The hash of the file or folder that a value names, seen from the working directory; nothing if it names none."""
+    """Return the hash of the file or folder at a path, relative to the working directory; empty if there is none."""
     path = Path(os.path.expanduser(value.removeprefix("file://")))
     try:
         mode = path.stat().st_mode
-    except (OSError, ValueError):  # there is none of that name, or there can be none
+    except (OSError, ValueError):  # missing, or not a valid path
         return {}
     if stat.S_ISREG(mode):
         with status_lines(f"hashing {value}"):
             return {value: file_hash(path)}
-    if stat.S_ISDIR(mode) and not Path.cwd().is_relative_to(path.resolve()):  # that one has the runs in it
+    if stat.S_ISDIR(mode) and not Path.cwd().is_relative_to(path.resolve()):  # the working directory holds the runs
         with status_lines(f"hashing {value}"):
             return {value: folder_hash(path)}
     return {}
@@ -260,11 +261,11 @@ def file_hash(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        return f"not readable: {error.strerror}"  # whoever needs it says so
+        return f"not readable: {error.strerror}"  # the code that needs the file will raise
 
 
 def folder_hash(folder: Path) -> str:
-    """A hash of every name in a folder, with the content of files up to `MOST_FILES` and `MOST_BYTES`."""
+    """Return a hash of all names in a folder, and of file contents up to `MOST_FILES` and `MOST_BYTES`."""
     found = hashlib.sha256()
     num_files = num_bytes = 0
     for place, folders, names in os.walk(folder):

@@ -1,4 +1,4 @@
-"""Run folders, from outside: made, found and read without loading anything heavy."""
+"""Create, find and read the folders of runs without loading heavy libraries."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ablab.errors import ConfigError
-from ablab.lab.config.schema import accepts, quoted, readable
+from ablab.lab.config.schema import accepts, describe_type, quote_value
 from ablab.lab.config.yaml_files import read_yaml
 from ablab.lab.run.identity import flat
 
-LOCK = ".lock"  # in a run's folder: kept by the process that runs it
-LOG = "log.txt"  # in a run's folder: what it printed, in an ablation or under Slurm
-ABLATION = "ablation.json"  # in an ablation's: what was asked for, and which folder is which run
+LOCK = ".lock"  # in a run's folder: held by the process that runs it
+LOG = "log.txt"  # in a run's folder: its output, in an ablation or under Slurm
+ABLATION = "ablation.json"  # in an ablation's folder: its definition, and the folder of each run
 
-# What a run's files have to say for it to be resumed: keys, each with its type; `*` stands for every key of a mapping.
+# Keys that the files of a run need for resuming, each with its type; `*` stands for every key of a mapping.
 RECORD = {
     "id": "str",
     "status": "Literal['running', 'finished', 'stopped', 'diverged', 'interrupted', 'failed']",
@@ -59,7 +59,7 @@ CONFIG = {
     **dict.fromkeys(("model", "norm", "data", "optimizer"), "dict | None"),  # None: the task brings its own
     "seed": "int",
 }
-# What a record may have, too.
+# Optional keys of a record.
 OPTIONAL = {
     "pid": "int",
     "host": "str",
@@ -82,11 +82,11 @@ OPTIONAL = {
     "profile": "dict | None",
 }
 INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
-RANGES = {"threads.torch": (1, 4096), "processes": (1, 1_000_000)}  # a larger number of threads ends the process
+RANGES = {"threads.torch": (1, 4096), "processes": (1, 1_000_000)}  # OpenMP aborts the process with too many threads
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The run.json of a run's folder.
+    """Return the run.json of a run's folder.
 
     Raises:
         ConfigError: it cannot be read, or is not what a run writes.
@@ -95,7 +95,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """The environment.json of a run's folder.
+    """Return the environment.json of a run's folder.
 
     Raises:
         ConfigError: it cannot be read, or is not what a run writes.
@@ -106,23 +106,23 @@ def read_environment(folder: Path) -> dict[str, Any]:
 def read_json(
     folder: Path, name: str, types: Mapping[str, str], optional: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """A JSON file of a folder.
+    """Return the content of a JSON file.
 
     Args:
-        folder: a run's, or an ablation's.
-        name: of the file.
-        types: the keys that it has to have, each with its type.
-        optional: keys that it may have.
+        folder: of a run or an ablation.
+        name: the file name.
+        types: the required keys, each with its type.
+        optional: optional keys, each with its type.
 
     Raises:
-        ConfigError: it cannot be read, lacks a key, or a value is of another type.
+        ConfigError: the file cannot be read, lacks a key, or has a value of another type.
     """
     try:
         content = json.loads(
             (folder / name).read_text(encoding="utf-8"),
-            object_pairs_hook=distinct,
-            parse_constant=finite,
-            parse_float=finite,
+            object_pairs_hook=reject_duplicate_keys,
+            parse_constant=parse_finite,
+            parse_float=parse_finite,
         )
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
@@ -132,11 +132,11 @@ def read_json(
     return content
 
 
-def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The mapping of a JSON object.
+def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the mapping of a JSON object.
 
     Raises:
-        ValueError: a key is there twice.
+        ValueError: a key occurs twice.
     """
     content = dict(pairs)
     if len(content) < len(pairs):
@@ -145,8 +145,8 @@ def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def finite(text: str) -> float:
-    """A number of a JSON file, which has neither NaN nor infinity.
+def parse_finite(text: str) -> float:
+    """Return a number of a JSON file, which must be finite.
 
     Raises:
         ValueError: it is not finite.
@@ -159,10 +159,10 @@ def finite(text: str) -> float:
 def check_keys(
     folder: Path, name: str, content: Any, types: Mapping[str, str], optional: Mapping[str, str] | None = None
 ) -> None:
-    """Refuse a file that is not what a run writes.
+    """Refuse a file that does not have the form that a run writes.
 
     Raises:
-        ConfigError: it lacks a key, or a value is of another type.
+        ConfigError: it lacks a key, or a value has another type.
     """
     found = content if isinstance(content, Mapping) else {}
     required = [key for key in types if "*" not in key]
@@ -178,20 +178,20 @@ def check_keys(
 
 
 def type_problems(content: Mapping[Any, Any], types: Mapping[str, str]) -> Iterator[str]:
-    """The values of other types than a file has to have, as key=value."""
+    """Yield the values of wrong types, as key=value."""
     for pattern, kind in types.items():
         annotation = ast.parse(kind, mode="eval").body
         for key, value in values_at(content, pattern):
             low, high = RANGES.get(key, (None, None))
             if not accepts(annotation, value):
-                needed = {"dict": "a mapping", "list": "a list"}.get(kind) or readable(annotation)
-                yield f"{key}={shortened(value)}, and {needed} is needed"
+                needed = {"dict": "a mapping", "list": "a list"}.get(kind) or describe_type(annotation)
+                yield f"{key}={abbreviate(value)}, and {needed} is needed"
             elif low is not None and not low <= value <= high:
-                yield f"{key}={shortened(value)}, and {low} to {high:,} is needed"
+                yield f"{key}={abbreviate(value)}, and {low} to {high:,} is needed"
 
 
 def values_at(content: Any, pattern: str) -> Iterator[tuple[str, Any]]:
-    """The values of a mapping at a key such as `data.fingerprint` or `metrics.*`, each with its full key."""
+    """Yield the values of a mapping at a key such as `data.fingerprint` or `metrics.*`, each with its full key."""
     name, _, rest = pattern.partition(".")
     if not isinstance(content, Mapping):
         return
@@ -202,33 +202,33 @@ def values_at(content: Any, pattern: str) -> Iterator[tuple[str, Any]]:
             yield str(key), content[key]
 
 
-def shortened(value: Any) -> str:
-    """A value as a file has it, or its beginning."""
+def abbreviate(value: Any) -> str:
+    """Return a value as JSON, or its beginning."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
-def own_choices() -> dict[str, Any] | None:
-    """The choice of each group, whoever made it; None in a program that composed the config itself."""
+def group_choices() -> dict[str, Any] | None:
+    """Return the choice of each config group; None in a program that composed the config itself."""
     if not HydraConfig.initialized():
         return None
     groups: Any = OmegaConf.to_container(HydraConfig.get().runtime.choices)
     return {group: choice for group, choice in groups.items() if not group.startswith("hydra/")}
 
 
-STAMP = "%Y-%m-%dT%H:%M:%S%z"  # of a time in a record
-LONGEST_NAME = 200  # bytes; with the date and a number, a file system takes 255
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"  # of times in a record
+LONGEST_NAME = 200  # bytes; file systems allow 255, with date and number
 
 
 def check_name(key: str, name: str) -> None:
-    """Refuse a name that cannot be a folder of its own in output_dir.
+    """Refuse a name that cannot be the name of a folder in output_dir.
 
     Args:
-        key: that the name was given with, `name` or `ablation.name`.
+        key: the config key of the name, `name` or `ablation.name`.
         name: of a run, an ablation or a search.
 
     Raises:
-        ConfigError: it is empty, a path, too long, or one that some file system or tool changes or hides.
+        ConfigError: it is empty, a path, too long, or some file system or tool would change or hide it.
     """
     is_path = name.startswith(".") or Path(name).name != name
     is_changed = not name.isprintable() or name != name.strip() or name.endswith(".")
@@ -240,7 +240,7 @@ def check_name(key: str, name: str) -> None:
 
 
 def new_folder(parent: Path, name: str) -> Path:
-    """A folder that did not exist a moment ago; launches in the same second get numbers."""
+    """Create a new folder; launches within the same second get numbers."""
     check_name("name", name)
     stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
     number = 1
@@ -257,14 +257,14 @@ def new_folder(parent: Path, name: str) -> Path:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Remove a run's folder in which a run could not be begun, unless something else is in it."""
+    """Remove the folder of a run that could not start, unless it holds other files."""
     with suppress(OSError):
         (folder / LOCK).unlink(missing_ok=True)
         folder.rmdir()
 
 
-def made(folder: Path) -> Path:
-    """The folder that a person names, which need not be new."""
+def make_dir(folder: Path) -> Path:
+    """Create the folder that a user names, unless it exists."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -272,22 +272,22 @@ def made(folder: Path) -> Path:
     return folder.absolute()
 
 
-def go_on_command(folder: Path) -> str:
-    """What is typed to go on with a run."""
-    return f"python train.py {shlex.quote('resume=' + quoted(short(folder)))}"
+def resume_command(folder: Path) -> str:
+    """Return the command that resumes a run."""
+    return f"python train.py {shlex.quote('resume=' + quote_value(relpath(folder)))}"
 
 
-def short(path: Path) -> str:
-    """A path as it is shortest to type from here."""
+def relpath(path: Path) -> str:
+    """Return the shortest path to type from the working directory."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 
 
-def failure(folder: Path) -> str:
-    """The reason why a run failed, from its log and its record; "" where neither has one.
+def failure_reason(folder: Path) -> str:
+    """Return the reason why a run failed, from its log and its record; "" if neither has one.
 
-    An `error: …` line that ends the log is newer than the record, which a launch may never have reached. The last line
-    as such is no reason: it may be a progress bar or a warning of a process that was killed.
+    An `error: …` line at the end of the log is newer than the record, which a failed launch may not update. The last
+    line of the log alone is no reason: it may be a progress bar or a warning of a killed process.
     """
     try:
         lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -305,16 +305,16 @@ def failure(folder: Path) -> str:
         if isinstance(record, dict) and (error := str(record.get("error", "")).strip()):
             return error.splitlines()[0]
     except (OSError, ValueError, RecursionError):
-        pass  # status and page say so
+        pass  # reported elsewhere, by the status and on the page of runs
     traces = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
     ends = [line for line in lines[traces[-1] + 1 :] if not line.startswith(" ")] if traces else []
     if ends:
         return ends[0]
-    return lines[errors[-1]].removeprefix("error: ") if errors else of_slurm(from_slurm)
+    return lines[errors[-1]].removeprefix("error: ") if errors else slurm_reason(from_slurm)
 
 
-# Slurm's words for the end of a job, and ours.
-ENDS_OF_JOBS = {
+# Phrases in Slurm's messages, and the reason to report.
+SLURM_ENDINGS = {
     "oom": "killed by Slurm: out of memory",
     "out of memory": "killed by Slurm: out of memory",
     "due to time limit": "ended by Slurm: its time was over",
@@ -325,14 +325,14 @@ ENDS_OF_JOBS = {
 }
 
 
-def of_slurm(lines: Iterable[str]) -> str:
-    """The reason why a job ended, from the lines of Slurm in its log; "" where they have none."""
+def slurm_reason(lines: Iterable[str]) -> str:
+    """Return the reason why a job ended, from Slurm's lines in its log; "" if they have none."""
     text = "\n".join(lines).lower()
-    return next((reason for words, reason in ENDS_OF_JOBS.items() if words in text), "")
+    return next((reason for words, reason in SLURM_ENDINGS.items() if words in text), "")
 
 
-def death(exit_code: int | None) -> str:
-    """The reason why a process ended without a message, from its exit code."""
+def describe_exit(exit_code: int | None) -> str:
+    """Describe the exit code of a process that ended without a message."""
     if exit_code is None or exit_code >= 0:
         return f"its process ended with exit code {exit_code} and without a message"
     try:
@@ -343,26 +343,26 @@ def death(exit_code: int | None) -> str:
     return f"killed by {name}{causes.get(name, '')}"
 
 
-def now() -> str:
-    return time.strftime(STAMP)
+def timestamp() -> str:
+    return time.strftime(TIME_FORMAT)
 
 
-def config_of(folder: Path) -> DictConfig:
-    """The resolved config of a run, from its folder; `trust` is false in it, whatever the file says.
+def read_config(folder: Path) -> DictConfig:
+    """Return the resolved config of a run from its folder, with `trust` set to false.
 
     Raises:
-        ConfigError: the folder is not a run's, its config cannot be read, or the run is of a project of another name.
+        ConfigError: the folder is not a run, its config cannot be read, or it belongs to a project of another name.
     """
     for name in ("run.json", "config.yaml"):
         if not (folder / name).exists():
-            raise ConfigError(f"{folder}: it is no run's folder; there is no {name} in it")
+            raise ConfigError(f"{folder}: it is not a run's folder; there is no {name} in it")
     try:
         cfg = read_yaml(folder / "config.yaml")
     except ConfigError as error:
         raise ConfigError(f"{folder}: its config.yaml cannot be read ({error}); bring it back") from error
     content = OmegaConf.to_container(cfg)
     check_keys(folder, "config.yaml", content, CONFIG)
-    for key, value in flat(content).items():  # a run writes what it resolved, so that this can only be somebody's edit
+    for key, value in flat(content).items():  # a run writes resolved values, so this is an edit by hand
         if isinstance(value, str) and INTERPOLATION.search(value):
             raise ConfigError(
                 f"{folder}: its config.yaml has {key}={value}, which is not resolved and could read this machine's "
@@ -382,6 +382,6 @@ def config_of(folder: Path) -> DictConfig:
         )
     for key, default in (("quiet", False), ("dry_run", True)):
         if key not in cfg:
-            cfg[key] = default  # a run from before there was such a key
+            cfg[key] = default  # runs of earlier versions lack the key
     cfg.trust = False
     return cfg

@@ -1,4 +1,4 @@
-"""What can change a run's result, and what cannot: a run's identity, and the difference between two configs."""
+"""The identity of a run: the settings that can change its result, and how two configs differ in them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-PLACES = ("data.root", "data.path", "data.train_file", "data.test_file")  # of the data
+DATA_PATHS = ("data.root", "data.path", "data.train_file", "data.test_file")
 
-# Keys that say where, when and how comfortably a run is done, not what it finds. The data's place is no part of the
-# data, which have a fingerprint. A fork adds its own.
+# Settings that do not affect results. Data paths are among them, since the data have a fingerprint. A fork adds its
+# own.
 WITHOUT_EFFECT = (
     "name",
     "output_dir",
@@ -31,7 +31,7 @@ WITHOUT_EFFECT = (
     "callbacks.checkpoints.keep",
     "callbacks.checkpoints.every_*",
     "data.num_workers",
-    *PLACES,
+    *DATA_PATHS,
     "trainer.log_every_n_steps",
     "trainer.enable_*",
     "trainer.profile",
@@ -39,8 +39,8 @@ WITHOUT_EFFECT = (
     "trainer.strategy.timeout",
 )
 
-# Values under `trainer` that decide how many processes share a batch and how they add up, not what a step learns from:
-# a run is gone on with on other processes if all that differs is among them. Other strategies store another state.
+# Values under `trainer` that affect how many processes share a batch and the order of sums, but not the data of a step.
+# A run can be resumed with another world size if only these differ. Other strategies store other checkpoints.
 SHARING: dict[str, tuple[Any, ...]] = {
     "strategy": ("auto", "ddp"),
     "strategy._target_": ("ablab.lab.launch.strategies.ddp",),
@@ -54,13 +54,13 @@ ROUNDING = (
 
 
 def identity(config: Mapping[str, Any], *, code: str, data: str, processes: int = 1) -> dict[str, str]:
-    """Hashes of all that can change a run's result; equal ones mean equal results, up to the machine's rounding.
+    """Return hashes of everything that can change a result; equal hashes mean equal results, up to rounding.
 
     Args:
         config: the resolved config.
         code: a hash of the code.
-        data: the data's fingerprint.
-        processes: how many there are, which the config may leave to the machine.
+        data: the fingerprint of the data.
+        processes: the world size, which the config may leave to the machine.
     """
     values = json.dumps(scientific(config), sort_keys=True)
     parts = {"config": hashlib.sha256(values.encode()).hexdigest()[:16], "code": code[:16], "data": data[:16]}
@@ -69,7 +69,7 @@ def identity(config: Mapping[str, Any], *, code: str, data: str, processes: int 
 
 
 def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that can change a result, by their full keys."""
+    """Return the values that can change a result, by their full keys."""
     return {key: value for key, value in flat(config).items() if not without_effect(key)}
 
 
@@ -78,23 +78,23 @@ def without_effect(key: str) -> bool:
     return any(fnmatch(key, pattern) or fnmatch(f"{key}.", pattern) for pattern in WITHOUT_EFFECT)
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The keys that can change a result and differ, each with both values; "(none)" where there is no such key."""
+def result_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return the keys that can change a result and differ, with both values; "(none)" for a missing key."""
     before, after = scientific(old), scientific(new)
     keys = sorted(before.keys() | after.keys())
     pairs = [(key, before.get(key, "(none)"), after.get(key, "(none)")) for key in keys]
     return [(key, a, b) for key, a, b in pairs if a != b]
 
 
-def only_sharing(key: str, *values: Any) -> bool:
-    """Whether a key with these values, "(none)" among them, decides no more than how processes share the work."""
+def affects_only_sharing(key: str, *values: Any) -> bool:
+    """Return whether a key with these values only affects how processes share the work; "(none)" is a missing key."""
     name = key.removeprefix("trainer.")
     fine = (*SHARING.get(name, ()), "(none)")
     return key != name and (name in ROUNDING or (name in SHARING and all(value in fine for value in values)))
 
 
 def flat(config: Any, key: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings and lists, by their full keys."""
+    """Return the leaves of nested mappings and lists, by their full keys."""
     if isinstance(config, Mapping) and config:
         children = list(config.items())
     elif isinstance(config, list) and config:
@@ -105,6 +105,6 @@ def flat(config: Any, key: str = "") -> dict[str, Any]:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved config as plain data."""
+    """Return the resolved config as plain data."""
     container: Any = OmegaConf.to_container(cfg, resolve=True)
     return container

@@ -1,4 +1,4 @@
-"""Where a result comes from: the code, the environment, the machine."""
+"""Record the origin of a result: the code, the environment and the machine."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ import torch
 from ablab.lab.run.code import PACKAGE, changed_sources, code_of, sources_of
 from ablab.lab.run.git import Checkout, read_checkout
 
-ROOT = PACKAGE.parents[1]  # of a checkout; its commit and changes are those of these files
+ROOT = PACKAGE.parents[1]  # of the checkout
+# The paths whose commit and changes are recorded.
 CODE = ("train.py", "src", "conf", "pyproject.toml", "constraints.txt")
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices and threads: what must be the same for the same bits."""
+    """Return versions, devices and thread counts: all that must match for identical bits."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": socket.gethostname(),
-        "processor": processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": {"torch": torch.get_num_threads(), "interop": torch.get_num_interop_threads()},
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
-        "driver": driver(),
-        "packages": packages(),
+        "driver": driver_version(),
+        "packages": installed_packages(),
     }
 
 
 def environment_changes(then: Mapping[str, Any]) -> list[str]:
-    """What of the environment that decides the bits is not what it was, a line each; where it is called is no part."""
+    """Describe the changes in the environment that affect the bits of a result, one line each."""
     now = environment()
     names = ("python", "processor", "threads", "accelerators", "cuda", "cudnn", "driver")
     lines = [f"{name}: {then[name]} then, {now[name]} now" for name in names if then[name] != now[name]]
@@ -51,7 +52,7 @@ def environment_changes(then: Mapping[str, Any]) -> list[str]:
 
 
 def changes_since(record: Mapping[str, Any], then: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """List the changes of code and environment since a run was made, a line each.
+    """Describe the changes in code and environment since a run, one line each.
 
     Args:
         record: the run's run.json.
@@ -69,16 +70,16 @@ def changes_since(record: Mapping[str, Any], then: Mapping[str, Any], config: Ma
 
 
 @cache
-def packages() -> dict[str, str]:
-    """Every installed package and its version."""
-    found = dict(filter(None, map(name_and_version, metadata.distributions())))
+def installed_packages() -> dict[str, str]:
+    """Return every installed package and its version."""
+    found = dict(filter(None, map(read_name_and_version, metadata.distributions())))
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
-def name_and_version(package: metadata.Distribution) -> tuple[str, str] | None:
-    """Of an installed package; None where it does not say its name.
+def read_name_and_version(package: metadata.Distribution) -> tuple[str, str] | None:
+    """Return the name and version of an installed package; None if its metadata has no name.
 
-    Only two lines are read: `package.metadata` reads all of it anew each time it is asked, and a run's start waits.
+    Only two lines are parsed: `package.metadata` parses the whole file on each access, and a run's start waits for it.
     """
     text = package.read_text("METADATA") or package.read_text("PKG-INFO") or package.read_text("") or ""
     about = dict(re.findall(r"^(Name|Version): *(.*?)\s*$", text.partition("\n\n")[0], re.MULTILINE))
@@ -86,8 +87,8 @@ def name_and_version(package: metadata.Distribution) -> tuple[str, str] | None:
 
 
 @cache
-def processor() -> str:
-    """The processor's name, as far as the system tells."""
+def processor_name() -> str:
+    """Return the name of the processor, as far as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -95,23 +96,23 @@ def processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def driver() -> str | None:
-    """The NVIDIA driver's version; None without one."""
+def driver_version() -> str | None:
+    """Return the version of the NVIDIA driver; None without one."""
     if not torch.cuda.is_available():
         return None
     try:
-        words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        printed = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", check=True).stdout
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        printed = subprocess.run(query, capture_output=True, encoding="utf-8", errors="replace", check=True).stdout
         return printed.strip().splitlines()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         return None
 
 
 def checkout() -> Checkout:
-    """Return the commit of the code, and which of its files differ from the commit."""
+    """Return the commit of the code, and its files that differ from the commit."""
     return read_checkout(ROOT, CODE)
 
 
 def command() -> list[str]:
-    """The command that started this program."""
+    """Return the command that started this program."""
     return [sys.executable, *sys.argv]

@@ -1,7 +1,7 @@
-"""Check a checkpoint's state against the task and the trainer that are to take it, before either is changed.
+"""Check a checkpoint against the task and trainer that will load it, before either changes.
 
-A hash says that a file is what was written, not that this code can resume from it: the code may have changed, and a
-hash is not a signature. Lightning and torch would find out in the middle of restoring, or at the first step.
+A matching hash shows that a file is intact, not that this code can resume from it: the code may have changed, and a
+hash is not a signature. Lightning and torch would fail halfway through loading, or at the first step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ablab.data.datamodule import DataModule
 from ablab.lab.launch.strategies import Sharded
-from ablab.lab.run.checkpoint_files import PHASES, place, weights_problem
+from ablab.lab.run.checkpoint_files import PHASES, step_and_phase, weights_problem
 from ablab.optim.optimizer import make_optimizer
 from ablab.optim.schedules import lr_scheduler_config
 from ablab.tasks.metric_state import metric_states
@@ -27,22 +27,22 @@ from ablab.tasks.task import Task, is_overridden
 
 
 class Unfit(ValueError):
-    """A state that the code cannot resume from: where in it, and why."""
+    """A checkpoint that the code cannot resume from; the message names the entry and the reason."""
 
 
-def check_state(path: Path, state: Any, *, task: Task, trainer: L.Trainer, data: DataModule) -> None:
-    """Refuse a state that does not fit; task, trainer and data stay as they are.
+def check_checkpoint(path: Path, state: Any, *, task: Task, trainer: L.Trainer, data: DataModule) -> None:
+    """Refuse a checkpoint that does not fit; task, trainer and data stay unchanged.
 
     Args:
-        path: the checkpoint's, whose name says its step and phase.
-        state: its content.
-        task, trainer, data: as they are built, before `fit`.
+        path: the path of the checkpoint, whose name has its step and phase.
+        state: the content of the checkpoint.
+        task, trainer, data: as built, before `fit`.
 
     Raises:
-        Unfit: what in the state does not fit, and why.
+        Unfit: names the entry that does not fit, and the reason.
     """
-    step, phase = place(path)
-    check_form(state, trainer, {type(data).__qualname__: data.state_dict()})
+    step, phase = step_and_phase(path)
+    check_structure(state, trainer, {type(data).__qualname__: data.state_dict()})
     loops, own = state["loops"]["fit_loop"], state["callbacks"]["Checkpoints"]
     steps = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
     if not task.automatic_optimization:
@@ -57,7 +57,7 @@ def check_state(path: Path, state: Any, *, task: Task, trainer: L.Trainer, data:
         raise Unfit("loops.fit_loop.state_dict.combined_loader is no list of mappings")
 
     weights = task.state_dict()
-    for key in {"state_dict", "current_model_state"} & state.keys():  # with averaged weights, the raw ones are beside
+    for key in {"state_dict", "current_model_state"} & state.keys():  # averaged weights are stored beside the raw ones
         if (problem := weights_problem(state[key], weights)) is not None:
             raise Unfit(f"{key}: {problem}")
     check_callbacks(trainer, state)
@@ -71,16 +71,16 @@ def check_state(path: Path, state: Any, *, task: Task, trainer: L.Trainer, data:
         check_optimizers(task, state)
 
 
-def check_guest_state(path: Path, state: Any, *, module: L.LightningModule, trainer: L.Trainer) -> None:
-    """Refuse a state that does not fit a LightningModule from outside; module and trainer stay as they are.
+def check_guest_checkpoint(path: Path, state: Any, *, module: L.LightningModule, trainer: L.Trainer) -> None:
+    """Refuse a checkpoint that does not fit an external LightningModule; module and trainer stay unchanged.
 
-    Its optimizers are left to Lightning: only the module itself can make them.
+    Its optimizers are left to Lightning: only the module itself can build them.
 
     Raises:
-        Unfit: what in the state does not fit, and why.
+        Unfit: names the entry that does not fit, and the reason.
     """
-    step, phase = place(path)
-    check_form(state, trainer, {"exact": {"processes": []}})
+    step, phase = step_and_phase(path)
+    check_structure(state, trainer, {"exact": {"processes": []}})
     own = state["callbacks"]["Checkpoints"]
     if (state["global_step"], own["phase"]) != (step, PHASES[phase]):
         raise Unfit(f"it is of step {state['global_step']} ({own['phase']}), unlike its name")
@@ -89,18 +89,18 @@ def check_guest_state(path: Path, state: Any, *, module: L.LightningModule, trai
     found, expected = state["state_dict"], module.state_dict()
     hooks = ("setup", "configure_model", "on_save_checkpoint")
     if not module.strict_loading or any(is_overridden(module, hook, L.LightningModule) for hook in hooks):
-        common = found.keys() & expected.keys()  # layers may be made later, or left out on purpose
+        common = found.keys() & expected.keys()  # layers may be created later, or left out on purpose
         found, expected = ({name: weights[name] for name in common} for weights in (found, expected))
     if (problem := weights_problem(found, expected)) is not None:
         raise Unfit(f"state_dict: {problem}")
     check_callbacks(trainer, state)
 
 
-def check_form(state: Any, trainer: L.Trainer, own: dict[str, Any]) -> None:
-    """Refuse a state that lacks what every checkpoint of a run has, or what `own` has beside it.
+def check_structure(state: Any, trainer: L.Trainer, own: dict[str, Any]) -> None:
+    """Refuse a checkpoint without the entries that every checkpoint of a run has, or those of `own`.
 
     Raises:
-        Unfit: the place of the value, what is there, and what is needed.
+        Unfit: names the entry, its value and the expected type.
     """
     fit_loop: Any = trainer.fit_loop.state_dict()
     expected = {
@@ -118,16 +118,16 @@ def check_form(state: Any, trainer: L.Trainer, own: dict[str, Any]) -> None:
 
 
 def check_callbacks(trainer: L.Trainer, state: Any) -> None:
-    """Refuse what one of the trainer's callbacks could not load."""
+    """Refuse a checkpoint that one of the trainer's callbacks could not load."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if callback.state_key in state["callbacks"]:
             check_callback(callback, state["callbacks"][callback.state_key])
 
 
 def check_callback(callback: L.Callback, saved: Any) -> None:
-    """Refuse what one of this project's callbacks could not load.
+    """Refuse a state that one of this project's callbacks could not load.
 
-    A user's callback is left to Lightning: it may make what it keeps in `setup`, which has not been called yet.
+    Other callbacks are left to Lightning: they may create their attributes in `setup`, which has not been called yet.
     """
     if not type(callback).__module__.startswith(f"{__package__}."):
         return
@@ -141,7 +141,7 @@ def check_callback(callback: L.Callback, saved: Any) -> None:
 
 
 def check_optimizers(task: Task, state: Mapping[str, Any]) -> None:
-    """Refuse the states of optimizers and schedules unlike those that the task would make."""
+    """Refuse optimizer and schedule states that differ in form from those of the task."""
     parts = task.trained_parts()
     found = [len(state[name]) for name in ("optimizer_states", "lr_schedulers")]
     if found != [len(parts)] * 2:
@@ -151,22 +151,22 @@ def check_optimizers(task: Task, state: Mapping[str, Any]) -> None:
 
 
 def check_optimizer(task: Task, part: nn.Module, state: Mapping[str, Any], number: int) -> None:
-    """Refuse the states of the optimizer and the schedule of a part unlike those that the task would make.
+    """Refuse optimizer and schedule states of one part that differ in form from those of the task.
 
-    These are made on the meta device, where a step costs nothing, and shows what the optimizer keeps of a parameter.
-    An optimizer that cannot do that is not checked.
+    The expected states come from one step on the meta device, which costs nothing. An optimizer that cannot run there
+    is not checked.
     """
     with warnings.catch_warnings(action="ignore"), torch.device("meta"):
         try:
-            optimizer = make_optimizer(task.optimizer_factory, on_meta(part))
+            optimizer = make_optimizer(task.optimizer_factory, copy_to_meta(part))
             total_steps = max(1000, state["global_step"])
             schedule = lr_scheduler_config(task.scheduler_factory, optimizer, total_steps)["scheduler"]
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = torch.zeros_like(parameter)
-            getattr(optimizer, "train", lambda: None)()  # of a schedule-free one, before a step
+            getattr(optimizer, "train", lambda: None)()  # schedule-free optimizers need it before a step
             optimizer.step()
-        except Exception:  # whatever an optimizer of somebody's needs that is not there
+        except Exception:  # external optimizers may need real tensors
             return
     found, expected = state["optimizer_states"][number], optimizer.state_dict()
     at = f"optimizer_states[{number}]"
@@ -175,12 +175,12 @@ def check_optimizer(task: Task, part: nn.Module, state: Mapping[str, Any], numbe
     num_groups = len(expected["param_groups"])
     if len(groups) != num_groups or not all(isinstance(group, Mapping) for group in groups):
         raise Unfit(f"{at}.param_groups is {groups!r:.60}, and a list of {num_groups} is needed")
-    wanted = [  # another version of torch may add a key, and fills it in itself
+    wanted = [  # other versions of torch add keys and fill in missing ones
         {key: value for key, value in new.items() if key in old or key in ("params", "lr")}
         for new, old in zip(expected["param_groups"], groups, strict=True)
     ]
     check_like(groups, wanted, f"{at}.param_groups", lengths=True)
-    # what is below a mapping may depend on the number of steps, which is not known here: MultiStepLR's milestones
+    # nested mappings may depend on the number of steps, unknown here: MultiStepLR's milestones
     plan = {key: {} if isinstance(value, Mapping) else value for key, value in schedule.state_dict().items()}
     check_like(state["lr_schedulers"][number], plan, f"lr_schedulers[{number}]", lengths=True)
     for index, values in found["state"].items():
@@ -190,8 +190,8 @@ def check_optimizer(task: Task, part: nn.Module, state: Mapping[str, Any], numbe
         check_like(values, expected["state"][index], where, shapes=True)
 
 
-def on_meta(model: nn.Module) -> nn.Module:
-    """A copy of a model whose tensors have no memory."""
+def copy_to_meta(model: nn.Module) -> nn.Module:
+    """Return a copy of a model on the meta device."""
     memo: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
@@ -201,18 +201,18 @@ def on_meta(model: nn.Module) -> nn.Module:
 def check_like(
     found: Any, expected: Any, where: str, *, counted: bool = False, lengths: bool = False, shapes: bool = False
 ) -> None:
-    """Refuse a value of another type than the expected one, or a mapping that lacks one of its keys.
+    """Refuse a value of another type than expected, or a mapping that lacks a key.
 
     Args:
         found: the value.
-        expected: a value of the right form. None says nothing of it.
-        where: the place of the value, for the message.
-        counted: whole numbers are counts, and not negative.
-        lengths: lists have the same length, and their items the same form.
+        expected: a value of the right form. None accepts anything.
+        where: the path of the value, for the message.
+        counted: integers are counts, and not negative.
+        lengths: lists have the same length, and items of the same form.
         shapes: tensors have the same shape.
 
     Raises:
-        Unfit: the place, what is there, and what is needed.
+        Unfit: names the entry, its value and the expected type.
     """
     options = {"counted": counted, "lengths": lengths, "shapes": shapes}
     problem = None

@@ -1,4 +1,4 @@
-"""A run's folder: created exclusively, written so that a person can read it, closed with how the run ended."""
+"""The folder of a run: created exclusively, readable for people, and completed with how the run ended."""
 
 from __future__ import annotations
 
@@ -20,56 +20,56 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from ablab.disk import Lock, atomic_write, first_missing_dir, write_text
-from ablab.errors import CRASHED, FINISHED, STOPPED, ConfigError, Diverged, RunError, Stopped, Taken
+from ablab.errors import CRASHED, FINISHED, STOPPED, ConfigError, Diverged, RunError, RunInUse, Stopped
 from ablab.lab.launch.processes import shared
 from ablab.lab.loggers.csv_file import MetricsCSV, read_rows
 from ablab.lab.loggers.trackers import build_loggers, has_failed, tracker_ids
 from ablab.lab.run import checkpoint_files, provenance, signals
-from ablab.lab.run.code import code_of, hashed_once
+from ablab.lab.run.code import cache_hashes, code_of
 from ablab.lab.run.folder import (
     LOCK,
     LOG,
-    config_of,
-    made,
+    group_choices,
+    make_dir,
     new_folder,
-    now,
-    own_choices,
+    read_config,
     read_environment,
     read_record,
     remove_if_empty,
+    timestamp,
 )
 from ablab.lab.run.git import Checkout, GitError
 from ablab.lab.run.identity import identity, plain
 from ablab.lab.run.redaction import redact, redact_loggers, redact_overrides
 from ablab.lab.run.resume import own_overrides
 
-DESCRIPTION = ("config.yaml", "environment.json", "changes.patch", "run.json")  # what a run writes before it trains
-# What a folder may hold that a new run is given: what an ablation or Slurm has put there, and what a kill has left.
-MAY_BE_THERE = {LOCK, LOG, *DESCRIPTION, *(f"{name}.tmp" for name in DESCRIPTION)}
+DESCRIPTION_FILES = ("config.yaml", "environment.json", "changes.patch", "run.json")  # written before training
+# Files that the folder of a new run may hold: those of an ablation or Slurm, and leftovers of a killed process.
+ALLOWED_FILES = {LOCK, LOG, *DESCRIPTION_FILES, *(f"{name}.tmp" for name in DESCRIPTION_FILES)}
 
 
 class Run:
-    """One run and its folder; as a context manager it records how the run ended, crashes included.
+    """One run and its folder; as a context manager, it records how the run ended, crashes included.
 
-    The folder holds `config.yaml` (resolved), `run.json` (command, code, how it ended and with which metrics),
-    `environment.json` (versions, devices, threads), `changes.patch` (what the commit lacks), `metrics.csv`,
-    `checkpoints/`, and what callbacks and loggers add.
+    The folder holds `config.yaml` (resolved), `run.json` (command, code, status and metrics), `environment.json`
+    (versions, devices, threads), `changes.patch` (uncommitted changes), `metrics.csv`, `checkpoints/`, and the files of
+    callbacks and loggers.
 
     Args:
         folder: the run's folder, which exists.
         config: the resolved config as plain data.
-        owner: whether this process writes the record; the other processes of the run do not.
+        is_owner: this process writes the record; the other processes of the run do not.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], *, owner: bool) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], *, is_owner: bool) -> None:
         self.folder = folder
         self.config = config
-        self.owner = owner
+        self.is_owner = is_owner
         self.record: dict[str, Any] = {}
         self.facts: dict[str, Any] = {}
         self.metrics: dict[str, float] = {}
         self.weights: dict[str, str] = {}
-        self.seconds: float | None = None  # of the training, validation included
+        self.seconds: float | None = None  # training time, validation included
         self.loggers: list[Logger] = []
         self.checkpoint: Path | None = None
         self.rows: list[dict[str, Any]] = []
@@ -87,51 +87,51 @@ class Run:
         check_state: Callable[[Path, dict[str, Any]], None] | None = None,
         **facts: Any,
     ) -> Run:
-        """Make the folder of a new run, or go on with the one that `cfg.resume` names.
+        """Create the folder of a new run, or resume the run that `cfg.resume` names.
 
-        `cfg.folder` is the new run's folder, if it names one. The first process does it, the others join.
+        `cfg.folder`, if set, is the folder of the new run. Rank 0 does the work, the other ranks join.
 
         Args:
             cfg: the composed config.
-            rank, world_size: this process, of how many.
-            data: what is to be recorded of the data, their fingerprint among it.
+            rank, world_size: of this process.
+            data: facts of the data to record, their fingerprint included.
             check_state: raises a ValueError for a checkpoint that cannot be resumed from.
-            facts: what else is to be recorded, beside the config, in run.json and by every logger.
+            facts: other facts to record beside the config, in run.json and by every logger.
 
         Raises:
-            ConfigError: there can be no such folder, or it cannot be gone on with.
+            ConfigError: the folder cannot be created, or the run cannot be resumed.
         """
-        signals.begin()  # from the first file on there is something to save
+        signals.defer()  # from the first file on, there is something to save
         try:
-            return cls.opened(cfg, {"processes": world_size, "data": data, **facts}, rank=rank, check_state=check_state)
+            return cls._open(cfg, {"processes": world_size, "data": data, **facts}, rank=rank, check_state=check_state)
         except BaseException:
-            signals.end()
+            signals.stop_deferring()
             raise
 
     @classmethod
     def finished(cls, folder: Path, metrics: dict[str, float], weights: dict[str, str]) -> Run:
         """Return a run that other processes have finished, with what they have found."""
-        run = cls(folder, plain(config_of(folder)), owner=False)
+        run = cls(folder, plain(read_config(folder)), is_owner=False)
         run.record, run.metrics, run.weights = read_record(folder), metrics, weights
         run.seconds = run.record["seconds"]
         return run
 
     @classmethod
-    def opened(cls, cfg: DictConfig, facts: dict[str, Any], *, rank: int, check_state: Any) -> Run:
-        """The run, as the first process has made it or found it."""
+    def _open(cls, cfg: DictConfig, facts: dict[str, Any], *, rank: int, check_state: Any) -> Run:
+        """Return the run that rank 0 has created or resumed."""
         world_size = facts["processes"]
-        if cfg.resume is not None:  # another number of threads rounds otherwise
+        if cfg.resume is not None:  # another number of threads rounds differently
             torch.set_num_threads(read_environment(Path(str(cfg.resume)))["threads"]["torch"])
         if rank > 0:
             problem, folder, checkpoint = shared(None, world_size)
             if problem:
                 raise ConfigError(problem)
-            run = cls(folder, plain(cfg), owner=False)
+            run = cls(folder, plain(cfg), is_owner=False)
             run.facts = facts
             run.checkpoint = checkpoint
             return run
         try:
-            run = cls.begun(cfg, facts, check_state)
+            run = cls._begin(cfg, facts, check_state)
         except ConfigError as error:
             shared((str(error), None, None), world_size)
             raise
@@ -139,37 +139,39 @@ class Run:
         return run
 
     @classmethod
-    def begun(cls, cfg: DictConfig, facts: dict[str, Any], check_state: Any = None) -> Run:
-        """A new run, or one to go on with, from the process that writes its record."""
+    def _begin(cls, cfg: DictConfig, facts: dict[str, Any], check_state: Any = None) -> Run:
+        """Create or resume a run in the process that writes its record."""
         if cfg.resume is not None:
             folder = Path(str(cfg.resume)).absolute()
         else:
-            folder = new_folder(Path(cfg.output_dir), cfg.name) if cfg.folder is None else made(Path(str(cfg.folder)))
-        run = cls(folder, plain(cfg), owner=True)
+            folder = (
+                new_folder(Path(cfg.output_dir), cfg.name) if cfg.folder is None else make_dir(Path(str(cfg.folder)))
+            )
+        run = cls(folder, plain(cfg), is_owner=True)
         run.facts = facts
-        run.take(new=cfg.resume is None)
+        run.lock_folder(new=cfg.resume is None)
         try:
-            with hashed_once():  # the identity, the sources and the changes are of the same code
+            with cache_hashes():  # identity, sources and changes must describe the same code
                 if cfg.resume is None:
-                    run.describe()
+                    run.create_record()
                 else:
-                    run.go_on(check_state)
+                    run.resume_record(check_state)
         except BaseException:
-            run.lock.release()  # a notebook tries again in this process
+            run.lock.release()  # a notebook may try again in this process
             raise
         return run
 
-    def take(self, *, new: bool) -> None:
-        """Keep the folder to this process for as long as it lives.
+    def lock_folder(self, *, new: bool) -> None:
+        """Lock the folder for the lifetime of this process.
 
         Args:
-            new: the run is to be begun.
+            new: the run is a new one.
 
         Raises:
-            Taken: another one has it, or has begun it a moment ago.
+            RunInUse: another process uses the run, or has just created it.
         """
         try:
-            is_ours = self.lock.acquire(seconds=0.2)  # whoever looks at the run has it for a moment
+            is_ours = self.lock.acquire(seconds=0.2)  # a process that checks the lock holds it for a moment
         except OSError as error:
             if new:
                 remove_if_empty(self.folder)
@@ -178,8 +180,8 @@ class Run:
             ) from error
         if not is_ours:
             owner = read_record(self.folder) if (self.folder / "run.json").exists() else {}
-            raise Taken(
-                f"resume={self.folder}: this run is going on, in process {owner.get('pid')} on {owner.get('host')}; "
+            raise RunInUse(
+                f"resume={self.folder}: this run is in use by process {owner.get('pid')} on {owner.get('host')}; "
                 "end it first, or wait"
             )
         if not self.lock.is_kept:
@@ -190,25 +192,26 @@ class Run:
             )
         if new and (self.folder / "run.json").exists():
             self.lock.release()
-            raise Taken(
+            raise RunInUse(
                 f"folder={self.folder}: another process has begun this run a moment ago; give the command again"
             )
-        if new and (foreign := sorted({path.name for path in self.folder.iterdir()} - MAY_BE_THERE)):
+        if new and (foreign := sorted({path.name for path in self.folder.iterdir()} - ALLOWED_FILES)):
             self.lock.release()
             raise ConfigError(
-                f"folder={self.folder}: it is no run's, and is not empty ({', '.join(foreign[:3])}); name a new one"
+                f"folder={self.folder}: the directory is not empty and is not a run ({', '.join(foreign[:3])}); name a "
+                "new one"
             )
 
-    def describe(self) -> None:
-        """Write all that makes a new run.
+    def create_record(self) -> None:
+        """Write the description of a new run.
 
         Raises:
-            ConfigError: there is no room for it; nothing of it is left.
+            ConfigError: the disk is full or the folder is not writable; no file is left behind.
         """
         try:
             self.write_description()
         except (OSError, RunError) as error:
-            for name in DESCRIPTION:
+            for name in DESCRIPTION_FILES:
                 (self.folder / name).unlink(missing_ok=True)
             self.lock.release()
             remove_if_empty(self.folder)
@@ -221,7 +224,7 @@ class Run:
         config, hidden = redact_loggers(self.config)
         write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         write_text(self.folder / "environment.json", json.dumps(provenance.environment(), indent=2) + "\n")
-        about_process, patch = self.start_of_process(), b""
+        about_process, patch = self.process_facts(), b""
         try:
             patch = self.checkout.patch()
         except (GitError, OSError) as error:
@@ -231,25 +234,25 @@ class Run:
                 temporary.write_bytes(patch)
         alphabet = string.ascii_lowercase + string.digits
         self.record = {
-            "id": agents_id() or "".join(secrets.choice(alphabet) for _ in range(8)),
+            "id": sweep_agent_id() or "".join(secrets.choice(alphabet) for _ in range(8)),
             "status": "running",
             **about_process,
             **({"hidden": hidden} if hidden else {}),
-            **({} if (choices := own_choices()) is None else {"choices": choices}),
+            **({} if (choices := group_choices()) is None else {"choices": choices}),
             "identity": self.identity(),
             "sources": code_of(self.config).sources,
             **self.facts,
         }
         self.write()
 
-    def go_on(self, check_state: Any = None) -> None:
-        """Find the checkpoint, and write that an earlier run is gone on with."""
+    def resume_record(self, check_state: Any = None) -> None:
+        """Find the checkpoint, and record that the run is resumed."""
         self.record = read_record(self.folder)
-        if self.record["status"] == "finished" and self.config["folder"] is not None:  # since it was looked at
+        if self.record["status"] == "finished" and self.config["folder"] is not None:  # since this process checked
             self.lock.release()
-            raise Taken(f"resume={self.folder}: another process has just finished this run; nothing is left to do")
+            raise RunInUse(f"resume={self.folder}: another process has just finished this run; nothing is left to do")
         then, here = self.record, self.facts
-        sizes, now_sizes = then.get("batch_sizes", {}), here.get("batch_sizes", {})  # none of a module from outside
+        sizes, now_sizes = then.get("batch_sizes", {}), here.get("batch_sizes", {})  # external modules have none
         if now_sizes.keys() - sizes.keys():
             raise ConfigError(
                 f"resume={self.folder}: its run.json is not what a run writes (it lacks batch_sizes); bring the file "
@@ -278,26 +281,26 @@ class Run:
         if changes:
             lines = ["warning: what follows may differ from what an uninterrupted run finds; not as it was:", *changes]
             print(*lines, sep="\n  ", file=sys.stderr)
-        self.record.setdefault("resumed", []).append(self.start_of_process())
+        self.record.setdefault("resumed", []).append(self.process_facts())
         self.record |= {"status": "running", "pid": os.getpid(), "host": socket.gethostname()}
         for name in ("error", "ended"):
             self.record.pop(name, None)
         self.write()
 
     def identity(self) -> dict[str, str]:
-        """Hashes of all that can change the result."""
+        """Return hashes of everything that can change the result."""
         data, processes = self.facts["data"]["fingerprint"], self.facts["processes"]
         return identity(self.config, code=code_of(self.config).digest, data=data, processes=processes)
 
-    def start_of_process(self) -> dict[str, Any]:
-        """Return the facts of the process that trains; print a line if no commit can be recorded."""
+    def process_facts(self) -> dict[str, Any]:
+        """Return facts of the process that trains; print a warning if no commit can be recorded."""
         self.checkout = provenance.checkout()
         words = own_overrides()
         problem = self.checkout.problem
         return {
             "command": shlex.join(redact(provenance.command())),
             "overrides": None if words is None else redact_overrides(words),
-            "started": now(),
+            "started": timestamp(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "git_commit": None if problem else str(self.checkout),
@@ -311,14 +314,14 @@ class Run:
         Raises:
             ConfigError: no sound checkpoint fits, or metrics.csv has fewer rows.
         """
-        found = checkpoint_files.newest_sound(
+        found = checkpoint_files.newest_valid(
             self.folder / "checkpoints",
             lambda text: print(f"warning: {text}", file=sys.stderr),
             run=self.record["id"],
             check=check_state,
         )
         if found is None:
-            if checkpoint_files.in_order(self.folder / "checkpoints"):
+            if checkpoint_files.list_checkpoints(self.folder / "checkpoints"):
                 print(f"warning: no checkpoint of {self.folder} is sound; the run begins anew", file=sys.stderr)
             return
         self.checkpoint, state = found
@@ -356,7 +359,7 @@ class Run:
             logger.log_hyperparams(redact({**self.config, **facts}))
         trackers = {name: logger for name, logger in trackers.items() if not has_failed(logger)}  # Lightning asks them
         self.loggers = [MetricsCSV(self.folder, rows=list(self.rows)), *trackers.values()]
-        if self.owner and (ids := tracker_ids(trackers)):
+        if self.is_owner and (ids := tracker_ids(trackers)):
             self.record["trackers"] = ids
             self.write()
         return self.loggers
@@ -367,55 +370,56 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        status, exit_code = how_it_ended(error)
+        status, exit_code = status_and_exit_code(error)
         if error is not None:
             self.record["error"] = redact(f"{type(error).__name__}: {error}")
-        # JSON has no NaN and no infinity: what diverged is null
+        # JSON has neither NaN nor infinity: diverged metrics are null
         metrics = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
-        self.record |= {"status": status, "ended": now(), "seconds": self.seconds}
+        self.record |= {"status": status, "ended": timestamp(), "seconds": self.seconds}
         self.record |= {"metrics": metrics, "weights_sha256": self.weights}
-        there = first_missing_dir(self.folder) is None  # if not, this is what the run has ended with
+        there = first_missing_dir(self.folder) is None  # if the folder is gone, that is the error that ended the run
         if there:
-            self.attempt(self.write)
+            self.try_to(self.write)
         for logger in self.loggers:
             if there:
-                self.attempt(logger.save)
+                self.try_to(logger.save)
             if hasattr(logger, "close"):
-                self.attempt(logger.close, exit_code)
+                self.try_to(logger.close, exit_code)
         self.lock.release()
-        signals.end()
+        signals.stop_deferring()
 
-    def attempt(self, step: Callable[..., Any], *arguments: Any) -> None:
-        """Do one thing of the end; a full disk must not keep the others from being done."""
+    def try_to(self, step: Callable[..., Any], *arguments: Any) -> None:
+        """Run one step of the cleanup; a full disk must not prevent the others."""
         try:
             step(*arguments)
         except (OSError, RunError) as problem:
             print(f"warning: {self.folder}: {problem}", file=sys.stderr)
 
     def write(self) -> None:
-        """Write run.json, whole or not at all."""
-        if self.owner:
+        """Write run.json atomically."""
+        if self.is_owner:
             write_text(self.folder / "run.json", json.dumps(self.record, indent=2) + "\n")
 
 
 def warn_of_git(problem: str) -> str:
-    """Print that the code is not fully recorded, and return the reason as run.json has it."""
+    """Warn that the code is not fully recorded, and return the reason for run.json."""
     print(f"warning: {problem}; run.json has a hash of the code", file=sys.stderr)
     return problem
 
 
-def agents_id() -> str | None:
-    """The id that an agent of a W&B sweep has given to the one run that it starts."""
+def sweep_agent_id() -> str | None:
+    """Return the id that the agent of a W&B sweep has given to its run."""
     return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
 
 
-def how_it_ended(error: BaseException | None) -> tuple[str, int]:
-    """The status of run.json and the exit code."""
+def status_and_exit_code(error: BaseException | None) -> tuple[str, int]:
+    """Return the status for run.json and the exit code."""
     if error is None:
         return "finished", FINISHED
     if isinstance(error, Stopped):
         return "stopped", STOPPED
-    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):  # Lightning exits
+    # Lightning turns Ctrl-C into SystemExit
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
         return "interrupted", CRASHED
     if isinstance(error, RunError):
         return ("diverged" if isinstance(error, Diverged) else "failed"), error.exit_code

@@ -1,7 +1,7 @@
-"""Requests to stop: SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGHUP are noted here, and acted upon between two steps.
+"""Handlers for requests to stop: SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGHUP take effect between two steps.
 
-A scheduler sends one some time before it kills, and a terminal that closes sends SIGHUP; under nohup, which has SIGHUP
-ignored, it stays ignored. Before the run has anything to save, each leaves at once.
+Schedulers send one some time before they kill a job, and a closing terminal sends SIGHUP; under nohup, SIGHUP stays
+ignored. Until a run has something to save, each signal exits at once.
 """
 
 from __future__ import annotations
@@ -20,56 +20,56 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 requested: signal.Signals | None = None
 installed = False
-saving = False
+deferring = False
 forwards: list[Callable[[int], None]] = []  # called with each signal that is noted
 
 
 def install() -> None:
-    """Note these signals from now on, instead of what they did: for a program that trains, not for a notebook."""
+    """Install the handlers for the whole process: for a program that trains, not for a notebook."""
     global installed
     installed = True
     restore()
-    atexit.register(ignore)  # what has been done is recorded; Python's last moments are not worth another exit code
+    atexit.register(ignore_all)  # the run is recorded by then; interpreter shutdown must not change the exit code
 
 
 def restore() -> None:
-    """Note them again, where Lightning has put its own handlers since."""
+    """Reinstall the handlers after Lightning has replaced them."""
     if installed:
-        for number in heeded():
-            signal.signal(number, note)
+        for number in handled_signals():
+            signal.signal(number, handle)
 
 
 @contextmanager
-def noted() -> Iterator[None]:
-    """Note them in a part of a program, which keeps its own handlers for the rest."""
+def handling() -> Iterator[None]:
+    """Install the handlers inside this context, and restore the previous ones after it."""
     global installed, requested
-    before, was_installed = {number: signal.getsignal(number) for number in heeded()}, installed
+    before, was_installed = {number: signal.getsignal(number) for number in handled_signals()}, installed
     installed = True
     try:
-        begin()
+        defer()
         restore()
         yield
     finally:
         installed, requested = was_installed, None
-        end()
+        stop_deferring()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def heeded() -> list[signal.Signals]:
-    """The signals that stop this process: SIGHUP is none of them where nohup has it ignored."""
+def handled_signals() -> list[signal.Signals]:
+    """Return the signals that stop this process: SIGHUP is left out if it is ignored, as under nohup."""
     return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
-def ignore() -> None:
+def ignore_all() -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
-    """Let them end the process as they do without Python, which notes none while it waits in C++."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in heeded()} if installed else {}
+def default_handlers() -> Iterator[None]:
+    """Use the default handlers inside this context: Python's own do not run while it waits in C++ code."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in handled_signals()} if installed else {}
     try:
         yield
     finally:
@@ -77,10 +77,10 @@ def at_once() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def note(number: int, frame: FrameType | None) -> None:
-    """Handle a signal: leave at once, or remember it for the training to see."""
+def handle(number: int, frame: FrameType | None) -> None:
+    """Handle a signal: exit at once, or record it for the training loop."""
     global requested
-    if not saving:
+    if not deferring:
         os._exit(STOPPED)
     if requested == signal.SIGINT == number:
         os._exit(ABORTED)
@@ -96,22 +96,22 @@ def note(number: int, frame: FrameType | None) -> None:
 def forward(to: Callable[[int], None]) -> Iterator[None]:
     """Forward the signals that are noted within; each of them waits for those who get it."""
     forwards.append(to)
-    begin()
+    defer()
     restore()
     try:
         yield
     finally:
-        end()
+        stop_deferring()
         forwards.remove(to)
 
 
-def begin() -> None:
-    """From now on there is something to save: a signal waits for the end of the step."""
-    global saving
-    saving = True
+def defer() -> None:
+    """Defer signals to the end of the step from now on, since there is something to save."""
+    global deferring
+    deferring = True
 
 
-def end() -> None:
-    """The run has ended: the next signal leaves at once again."""
-    global saving
-    saving = False
+def stop_deferring() -> None:
+    """Exit at once on the next signal again, since the run has ended."""
+    global deferring
+    deferring = False
