@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from ablab.errors import ConfigError
 from ablab.lab.launch.processes import is_lost_connection
 from ablab.lab.loggers.csv_file import read_rows
 from ablab.lab.run.checkpoint_files import BEST, read_weights
-from ablab.tasks.task import Task
 
 ROOT = Path(__file__).parents[2]
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -460,32 +458,25 @@ def listening(pids: set[int]) -> set[str]:
     return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
 
 
+class Listening(L.Callback):
+    """Writes the addresses on which a worker and the agent that has started it accept connections."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
+        found = listening({os.getpid(), os.getppid()})
+        Path(f"addresses-{trainer.global_rank}.json").write_text(json.dumps([*found]))
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc/net/tcp")
-def test_processes_on_one_machine_listen_on_loopback_alone(
-    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_on_one_machine_listen_on_loopback_alone(command: Command, tmp_path: Path) -> None:
     """Also where another program's address is left over in the environment, and its port is taken."""
-    seen: dict[str, set[int] | set[str]] = {}
-    original = Task.training_step
-
-    def look(self: Task, *arguments: Any) -> Any:
-        if not seen:
-            children = Path(f"/proc/self/task/{threading.main_thread().native_id}/children").read_text().split()
-            seen["pids"] = {os.getpid(), *map(int, children)}
-            seen["addresses"] = listening(seen["pids"]) - before
-        return original(self, *arguments)
-
-    before = listening({os.getpid()})
     with socket.create_server(("", 0)) as server:
-        for name, value in {"MASTER_ADDR": "pod-0", "MASTER_PORT": str(server.getsockname()[1])}.items():
-            monkeypatch.setenv(name, value)
-        before |= listening({os.getpid()})
-        monkeypatch.setattr(Task, "training_step", look)
-        run("trainer=ddp_cpu", *SMALL)
-        assert os.environ["MASTER_ADDR"] == "pod-0"
-    assert len(seen["pids"]) >= 2
-    assert seen["addresses"] == {"0100007F"}
-    assert "GLOO_SOCKET_IFNAME" not in os.environ
+        left = {"MASTER_ADDR": "pod-0", "MASTER_PORT": str(server.getsockname()[1]), "PYTHONPATH": str(ROOT)}
+        callback = "+callbacks.own._target_=tests.runs.test_processes.Listening"
+        done = command("trainer=ddp_cpu", "logger=csv", callback, *SMALL, **left)
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        assert json.loads((tmp_path / f"addresses-{rank}.json").read_text()) == ["0100007F"]
 
 
 def test_only_the_words_of_a_lost_connection_are_taken_for_one() -> None:

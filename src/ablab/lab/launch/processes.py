@@ -23,10 +23,10 @@ from ablab.lab.run import signals
 from ablab.lab.run.identity import flat, plain
 from ablab.rank import is_own_launch, launcher
 
-STARTING = timedelta(minutes=5)  # that processes have to load what they need
-GRACE = 5.0  # seconds to wait for the word of a process that has failed
-FAILURE = "ablab/failure"  # where processes that torchrun or srun has started leave word of how they failed
-OWN_WORDS = ("resume", "folder")  # keys of the config that the first process decides alone
+STARTUP_TIMEOUT = timedelta(minutes=5)  # for the processes to load the libraries
+REPORT_TIMEOUT = 5.0  # seconds to wait for the report of a process that has failed
+FAILURE_KEY = "ablab/failure"  # in the store: the failure of a process that torchrun or srun has started
+RANK_ZERO_KEYS = ("resume", "folder")  # keys of the config that the first process decides alone
 LOOPBACK = "127.0.0.1"
 
 
@@ -50,7 +50,7 @@ def process_group(trainer: L.Trainer, cfg: DictConfig) -> Iterator[None]:
         try:
             yield
         except Stopped:
-            go_on_later(cfg)
+            requeue_job(cfg)
             raise
         return
     # Lightning's way to tell all processes of a signal, an exchange in each step; ours is `ablab.tasks.all_reduce`
@@ -62,12 +62,12 @@ def process_group(trainer: L.Trainer, cfg: DictConfig) -> Iterator[None]:
             if trainer.num_nodes == 1:
                 stay_on_loopback()
             join(trainer)
-            agree(cfg, trainer)
+            check_same_config(cfg, trainer)
         yield
         ends_well = True
     except Stopped:
         ends_well = True
-        go_on_later(cfg)
+        requeue_job(cfg)
         dist.barrier()  # the others are ended as soon as one leaves, before they have closed
         raise
     finally:
@@ -118,7 +118,7 @@ def first_failure() -> Iterator[None]:
             raise
         if is_lost_connection(error):
             raise failure_of_another(error) from error
-        tell(error)
+        report_failure(error)
         raise
 
 
@@ -145,7 +145,7 @@ def lost_worker() -> Iterator[None]:
 def join(trainer: L.Trainer) -> None:
     """Join the other processes; loading the libraries takes longer than a step may."""
     strategy: Any = trainer.strategy
-    timeout, strategy._timeout = strategy._timeout, max(strategy._timeout, STARTING)
+    timeout, strategy._timeout = strategy._timeout, max(strategy._timeout, STARTUP_TIMEOUT)
     if trainer.num_nodes == 1 and launcher() != "torchrun":  # whose agent has a store for its workers
         device = strategy.root_device
         strategy.accelerator.setup_device(device)
@@ -193,21 +193,21 @@ def stay_on_loopback() -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0])
 
 
-def go_on_later(cfg: DictConfig) -> None:
+def requeue_job(cfg: DictConfig) -> None:
     """Have Slurm start a stopped job again, if its command will find the run."""
     if (cfg.folder is not None or cfg.resume is not None) and requeue():
         print("the job is back in the queue and will go on with this run", flush=True)
 
 
-def agree(cfg: DictConfig, trainer: L.Trainer) -> None:
+def check_same_config(cfg: DictConfig, trainer: L.Trainer) -> None:
     """Compare the configs of all processes, and take the first one's word on what is resumed.
 
     Raises:
         ConfigError: they differ.
     """
     here = flat(plain(cfg))
-    own = {key: here.pop(key) for key in OWN_WORDS}
-    if not same_everywhere(repr(sorted(here.items())), trainer.strategy.root_device):
+    own = {key: here.pop(key) for key in RANK_ZERO_KEYS}
+    if not is_same_everywhere(repr(sorted(here.items())), trainer.strategy.root_device):
         everywhere: list[Any] = [None] * trainer.world_size
         dist.all_gather_object(everywhere, here)
         rank, there = next((rank, there) for rank, there in enumerate(everywhere) if repr(there) != repr(everywhere[0]))
@@ -218,12 +218,12 @@ def agree(cfg: DictConfig, trainer: L.Trainer) -> None:
             "\n".join(["the processes of this run have composed different configs:", *lines])
             + "\n  give all of them the same command; a value that is drawn is drawn before, by a sweep"
         )
-    for key, value in shared(own, trainer.world_size).items():
+    for key, value in broadcast(own, trainer.world_size).items():
         OmegaConf.update(cfg, key, value)
 
 
-def same_everywhere(text: str, device: torch.device) -> bool:
-    """Whether all processes have the same text; what they exchange is as short however many they are."""
+def is_same_everywhere(text: str, device: torch.device) -> bool:
+    """Return whether all processes have the same text, by an all-reduce of its hash."""
     mine = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], signed=True)
     largest = torch.tensor([mine, ~mine], device=device)  # the largest ~h is that of the smallest h
     dist.all_reduce(largest, dist.ReduceOp.MAX)
@@ -231,8 +231,8 @@ def same_everywhere(text: str, device: torch.device) -> bool:
     return high == ~low
 
 
-def shared(value: Any, world_size: int) -> Any:
-    """What the first process has, in all of them."""
+def broadcast(value: Any, world_size: int) -> Any:
+    """Broadcast a value of rank 0 to all processes."""
     if world_size == 1:
         return value
     values = [value]
@@ -242,7 +242,7 @@ def shared(value: Any, world_size: int) -> Any:
 
 def failure_of_another(error: Exception) -> Failed:
     """Return the failure of the process to which the connection is lost."""
-    if (found := told()) is not None:
+    if (found := reported_failure()) is not None:
         return found
     return Failed(lost_connection(error))
 
@@ -254,28 +254,28 @@ def lost_connection(error: Exception) -> str:
     return f"another process of this run has ended, or did not answer within trainer.strategy.timeout ({first})"
 
 
-def tell(error: Exception) -> None:
+def report_failure(error: Exception) -> None:
     """Leave word of this process's failure for the others, where torchrun or srun has started them."""
     if dist.is_initialized():
         text = f"process {dist.get_rank()} of this run: {type(error).__name__}: {error}"
         with contextlib.suppress(dist.DistError):
-            dist.distributed_c10d._get_default_store().set(FAILURE, text)
+            dist.distributed_c10d._get_default_store().set(FAILURE_KEY, text)
 
 
-def told() -> Failed | None:
+def reported_failure() -> Failed | None:
     """The failure of another process that has left word of it."""
     store = dist.distributed_c10d._get_default_store()
-    deadline = time.monotonic() + GRACE
+    deadline = time.monotonic() + REPORT_TIMEOUT
     with contextlib.suppress(dist.DistError):  # the first process keeps the words, and may be the one that is gone
         while time.monotonic() < deadline:
-            if store.check([FAILURE]):
-                return Failed(store.get(FAILURE).decode())
+            if store.check([FAILURE_KEY]):
+                return Failed(store.get(FAILURE_KEY).decode())
             time.sleep(0.1)
     return None
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether an error only says that another process is gone or silent."""
+    """Return whether an error only says that another process is gone or silent."""
     if "EADDRINUSE" in str(error):  # of a port here, taken by another program
         return False
     if isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError):

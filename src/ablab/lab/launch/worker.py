@@ -110,7 +110,7 @@ def work(job: Job) -> Ended:
     rank = int(os.environ["RANK"])
     for file in job.folder.glob(f"failure-{rank}.json"):  # of the attempt before
         file.unlink()
-    from ablab.lab.launch.processes import is_lost_connection
+    from ablab.lab.launch.processes import is_lost_connection, lost_connection
 
     cfg = OmegaConf.create(job.config)
     try:
@@ -131,12 +131,12 @@ def work(job: Job) -> Ended:
         return Ended("diverged", str(error))
     except Exception as error:
         lost, known = is_lost_connection(error), isinstance(error, RunError)
-        text = str(error) if known else f"{type(error).__name__}: {error}"
+        text = lost_connection(error) if lost else str(error) if known else f"{type(error).__name__}: {error}"
         code = error.exit_code if isinstance(error, RunError) else CRASHED
         trace = "" if known or lost else "".join(traceback.format_exception(error))
         Failure(rank, text, code, trace, lost, time.time()).write(job.folder)
         signals.stop_deferring()  # the agent's SIGTERM ends this process
-        if lost:
+        if lost and signals.requested is None:
             time.sleep(PATIENCE)
         sys.exit(code)
     finally:

@@ -187,7 +187,7 @@ class WandB(WandbLogger):
 
     @property
     def sync_command(self) -> str:
-        """What uploads the run; W&B passes over a run that was begun online unless told otherwise."""
+        """Return the command that uploads the run; W&B skips a run that began online unless asked to include it."""
         return f"wandb sync {'--include-online ' if self.mode == 'online' else ''}{self.folder}"
 
     @rank_zero_only
@@ -416,7 +416,7 @@ def redacted_command() -> Iterator[None]:
 
 
 def logged_in() -> bool:
-    """Whether W&B would find an API key without asking for one."""
+    """Return whether W&B finds an API key without asking for one."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     server = urlparse(os.environ.get("WANDB_BASE_URL", "")).netloc

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ablab.disk import Lock, atomic_write, first_missing_dir, write_text
 from ablab.errors import CRASHED, FINISHED, STOPPED, ConfigError, Diverged, RunError, RunInUse, Stopped
-from ablab.lab.launch.processes import shared
+from ablab.lab.launch.processes import broadcast
 from ablab.lab.loggers.csv_file import MetricsCSV, read_rows
 from ablab.lab.loggers.trackers import build_loggers, has_failed, tracker_ids
 from ablab.lab.run import checkpoint_files, provenance, signals
@@ -123,7 +123,7 @@ class Run:
         if cfg.resume is not None:  # another number of threads rounds differently
             torch.set_num_threads(read_environment(Path(str(cfg.resume)))["threads"]["torch"])
         if rank > 0:
-            problem, folder, checkpoint = shared(None, world_size)
+            problem, folder, checkpoint = broadcast(None, world_size)
             if problem:
                 raise ConfigError(problem)
             run = cls(folder, plain(cfg), is_owner=False)
@@ -133,9 +133,9 @@ class Run:
         try:
             run = cls._begin(cfg, facts, check_state)
         except ConfigError as error:
-            shared((str(error), None, None), world_size)
+            broadcast((str(error), None, None), world_size)
             raise
-        shared((None, run.folder, run.checkpoint), world_size)
+        broadcast((None, run.folder, run.checkpoint), world_size)
         return run
 
     @classmethod
