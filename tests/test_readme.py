@@ -130,4 +130,4 @@ def test_its_results_are_those_of_the_page_of_results() -> None:
 
 
 def test_it_is_short() -> None:
-    assert len(README.splitlines()) <= 150
+    assert len(README.splitlines()) <= 110
