@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env train browse test test-all test-latest check format docs schema fork update clean
+.PHONY: help env train browse test test-all test-latest check format docs fork update clean
 
 help:  ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,9 +46,6 @@ format: env  ## let ruff mend what it can, and take the outputs out of notebooks
 docs: env  ## make the site of docs/, in build/docs
 	$(RUN) -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "open build/docs/index.html"
-
-schema: env  ## JSON Schema of conf/, for editors, in .schema/
-	$(RUN) scripts/schema.py
 
 test-latest:  ## every test with the newest of every dependency, in an environment of their own
 	$(PYTHON) -m venv .venv-latest

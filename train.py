@@ -41,12 +41,6 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     help.register(CONF)
-    if any(word.startswith(("-s", "--s")) for word in sys.argv):  # -sc, --shell-completion, and what is short for it
-        from ablab.lab.config import (
-            completion,  # only now: it rests on parts of Hydra that may change, a training must not
-        )
-
-        completion.register()
     with readable_errors():
         check_conf()
         sys.argv = hydra_argv(TYPED)

@@ -31,8 +31,8 @@ def commands(text: str) -> list[str]:
 
 COMMANDS = commands(README)
 SHOWN = dict.fromkeys([*COMMANDS, *(c for page in PAGES for c in commands((ROOT / "docs" / f"{page}.md").read_text()))])
-# tests/test_new.py and tests/config/test_json_schema.py, in copies; tests/runs/test_predict.py, with files to predict
-ELSEWHERE = ("my_norm", "schema.py", "predict.py")
+# tests/test_new.py, in copies; tests/runs/test_predict.py, with files to predict
+ELSEWHERE = ("my_norm", "predict.py")
 PROGRAMS = [line for line in SHOWN if line.startswith("python ") and not any(word in line for word in ELSEWHERE)]
 FOLDER = "runs/2026-11-23_14-03-22_run"  # stands for a run's
 # A test takes a step of each: what is tried is that the command composes, starts and ends well.
