@@ -207,7 +207,7 @@ class Harness:
             if event is None:  # the run ended before
                 break
             done.append(event)
-        if only_run(place) is None or outcome(only_run(place))["status"] != "finished":
+        if not is_finished(only_run(place)):  # a restarted run is
             self.finish(*again)
         found = outcome(only_run(place))
         return ", ".join(key for key in expected if found.get(key) != expected[key]), done
@@ -360,6 +360,10 @@ def only_run(place: Path) -> Path | None:
     found = [path.parent for path in place.glob("*/run.json")] if place.exists() else []
     assert len(found) <= 1, f"one run became {len(found)}"
     return found[0] if found else None
+
+
+def is_finished(run: Path | None) -> bool:
+    return run is not None and json.loads((run / "run.json").read_text(encoding="utf-8"))["status"] == "finished"
 
 
 def outcome(run: Path | None) -> dict[str, Any]:
