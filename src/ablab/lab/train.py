@@ -57,11 +57,12 @@ print_once = rank_zero_only(print)
 NUM_INIT_SAMPLES = 5000  # training samples for data-dependent initialization
 
 
-def train(cfg: DictConfig) -> Run:
+def train(cfg: DictConfig, *, on_open: Callable[[Path], None] | None = None) -> Run:
     """Train a model, test its best weights, and record everything in the run's folder.
 
     Args:
         cfg: the composed config, see conf/train.yaml.
+        on_open: called with the run's folder as soon as it exists.
 
     Returns:
         The run: its folder, and its metrics: the validation metric that selected the weights and their test metrics;
@@ -77,34 +78,8 @@ def train(cfg: DictConfig) -> Run:
         from ablab.lab.launch.torchrun import launch  # only now: it takes a second to load
 
         with silence_stdout(cfg.quiet):
-            ended = launch(train_here, cfg, number, cfg.trainer.get("max_restarts", 0))
+            ended = launch(train, cfg, number, cfg.trainer.get("max_restarts", 0))
         return Run.finished(Path(ended.folder), ended.metrics, ended.weights)
-    return train_here(cfg)
-
-
-def num_workers_to_start(cfg: DictConfig) -> int:
-    """Return the number of DDP workers that a run needs and nobody has started; 0 if it is this process alone.
-
-    Raises:
-        ConfigError: the processes cannot be started from here.
-    """
-    if launcher() is not None or (cfg.trainer.devices == 1 and cfg.trainer.strategy == "auto"):
-        return 0
-    prepare_process(cfg)
-    trainer = build_trainer(cfg, prefix="")
-    if not isinstance(trainer.strategy, ParallelStrategy):
-        return 0
-    check_possible(cfg, trainer)
-    return int(trainer.strategy.num_processes)  # type: ignore[attr-defined]
-
-
-def train_here(cfg: DictConfig, *, on_open: Callable[[Path], None] | None = None) -> Run:
-    """Train in this process, which may be one of several that have been started; see `train`.
-
-    Args:
-        cfg: the composed config.
-        on_open: called with the run's folder as soon as it exists.
-    """
     with silence_stdout(cfg.quiet):
         parts = assemble(cfg)
     data, trainer, task = parts.data, parts.trainer, parts.task
@@ -156,6 +131,22 @@ def train_here(cfg: DictConfig, *, on_open: Callable[[Path], None] | None = None
         is_monitored = cfg.monitor.metric is not None
         print_once(terminal.format_results(chosen, tested, run.folder, is_monitored=is_monitored), file=stdout)
     return run
+
+
+def num_workers_to_start(cfg: DictConfig) -> int:
+    """Return the number of DDP workers that a run needs and nobody has started; 0 if it is this process alone.
+
+    Raises:
+        ConfigError: the processes cannot be started from here.
+    """
+    if launcher() is not None or (cfg.trainer.devices == 1 and cfg.trainer.strategy == "auto"):
+        return 0
+    prepare_process(cfg)
+    trainer = build_trainer(cfg, prefix="")
+    if not isinstance(trainer.strategy, ParallelStrategy):
+        return 0
+    check_possible(cfg, trainer)
+    return int(trainer.strategy.num_processes)  # type: ignore[attr-defined]
 
 
 def test(parts: Parts, chosen: Collection[str]) -> dict[str, float]:

@@ -36,7 +36,7 @@ AGENT_VARIABLES = {
 class Job:
     """A run and the surroundings of the process that has started it."""
 
-    train: Callable[..., Any]  # ablab.lab.train.train_here
+    train: Callable[..., Any]  # ablab.lab.train.train
     config: dict[str, Any]
     hydra: DictConfig | None
     folder: Path  # temporary, shared by the workers: failures, and the folder of the run
