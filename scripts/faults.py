@@ -273,11 +273,12 @@ class Harness:
 
         return make
 
-    def restarted(self, processes: int) -> Any:
-        """Have one worker of a run be killed, and the run restart its workers and end well."""
+    def restarted(self, processes: int, killed: int | None = None) -> Any:
+        """Kill one worker of a run, by default a random one, and have the run restart its workers and end well."""
 
         def make(words: list[str]) -> str:
-            rank, step = self.random.randrange(processes), self.random.randrange(1, 18)
+            rank = self.random.randrange(processes) if killed is None else killed
+            step = self.random.randrange(1, 18)
             once = self.folder / f"restarted{len(list(self.folder.glob('restarted*')))}"
             self.finish(*words, *fault_in(rank, step, "SIGKILL", once), "trainer.max_restarts=1")
             if not once.exists():

@@ -38,7 +38,7 @@ def counting(self, *args, **kwargs):
 ResNet.forward = counting
 sys.argv = ["train.py", "trainer=smoke", "logger=csv", "dry_run=false", f"output_dir={sys.argv[1]}"]
 import runpy
-runpy.run_path("train.py", run_name="__main__")
+runpy.run_path(str(Path("train.py").absolute()), run_name="__main__")
 """
 
 
@@ -59,6 +59,8 @@ def imported(tree: ast.Module, known: dict[str, Path]) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node not in for_types:
             found |= {full if (full := f"{node.module}.{alias.name}") in known else node.module for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
     return found & known.keys()
 
 

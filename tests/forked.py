@@ -204,7 +204,8 @@ def be(
         os.close(descriptor)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 (multiprocessing has put /dev/null there)
     sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
-    mp.set_start_method("fork", force=True)  # a program's own workers need no imports either
+    mp.set_start_method(None, force=True)  # multiprocessing has made its own the default
+    os.environ.setdefault("ABLAB_START_METHOD", "fork")  # a program's own workers need no imports either
     script = line[0]
     sys.argv = list(line)
     given = environment.get("PYTHONPATH", "")

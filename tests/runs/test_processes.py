@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -22,9 +23,11 @@ from tests import forked
 from tests.polling import LIMIT, accepts_connections, wait_until
 from tests.runs import wandb_file
 
-from ablab.errors import ConfigError
+from ablab.errors import ConfigError, Stopped
 from ablab.lab.launch.processes import is_lost_connection
+from ablab.lab.launch.torchrun import Rendezvous
 from ablab.lab.loggers.csv_file import read_rows
+from ablab.lab.run import signals
 from ablab.lab.run.checkpoint_files import BEST, read_weights
 
 ROOT = Path(__file__).parents[2]
@@ -419,9 +422,30 @@ def test_a_process_that_fails_ends_all_and_the_run_goes_on_to_the_same_bits(
 def test_a_run_whose_worker_is_killed_restarts_by_itself_and_ends_with_the_same_bits(
     faults: Any, tmp_path: Path
 ) -> None:
+    """The first worker has the run's lock, which its data loader's workers share and must not keep."""
     harness = faults.Harness(tmp_path, seed=0)
-    differs, done = harness.disturbed(faults.words_of("rnn", 0, 2), "restarted", harness.restarted(2), 1)
+    overrides = faults.run_overrides("rnn", 2, 2)
+    differs, done = harness.disturbed(overrides, "restarted", harness.restarted(2, killed=0), 1)
     assert (differs, len(done)) == ("", 1)
+
+
+@pytest.mark.slow
+def test_a_quiet_run_of_two_processes_from_the_fork_server_prints_its_results_alone(
+    command: Command, tmp_path: Path
+) -> None:
+    words = ("trainer=ddp_cpu", "logger=csv", "quiet=true", *SMALL, "folder=quiet")
+    done = command(*words, ABLAB_START_METHOD="forkserver")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "test/accuracy" in done.stdout
+    assert "epoch" not in done.stdout
+    assert record(tmp_path / "quiet")["processes"] == 2
+
+
+def test_workers_are_not_started_after_a_request_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job: Any = SimpleNamespace(folder=tmp_path)
+    monkeypatch.setattr(signals, "requested", signal.SIGUSR1)
+    with pytest.raises(Stopped, match="SIGUSR1"):
+        Rendezvous(job).next_rendezvous()
 
 
 @pytest.mark.parametrize(

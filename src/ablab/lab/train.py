@@ -77,8 +77,7 @@ def train(cfg: DictConfig, *, on_open: Callable[[Path], None] | None = None) -> 
     if number > 0:
         from ablab.lab.launch.torchrun import launch  # only now: it takes a second to load
 
-        with silence_stdout(cfg.quiet):
-            ended = launch(train, cfg, number, cfg.trainer.get("max_restarts", 0))
+        ended = launch(train, cfg, number, cfg.trainer.get("max_restarts", 0))
         return Run.finished(Path(ended.folder), ended.metrics, ended.weights)
     with silence_stdout(cfg.quiet):
         parts = assemble(cfg)

@@ -24,6 +24,7 @@ from ablab.data.reading import read_once
 from ablab.errors import ConfigError, Diverged, RunError, RunInUse, Stopped
 from ablab.lab.ablation.grid import PreparedRun
 from ablab.lab.ablation.progress import Progress
+from ablab.lab.launch.fork_server import start_fork_server
 from ablab.lab.run import signals
 from ablab.lab.run.code import cache_hashes
 from ablab.lab.run.folder import LOG, describe_exit, make_dir
@@ -141,7 +142,7 @@ def run_in_parallel(runs: list[PreparedRun], progress: Progress, devices: list[s
     The processes are forked from a server process that has only loaded the libraries: no GPU, no threads.
     """
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["ablab.lab.train"])
+    start_fork_server()
     threads = max(1, torch.get_num_threads() // len(devices))
     pipes: dict[Connection, PreparedRun | None] = {}
     processes = {}

@@ -8,18 +8,20 @@ allows. Each worker calls `ablab.lab.launch.worker.work`, which trains as under 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
-import multiprocessing as mp
 import os
 import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed import TCPStore
@@ -31,6 +33,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 
 from ablab.disk import write_text
 from ablab.errors import CRASHED, ConfigError, Diverged, RunError, RunInUse, Stopped
+from ablab.lab.launch.fork_server import start_fork_server
 from ablab.lab.launch.worker import Ended, Failure, Job, work
 from ablab.lab.run import signals
 from ablab.lab.run.folder import read_record, timestamp
@@ -39,7 +42,8 @@ from ablab.lab.run.redaction import redact
 from ablab.rank import OWN_RUN_ID
 
 LOOPBACK = "127.0.0.1"
-SHUTDOWN_TIMEOUT = 10  # seconds that the other workers have to end by themselves once one has failed
+START_METHOD = "ABLAB_START_METHOD"  # a variable of the tests, whose programs fork from a process that is loaded
+ERRORS: dict[str, type[Exception]] = {"refused": ConfigError, "taken": RunInUse, "diverged": Diverged}
 
 
 class WorkerFailure(RunError):
@@ -63,46 +67,44 @@ def launch(train: Callable[..., Any], cfg: DictConfig, num_workers: int, max_res
         The end of the run, as its first worker has reported it.
 
     Raises:
-        ConfigError: something in the config is wrong; nothing has been written.
-        RunError: training went wrong in one of the workers; the run can be resumed.
+        ConfigError: the config is invalid; nothing has been written.
+        RunError: training failed in one of the workers; the run can be resumed.
         Stopped: the run was asked to stop, and can be resumed.
     """
     for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are reported below, once
-    # By default, workers are forked from a process that has loaded the libraries and nothing else: no GPU, no threads.
-    start_method = mp.get_start_method(allow_none=True) or "forkserver"
-    mp.get_context("forkserver").set_forkserver_preload(["ablab.lab.train"])
-    with tempfile.TemporaryDirectory(prefix="ablab-") as folder, Rendezvous() as rendezvous:
-        hydra = OmegaConf.create({"hydra": HydraConfig.get()}) if HydraConfig.initialized() else None
+    start_method = os.environ.get(START_METHOD, "forkserver")
+    if start_method == "forkserver":
+        start_fork_server()
+    with tempfile.TemporaryDirectory(prefix="ablab-") as folder:
         job = Job(
-            train,
-            plain(cfg),
-            hydra,
-            Path(folder),
-            dict(os.environ),
-            [*sys.path],
-            descriptor(sys.stdout),
-            descriptor(sys.stderr),
+            train=train,
+            config=plain(cfg),
+            hydra=OmegaConf.create({"hydra": HydraConfig.get()}) if HydraConfig.initialized() else None,
+            folder=Path(folder),
+            environment=dict(os.environ),
+            path=[*sys.path],
+            num_threads=torch.get_num_threads(),
+            stdout=descriptor(sys.stdout, 1),
+            stderr=descriptor(sys.stderr, 2),
         )
-        spec = WorkerSpec(
-            role="ablab",
-            local_world_size=num_workers,
-            rdzv_handler=rendezvous,
-            entrypoint=work,
-            args=(job,),
-            max_restarts=max_restarts,
-            local_addr=LOOPBACK,
-        )
-        logs = DefaultLogsSpecs(log_dir=folder)
-        agent = LocalElasticAgent(spec, logs, start_method=start_method, shutdown_timeout=SHUTDOWN_TIMEOUT)
-        with forwarded_signals(agent):
-            result = agent.run()
-        try:
-            return end_of(result, job)
-        except WorkerFailure as failure:
-            if job.run_file.exists():  # its record has at best that a connection was lost
-                record_failure(Path(job.run_file.read_text(encoding="utf-8")), failure)
-            raise
+        with Rendezvous(job) as rendezvous, stoppable():
+            spec = WorkerSpec(
+                role="ablab",
+                local_world_size=num_workers,
+                rdzv_handler=rendezvous,
+                entrypoint=work,
+                args=(job,),
+                max_restarts=max_restarts,
+                local_addr=LOOPBACK,
+            )
+            agent = LocalElasticAgent(spec, DefaultLogsSpecs(log_dir=folder), start_method=start_method)
+            rendezvous.agent = agent
+            try:
+                return end_of(agent.run(), job)
+            except (WorkerFailure, RuntimeError, OSError) as failure:
+                record_failure(job, failure)
+                raise
 
 
 def end_of(result: RunResult, job: Job) -> Ended:
@@ -113,98 +115,136 @@ def end_of(result: RunResult, job: Job) -> Ended:
     """
     if not result.is_failed():
         ended: Ended = result.return_values[0]
-        match ended.kind:
-            case "stopped":
-                raise Stopped(ended.text)
-            case "taken":
-                raise RunInUse(ended.text)
-            case "refused":
-                raise ConfigError(ended.text)
-            case "diverged":
-                raise Diverged(ended.text)
+        if ended.kind == "stopped":
+            raise Stopped(ended.text)
+        if ended.kind in ERRORS:
+            raise ERRORS[ended.kind](ended.text)
         return ended
-    failures = sorted(Failure.read_all(job.folder), key=lambda failure: failure.time)
-    if own := [failure for failure in failures if not failure.is_lost_connection]:
-        first = own[0]
-        if first.traceback:
-            print(first.traceback, end="", file=sys.stderr)
+    failures = Failure.read_all(job.folder)
+    first = next((failure for failure in failures if not failure.is_lost_connection), None)
+    if first is not None and first.kind in ERRORS:
+        raise ERRORS[first.kind](first.text)
+    if first is not None:
+        print(first.traceback, end="", file=sys.stderr)
         raise WorkerFailure(f"process {first.rank} of this run: {first.text}", first.exit_code)
-    for rank, failure in result.failures.items():
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
+    if signals.requested is not None:  # the request ended the workers while they could not save yet
+        raise Stopped(signals.requested.name)
+    for rank, ended_by in result.failures.items():
+        if ended_by.exitcode < 0:
+            name = signal.Signals(-ended_by.exitcode).name
             raise WorkerFailure(f"process {rank} of this run was ended by {name}; the run can be resumed")
     if failures:
         raise WorkerFailure(failures[0].text)
-    [(rank, failure), *_] = result.failures.items()
-    raise WorkerFailure(f"process {rank} of this run ended with exit code {failure.exitcode}; the run can be resumed")
+    [(rank, ended_by), *_] = result.failures.items()
+    raise WorkerFailure(f"process {rank} of this run ended with exit code {ended_by.exitcode}; the run can be resumed")
 
 
-def record_failure(folder: Path, failure: WorkerFailure) -> None:
-    """Record the failure that ended a run in its run.json."""
-    record = read_record(folder) | {"status": "failed", "error": redact(str(failure))}
-    record.setdefault("ended", timestamp())
-    write_text(folder / "run.json", json.dumps(record, indent=2) + "\n")
+def record_failure(job: Job, failure: Exception) -> None:
+    """Record the error that ended a run in its run.json, which has at best that a connection was lost."""
+    if not job.run_file.exists():
+        return
+    folder = Path(job.run_file.read_text(encoding="utf-8"))
+    with contextlib.suppress(ConfigError, RunError, OSError):  # the folder is gone, or the disk is full
+        record = read_record(folder) | {"status": "failed", "error": redact(str(failure))}
+        record.setdefault("ended", timestamp())
+        write_text(folder / "run.json", json.dumps(record, indent=2) + "\n")
 
 
-def descriptor(stream: TextIO) -> int:
-    """Return the descriptor of an output stream; that of a file in a sweep, whose runs each have a log."""
-    stream.flush()
-    try:
-        return stream.fileno()
-    except (OSError, ValueError, AttributeError):  # of a notebook or a test
-        return 2 if stream is sys.stderr else 1
+def descriptor(stream: TextIO, standard: int) -> int:
+    """Return the descriptor of an output stream, which is a log file's in a sweep.
+
+    Args:
+        stream: `sys.stdout` or `sys.stderr`.
+        standard: the descriptor of a stream that is no file, as in a notebook.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        stream.flush()
+        if isinstance(stream, io.TextIOWrapper):
+            return stream.fileno()
+    return standard
 
 
 @contextlib.contextmanager
-def forwarded_signals(agent: LocalElasticAgent) -> Iterator[None]:
-    """Forward requests to stop to all workers, which save and end; at the end, end whatever they have started."""
-    # The agent would put its own handlers in the place of ours, and end the workers at once.
-    before = os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE")
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
-
-    def send(number: int) -> None:
-        for pid in pids(agent):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-
-    # a terminal's Ctrl-C must not end a worker at its second SIGINT
-    forward = signals.forward(lambda number: send(signal.SIGTERM if number == signal.SIGINT else number))
-    started: set[int] = set()
+def stoppable() -> Iterator[None]:
+    """Leave signals to `Rendezvous.forward_signal`: the agent's own handlers would end the workers at once."""
+    name = "TORCHELASTIC_SIGNALS_TO_HANDLE"
+    before, handler = os.environ.get(name), signal.getsignal(signal.SIGQUIT)
+    os.environ[name] = "SIGQUIT"
+    signals.defer()
+    signals.restore()
     try:
-        with forward:
-            yield
+        yield
     finally:
-        started |= set(pids(agent))
-        for pid in started:  # each leads a group of its own, with its data loader's workers
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
-        if before is None:
-            del os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"]
-        else:
-            os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = before
-
-
-def pids(agent: LocalElasticAgent) -> list[int]:
-    """Return the process ids of the workers that have been started."""
-    return [worker.id for worker in agent.get_worker_group().workers if isinstance(worker.id, int)]
+        signals.stop_deferring()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGQUIT, handler)
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 class Rendezvous(RendezvousHandler):
     """The rendezvous of one machine: a store that only this machine can reach.
 
-    torch's own handlers listen on every network interface.
+    torch's own handlers listen on every network interface. The agent calls this one before each start of the workers,
+    and while it watches them.
     """
 
+    agent: LocalElasticAgent
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.asked_to_stop: set[int] = set()  # process ids
+        self.store: TCPStore | None = None
+
     def __enter__(self) -> Rendezvous:
-        listener = socket.create_server((LOOPBACK, 0))
-        self.port = listener.getsockname()[1]
-        self.store = TCPStore(
-            LOOPBACK, self.port, is_master=True, master_listen_fd=listener.detach(), wait_for_workers=False
-        )
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self.store
+        self.end_process_groups()
+        self.store = None
+
+    def pids(self) -> list[int]:
+        """Return the process ids of the workers that have been started."""
+        return [worker.id for worker in self.agent.get_worker_group().workers if isinstance(worker.id, int)]
+
+    def end_process_groups(self) -> None:
+        """End what workers have left behind: each leads a group, with the workers of its data loaders."""
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Prepare the next start of all workers.
+
+        Raises:
+            Stopped: the run was asked to stop.
+        """
+        if signals.requested is not None:
+            raise Stopped(signals.requested.name)
+        self.end_process_groups()  # they would keep the lock of the run
+        failures = Failure.read_all(self.job.folder)
+        if failures:
+            first = next((failure for failure in failures if not failure.is_lost_connection), failures[0])
+            print(f"{first.traceback}process {first.rank} of this run: {first.text}", file=sys.stderr)
+        for file in self.job.folder.glob("failure-*.json"):
+            file.unlink()
+        listener = socket.create_server((LOOPBACK, 0))
+        port = listener.getsockname()[1]
+        # a new one for each start: in an old one, workers would find the addresses of those before
+        self.store = TCPStore(LOOPBACK, port, is_master=True, master_listen_fd=listener.detach())
+        return RendezvousInfo(self.store, 0, 1, RendezvousStoreInfo(LOOPBACK, port))
+
+    def num_nodes_waiting(self) -> int:
+        """Forward a request to stop, since the agent asks ten times a second; no other node ever waits."""
+        if signals.requested is not None:
+            # a second SIGINT would end a worker at once, and a terminal's Ctrl-C sends one
+            interrupted = signals.requested == signal.SIGINT
+            for pid in {*self.pids()} - self.asked_to_stop:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM if interrupted else signals.requested)
+                self.asked_to_stop.add(pid)
+        return 0
 
     def get_backend(self) -> str:
         return "loopback"
@@ -213,17 +253,11 @@ class Rendezvous(RendezvousHandler):
     def use_agent_store(self) -> bool:
         return True
 
-    def next_rendezvous(self) -> RendezvousInfo:
-        return RendezvousInfo(self.store, 0, 1, RendezvousStoreInfo(LOOPBACK, self.port))
-
     def is_closed(self) -> bool:
         return False
 
     def set_closed(self) -> None:
-        pass
-
-    def num_nodes_waiting(self) -> int:
-        return 0
+        """Do nothing: the store ends with the run."""
 
     def get_run_id(self) -> str:
         return OWN_RUN_ID

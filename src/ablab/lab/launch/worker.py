@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing as mp
 import os
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.reduction import DupFd
@@ -23,7 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from ablab.errors import CRASHED, ConfigError, Diverged, RunError, RunInUse, Stopped
 from ablab.lab.run import signals
 from ablab.rank import SINGLE_PROCESS_VALUES
+from ablab.screen import print_utf8, tolerate_broken_streams
 
+KINDS: dict[type[Exception], Literal["refused", "taken", "diverged"]] = {RunInUse: "taken", Diverged: "diverged"}
 PATIENCE = 5.0  # seconds after a lost connection in which the agent may find the worker that was lost
 # Variables that the agent sets for each worker.
 AGENT_VARIABLES = {
@@ -42,6 +45,7 @@ class Job:
     folder: Path  # temporary, shared by the workers: failures, and the folder of the run
     environment: dict[str, str]
     path: list[str]
+    num_threads: int
     stdout: int
     stderr: int
 
@@ -73,8 +77,9 @@ class Ended:
 
 @dataclass
 class Failure:
-    """An error of one worker."""
+    """The error that ended one worker."""
 
+    kind: Literal["failed", "refused", "taken", "diverged"]
     rank: int
     text: str
     exit_code: int
@@ -88,9 +93,10 @@ class Failure:
         temporary.rename(folder / f"failure-{self.rank}.json")
 
     @staticmethod
-    def read_all(folder: Path) -> Iterator[Failure]:
-        for file in folder.glob("failure-*.json"):
-            yield Failure(**json.loads(file.read_text(encoding="utf-8")))
+    def read_all(folder: Path) -> list[Failure]:
+        """Return the failures of all workers, the first one first."""
+        found = [Failure(**json.loads(file.read_text(encoding="utf-8"))) for file in folder.glob("failure-*.json")]
+        return sorted(found, key=lambda failure: failure.time)
 
 
 def work(job: Job) -> Ended:
@@ -108,39 +114,36 @@ def work(job: Job) -> Ended:
     threading.Thread(target=leave_with_the_agent, daemon=True).start()
     take_over(job)
     rank = int(os.environ["RANK"])
-    for file in job.folder.glob(f"failure-{rank}.json"):  # of the attempt before
-        file.unlink()
     from ablab.lab.launch.processes import is_lost_connection, lost_connection
 
     cfg = OmegaConf.create(job.config)
+    if job.run_file.exists():
+        cfg.resume = job.run_file.read_text(encoding="utf-8")
+        if rank == 0:
+            restarts, allowed = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["TORCHELASTIC_MAX_RESTARTS"]
+            print(f"a worker failed; all are restarted ({restarts} of at most {allowed} times)", flush=True)
     try:
-        if job.run_file.exists():
-            cfg.resume = job.run_file.read_text(encoding="utf-8")
-            if rank == 0:
-                restarts, allowed = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["TORCHELASTIC_MAX_RESTARTS"]
-                print(f"a worker failed; all are restarted ({restarts} of at most {allowed} times)", flush=True)
         run = job.train(cfg, on_open=job.note_run if rank == 0 else None)
-        return Ended("finished", "", str(run.folder), run.metrics, run.weights)
+        ended = Ended("finished", "", str(run.folder), run.metrics, run.weights)
     except Stopped as stopped:
-        return Ended("stopped", str(stopped))
-    except RunInUse as error:
-        return Ended("taken", str(error))
-    except ConfigError as error:  # all workers meet it
-        return Ended("refused", str(error))
-    except Diverged as error:
-        return Ended("diverged", str(error))
+        ended = Ended("stopped", str(stopped))
+    except (ConfigError, Diverged) as error:  # nearly always of all workers, which then all return it
+        kind = KINDS.get(type(error), "refused")
+        Failure(kind, rank, str(error), CRASHED, "", False, time.time()).write(job.folder)
+        signals.stop_deferring()
+        return Ended(kind, str(error))
     except Exception as error:
         lost, known = is_lost_connection(error), isinstance(error, RunError)
         text = lost_connection(error) if lost else str(error) if known else f"{type(error).__name__}: {error}"
         code = error.exit_code if isinstance(error, RunError) else CRASHED
         trace = "" if known or lost else "".join(traceback.format_exception(error))
-        Failure(rank, text, code, trace, lost, time.time()).write(job.folder)
+        Failure("failed", rank, text, code, trace, lost, time.time()).write(job.folder)
         signals.stop_deferring()  # the agent's SIGTERM ends this process
         if lost and signals.requested is None:
             time.sleep(PATIENCE)
         sys.exit(code)
-    finally:
-        signals.stop_deferring()
+    signals.ignore_all()  # others may still be saving: a signal must not turn a run that is complete into a failed one
+    return ended
 
 
 def take_over(job: Job) -> None:
@@ -156,8 +159,13 @@ def take_over(job: Job) -> None:
     local_rank, num_workers = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     os.dup2(job.stdout if local_rank == 0 else os.open(os.devnull, os.O_WRONLY), 1)  # the first one prints for all
     os.dup2(job.stderr, 2)
+    tolerate_broken_streams()
+    print_utf8()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_workers))
+        torch.set_num_threads(max(1, job.num_threads // num_workers))
 
 
 def leave_with_the_agent() -> None:

@@ -53,7 +53,10 @@ def build_loggers(
         if target is MLFlowLogger:
             for variable, value in MLFLOW.items():
                 os.environ.setdefault(variable, value)
-            settings |= {"run_id": ids[name]} if ids and name in ids else {"run_name": folder.name}
+            if ids and name in ids:
+                settings["run_id"] = ids[name]
+            elif "run_name" not in node:
+                settings["run_name"] = folder.name
         logger: Logger = build(node, **settings)
         loggers[name] = logger if hasattr(logger, "begin") else shield(logger)
     return loggers

@@ -360,7 +360,7 @@ class Run:
         trackers = {name: logger for name, logger in trackers.items() if not has_failed(logger)}  # Lightning asks them
         self.loggers = [MetricsCSV(self.folder, rows=list(self.rows)), *trackers.values()]
         if self.is_owner and (ids := tracker_ids(trackers)):
-            self.record["trackers"] = ids
+            self.record["trackers"] = {**self.record.get("trackers", {}), **ids}
             self.write()
         return self.loggers
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -21,7 +21,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 requested: signal.Signals | None = None
 installed = False
 deferring = False
-forwards: list[Callable[[int], None]] = []  # called with each signal that is noted
 
 
 def install() -> None:
@@ -85,24 +84,9 @@ def handle(number: int, frame: FrameType | None) -> None:
     if requested == signal.SIGINT == number:
         os._exit(ABORTED)
     requested = signal.Signals(number)
-    for forwarded in forwards:
-        forwarded(number)
     if number == signal.SIGINT and rank() == 0:
         with suppress(OSError):  # the terminal may be gone
             os.write(2, b"\nstopping after this step; Ctrl-C again leaves at once\n")
-
-
-@contextmanager
-def forward(to: Callable[[int], None]) -> Iterator[None]:
-    """Forward the signals that are noted within; each of them waits for those who get it."""
-    forwards.append(to)
-    defer()
-    restore()
-    try:
-        yield
-    finally:
-        stop_deferring()
-        forwards.remove(to)
 
 
 def defer() -> None:
