@@ -356,6 +356,6 @@ def test_collecting_loads_nothing_heavy() -> None:
 
 
 def test_a_wheel_has_the_parts_of_the_page() -> None:
-    parts = {path.name for path in (ROOT / "src/ablab/browse").glob("page.*")} - {"page.py"}
+    parts = {path.name for path in (ROOT / "src/ablab/lab/browse").glob("page.*")} - {"page.py"}
     shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert set(shipped["ablab.lab.browse"]) == parts

@@ -17,8 +17,8 @@ if sys.argv[1] == "nohup":
 from ablab.lab.run import signals
 signals.install()
 if sys.argv[2] == "saving":
-    signals.begin()
-with signals.at_once():
+    signals.defer()
+with signals.default_handlers():
     if sys.argv[1] == "nohup":
         os.kill(os.getpid(), signal.SIGHUP)
 signals.restore()
