@@ -142,7 +142,7 @@ def test_a_run_arrives_with_its_rows_config_and_exit_code(
     assert_complete(run, tmp_path / "run")
     assert run.history[3]["_step"] == 3
     assert (run.config["model"], run.exit_code) == ({"num_layers": 3}, 3)
-    assert capsys.readouterr().out.strip() == f"W&B: online, {well.url}/someone/ablab/lab/run/{ID}"
+    assert capsys.readouterr().out.strip() == f"W&B: online, {well.url}/someone/ablab/runs/{ID}"
 
 
 @pytest.mark.parametrize(
