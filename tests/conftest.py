@@ -7,7 +7,6 @@ import fcntl
 import gc
 import importlib.metadata
 import importlib.util
-import io
 import os
 import pty
 import shutil
@@ -15,6 +14,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout, suppress
@@ -129,14 +129,18 @@ def run(config: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., Simp
         groups = {word.split("=")[0] for word in words}
         words = (*(word for word in defaults if word.split("=")[0] not in groups), *words)
         cfg = config(*words)
-        printed = io.StringIO()
-        with redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        # a file and not a StringIO: a run's workers have its descriptor
+        with (
+            tempfile.TemporaryFile("w+", encoding="utf-8") as stdout,
+            redirect_stdout(stdout),
+            pytest.MonkeyPatch.context() as patch,
+        ):
             patch.setattr(registry, "entry_points", packages)
             patch.setattr(provenance, "checkout", commit)
             done = train(cfg)
-        return SimpleNamespace(
-            metrics=done.metrics, folder=done.folder, printed=printed.getvalue(), cfg=cfg, words=words
-        )
+            stdout.seek(0)
+            printed = stdout.read()
+        return SimpleNamespace(metrics=done.metrics, folder=done.folder, printed=printed, cfg=cfg, words=words)
 
     return start
 
