@@ -136,7 +136,7 @@ def main() -> None:
     if options.frames:
         with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(
-                [sys.executable, "-c", FRAMES, folder], cwd=ROOT, capture_output=True, text=True, check=True
+                [sys.executable, "-c", FRAMES, folder], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
             )
         [rows["own stack frames above forward"]] = re.findall(r"frames (\d+)", done.stdout)
     for name, value in rows.items():

@@ -49,7 +49,6 @@ QUICK = {
     "ablab.lab.config.build": LIGHT | {"lightning", "ablab"},
     "ablab.lab.config.monitor": LIGHT | {"ablab"},
     "ablab.lab.config": LIGHT | {"ablab.errors", "ablab.lab.config", "ablab.rank", "ablab.screen"},
-    "ablab.lab.launch.worker": {"omegaconf", "ablab"},
     "ablab.lab.loading": {"ablab.status"},
     "ablab.lab.run.folder": LIGHT | {"ablab"},
     "ablab.lab.run.identity": LIGHT | {"ablab"},

@@ -40,7 +40,7 @@ class AblationSweeper(Sweeper):
         return sweep(arguments, self.config, self.hydra_context.config_loader, self.launcher)
 
 
-class AblabLauncher(Launcher):
+class OwnLauncher(Launcher):
     """Base of the launchers of `AblationSweeper`, which launches all runs itself."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -50,7 +50,7 @@ class AblabLauncher(Launcher):
         raise NotImplementedError("it is for ablab's own sweeper; with another one, choose hydra/launcher=basic")
 
 
-class LocalLauncher(AblabLauncher):
+class LocalLauncher(OwnLauncher):
     """Runs on this machine, serially in this process or several in parallel; see `ablab.lab.launch.local`.
 
     Args:
@@ -69,7 +69,7 @@ class LocalLauncher(AblabLauncher):
         local.launch(runs, self.num_processes, progress)
 
 
-class SlurmLauncher(AblabLauncher):
+class SlurmLauncher(OwnLauncher):
     """Runs as one Slurm job array; see `ablab.lab.launch.slurm`.
 
     Args:

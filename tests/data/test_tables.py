@@ -263,7 +263,7 @@ def test_tables_of_pandas_are_read_with_any_column_of_images(tmp_path: Path, con
     data = read(tmp_path)
     assert sizes(data) == [32, 8, 8]
     assert data.class_names == ["5", "7"]
-    assert len(data.outside) == (48 if container == "path" else 0)
+    assert len(data.extra_files) == (48 if container == "path" else 0)
 
 
 @pytest.mark.parametrize(

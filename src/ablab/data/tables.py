@@ -90,11 +90,11 @@ class ParquetShard(FileShard):
 
     def __init__(self, file: Path) -> None:
         super().__init__(file)
-        with explain_read_errors(file), self.open() as opened:
+        with explain_read_errors(file), self.open_file() as opened:
             self.schema, self.metadata = opened.schema_arrow, opened.metadata
         self.num_rows = self.metadata.num_rows
 
-    def open(self) -> Any:
+    def open_file(self) -> Any:
         from pyarrow import parquet
 
         return parquet.ParquetFile(self.file)
@@ -105,7 +105,7 @@ class ParquetShard(FileShard):
         if not groups:
             return
         first = starts[groups[0]]
-        with explain_read_errors(self.file), self.open() as opened:
+        with explain_read_errors(self.file), self.open_file() as opened:
             for batch in opened.iter_batches(ROWS, row_groups=groups, columns=list(columns)):
                 yield first, batch
                 first += batch.num_rows
