@@ -186,11 +186,11 @@ def test_what_fails_within_is_over(tmp_path: Path) -> None:
     plans = list(ablation.runs())
     with pytest.raises(ValueError, match="refused") as composing:  # its traceback keeps what has been begun
         grid.prepare_all(plans)
-    assert not status.awaits
+    assert not status.running
     broken = [PreparedRun(plan, None, None, tmp_path, []) for plan in plans]  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="NoneType") as trying:
         grid.check_runs(broken)
-    assert not status.awaits
+    assert not status.running
     assert composing.traceback
     assert trying.traceback
 

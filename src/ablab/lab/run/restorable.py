@@ -129,7 +129,7 @@ def check_callback(callback: L.Callback, saved: Any) -> None:
 
     Other callbacks are left to Lightning: they may create their attributes in `setup`, which has not been called yet.
     """
-    if not type(callback).__module__.startswith(f"{__package__}."):
+    if type(callback).__module__.partition(".")[0] != __name__.partition(".")[0]:
         return
     name = f"callbacks.{callback.state_key}"
     check_like(saved, callback.state_dict(), name)
