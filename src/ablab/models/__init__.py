@@ -1,1 +1,1 @@
-"""Architectures: plain `nn.Module`s that receive their norm as a factory."""
+"""Architectures: plain modules that receive their norm as a factory."""
