@@ -110,7 +110,7 @@ def test_every_module_is_in_the_reference(site: Path, package: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.thorough), 390])
 def test_a_browser_shows_every_page_without_an_error_and_without_scrolling_sideways(
     site: Path, browser: Any, width: int
 ) -> None:

@@ -125,7 +125,7 @@ def wait_for_a_run(launch: forked.Popen, folder: Path) -> None:
     wait_until(lambda: "running" in {record["status"] for record in records(folder).values()}, launch)
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.thorough), 2])
 def test_a_signal_stops_an_ablation_and_the_same_command_goes_on(
     command: Command, undisturbed: Path, tmp_path: Path, num_processes: int
 ) -> None:

@@ -84,6 +84,7 @@ def until_they_train(place: Path, number: int) -> None:
     wait_until(lambda: len(list(place.glob("go.[0-9]*"))) >= number)
 
 
+@pytest.mark.thorough
 def test_a_cell_of_two_processes_that_fails_disturbs_no_other(
     start: Start, slurm: Slurm, state: Callable[[str], str], tmp_path: Path
 ) -> None:

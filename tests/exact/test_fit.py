@@ -62,7 +62,7 @@ def test_lightnings_language_models_resume_to_the_same_bits(
     """The first keeps its hidden state in a plain attribute; a step of it takes seconds, so only some are tried."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    text = "\n".join(topics[name] for name in sorted(topics))[:60_000]  # in place of the text that it would download
+    text = "\n".join(topics[name] for name in sorted(topics))[:20_000]  # in place of the text that it would download
     (tmp_path / "data" / "wikitext-2.txt").write_text(text)
     size = len(set(text.split())) + 10
     few = {"limit_train_batches": 3}
