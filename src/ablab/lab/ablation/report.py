@@ -26,11 +26,11 @@ from ablab.screen import is_interactive
 FOLDER = "report"
 UNPAIRED_MARK = "†"  # marks a verdict based on some of the seeds
 HOW_TO_READ = (
-    "Differences are paired: each is the mean, over the seeds, of what a cell has more than its baseline with the same "
-    "seed, which began from the same weights and saw the same samples. Intervals are of 95 %, of one comparison alone. "
-    "A verdict is given where the paired t-test's p is below 0.05 after Holm's correction for all comparisons of the "
-    "table; where it is not, nothing is concluded, and the number of seeds is said that would tell a difference as "
-    "large as the observed one four times in five."
+    "Differences are paired: a difference is the mean, over the seeds, of a cell's metric minus that of the baseline "
+    "with the same seed, which started from the same weights and saw the same samples. Intervals are 95 % confidence "
+    "intervals of a single comparison. A verdict requires p < 0.05 in a paired t-test, after Holm's correction for all "
+    "comparisons in the table. Otherwise the result is inconclusive, and the table shows the number of seeds needed to "
+    "detect a difference of the observed size with 80 % power."
 )
 
 
