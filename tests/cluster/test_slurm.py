@@ -85,7 +85,7 @@ def test_a_job_whose_time_is_nearly_over_goes_back_into_the_queue_and_on_to_the_
     slurm("scontrol", "update", f"jobid={job}", "starttime=now")
     log = tmp_path / f"slurm-{job}.txt"
     assert wait(job, "COMPLETED", "FAILED") == "COMPLETED", log.read_text()
-    assert "the job is back in the queue" in log.read_text()
+    assert "the job goes back to the queue" in log.read_text()
     assert record(tmp_path / "run")["weights_sha256"] == record(undisturbed)["weights_sha256"]
     assert rows.read_text() == (undisturbed / "metrics.csv").read_text()
 

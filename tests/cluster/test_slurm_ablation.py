@@ -122,7 +122,7 @@ def test_a_cancelled_array_is_completed_by_the_same_command(
     printed, _ = sweep.communicate(timeout=LIMIT)
     assert sweep.returncode == 1, printed
     assert "of 2 runs failed; the same command tries them again" in printed
-    assert "back in the queue" not in "".join(file.read_text() for file in tmp_path.glob("runs/sweep/*/log.txt"))
+    assert "back to the queue" not in "".join(file.read_text() for file in tmp_path.glob("runs/sweep/*/log.txt"))
     (tmp_path / "go.now").touch()
     again = start(*HELD)
     printed, _ = again.communicate(timeout=LIMIT)
@@ -147,7 +147,7 @@ def test_a_preempted_cell_goes_on_and_an_ended_watcher_is_replaced(
     slurm("scancel", "--signal=USR1", jobs[0])  # whose number as a job is that of the whole array
     watcher = start(*HELD)
     log = next(tmp_path.glob("runs/sweep/norm=batchnorm*/log.txt"))
-    wait_until(lambda: "the job is back in the queue" in log.read_text())
+    wait_until(lambda: "the job goes back to the queue" in log.read_text())
     wait_until(lambda: "in Slurm's queue" in watcher.text_of(1), watcher)
     assert f"runs ({array})" in watcher.text_of(1)
     (tmp_path / "go.now").touch()

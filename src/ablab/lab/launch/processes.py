@@ -195,8 +195,8 @@ def stay_on_loopback() -> None:
 
 def requeue_job(cfg: DictConfig) -> None:
     """Have Slurm start a stopped job again, if its command will find the run."""
-    if (cfg.folder is not None or cfg.resume is not None) and requeue():
-        print("the job is back in the queue and will go on with this run", flush=True)
+    if cfg.folder is not None or cfg.resume is not None:
+        requeue()
 
 
 def check_same_config(cfg: DictConfig, trainer: L.Trainer) -> None:

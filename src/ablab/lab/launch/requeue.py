@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 
 from ablab.rank import rank
 
@@ -25,7 +26,12 @@ def requeue() -> bool:
     ).stdout
     if not all(fact in shown for fact in ("JobState=RUNNING", "BatchFlag=1", "Requeue=1")):
         return False
-    return subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0
+    # said before: Slurm may end this process as soon as the job is in the queue
+    print("the job goes back to the queue and will resume this run", flush=True)
+    if subprocess.run(["scontrol", "requeue", job], check=False).returncode != 0:
+        print("warning: scontrol requeue failed; submit the job again to resume the run", file=sys.stderr)
+        return False
+    return True
 
 
 def current_job_id() -> str | None:
