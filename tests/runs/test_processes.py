@@ -23,7 +23,7 @@ from tests import forked
 from tests.polling import LIMIT, accepts_connections, wait_until
 from tests.runs import wandb_file
 
-from ablab.errors import ConfigError, Stopped
+from ablab.errors import DIVERGED, ConfigError, Stopped
 from ablab.lab.launch.processes import is_lost_connection
 from ablab.lab.launch.torchrun import Rendezvous
 from ablab.lab.loggers.csv_file import read_rows
@@ -439,6 +439,13 @@ def test_a_quiet_run_of_two_processes_from_the_fork_server_prints_its_results_al
     assert "test/accuracy" in done.stdout
     assert "epoch" not in done.stdout
     assert record(tmp_path / "quiet")["processes"] == 2
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_that_diverges_says_so(command: Command, tmp_path: Path) -> None:
+    done = command("trainer=ddp_cpu", "logger=csv", "optimizer.lr=1e30", *SMALL, "folder=wrong")
+    assert done.returncode == DIVERGED, done.stderr
+    assert record(tmp_path / "wrong")["status"] == "diverged"
 
 
 def test_workers_are_not_started_after_a_request_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

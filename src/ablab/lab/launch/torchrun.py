@@ -102,6 +102,8 @@ def launch(train: Callable[..., Any], cfg: DictConfig, num_workers: int, max_res
             rendezvous.agent = agent
             try:
                 return end_of(agent.run(), job)
+            except Diverged:
+                raise  # recorded by the workers, which have all met it
             except (WorkerFailure, RuntimeError, OSError) as failure:
                 record_failure(job, failure)
                 raise
