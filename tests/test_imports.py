@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -60,13 +62,8 @@ QUICK = {
 ALLOWED = RESEARCH | QUICK
 
 
-@cache
-def modules() -> dict[str, Path]:
-    names = {}
-    for file in SRC.rglob("*.py"):
-        parts = file.relative_to(SRC).with_suffix("").parts
-        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
-    return names
+STRUCTURE = runpy.run_path(str(SRC.parent / "scripts" / "structure.py"))
+modules: Callable[[], dict[str, Path]] = cache(STRUCTURE["modules"])
 
 
 def imports(file: Path, *, top_only: bool = False) -> set[str]:
@@ -80,21 +77,6 @@ def imports(file: Path, *, top_only: bool = False) -> set[str]:
             assert node.level == 0, f"{file}: relative import"
             found.add(node.module or "")
     return {name for name in found if name.split(".")[0] not in sys.stdlib_module_names}
-
-
-def named(file: Path) -> set[str]:
-    """The project's modules that a file imports, those behind `from package import module` included."""
-    known, found, tree = modules(), set(), ast.parse(file.read_text())
-    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
-    for_types = {inner for block in blocks for inner in ast.walk(block)}
-    for node in ast.walk(tree):
-        if node in for_types:
-            continue
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            found |= {full if (full := f"{node.module}.{alias.name}") in known else node.module for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found
 
 
 def within(name: str, room: str) -> bool:
@@ -124,13 +106,9 @@ def test_every_module_is_on_one_of_two_floors() -> None:
 
 def test_no_modules_import_each_other() -> None:
     """Imports within functions count: they would only hide a cycle."""
-    left = {
-        name: {other for other in named(file) if other in modules() and other != name}
-        for name, file in modules().items()
-    }
-    while free := {name for name, others in left.items() if not others}:
-        left = {name: others - free for name, others in left.items() if name not in free}
-    assert not left, f"these import each other: {sorted(left)}"
+    trees = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in modules().items()}
+    cycles = STRUCTURE["in_cycles"]({name: STRUCTURE["imported"](tree, modules()) for name, tree in trees.items()})
+    assert not cycles, f"these import each other: {sorted(cycles)}"
 
 
 def test_only_one_file_instantiates() -> None:

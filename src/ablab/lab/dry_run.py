@@ -497,9 +497,9 @@ def refuse_measure(name: str, callback: DictConfig, task: Any) -> None:
 
 
 def check_loggers(cfg: DictConfig) -> None:
-    """Check the settings of W&B before a folder exists to log to; other loggers may connect when they are built."""
+    """Check the settings of own loggers before a folder exists; Lightning's may connect when they are built."""
     for logger in cfg.logger.values():
-        if logger is not None and logger._target_ == "ablab.lab.loggers.wandb.WandB":
+        if logger is not None and hasattr(get_object(logger._target_), "begin"):
             build(logger, save_dir=Path(cfg.output_dir))
 
 

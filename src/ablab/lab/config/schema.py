@@ -203,9 +203,7 @@ def read_signature(target: str) -> Signature:
 
 
 def missing_packages(target: str) -> set[str]:
-    """Return the packages the optional packages that a class or function needs and that are not installed."""
-    if target in NEEDED_BY:  # Lightning imports it when it builds the logger
-        return {package for package in (NEEDED_BY[target],) if importlib.util.find_spec(package) is None}
+    """Return the optional packages that a class or function needs and that are not installed."""
     source = source_file(target.rpartition(".")[0])
     imports = [node for node in parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)] if source else []
     names = {
@@ -214,6 +212,8 @@ def missing_packages(target: str) -> set[str]:
         for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
     }
     packages = {name.partition(".")[0] for name in names if name} & OPTIONAL.keys()
+    if target in NEEDED_BY:  # Lightning imports it when it builds the logger
+        packages.add(NEEDED_BY[target])
     return {package for package in packages if importlib.util.find_spec(package) is None}
 
 

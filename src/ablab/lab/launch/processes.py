@@ -17,7 +17,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import ParallelStrategy
 from omegaconf import DictConfig, OmegaConf
 
-from ablab.errors import ConfigError, RunError, Stopped
+from ablab.errors import CRASHED, ConfigError, RunError, Stopped
 from ablab.lab.launch.requeue import requeue
 from ablab.lab.run import signals
 from ablab.lab.run.identity import flat, plain
@@ -32,6 +32,10 @@ LOOPBACK = "127.0.0.1"
 
 class Failed(RunError):
     """Another process of the run has failed."""
+
+    def __init__(self, message: str, exit_code: int = CRASHED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 @contextlib.contextmanager

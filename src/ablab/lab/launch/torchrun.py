@@ -32,26 +32,17 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from ablab.disk import write_text
-from ablab.errors import CRASHED, ConfigError, Diverged, RunError, RunInUse, Stopped
+from ablab.errors import ConfigError, Diverged, RunError, Stopped
 from ablab.lab.launch.fork_server import start_fork_server
-from ablab.lab.launch.worker import Ended, Failure, Job, work
+from ablab.lab.launch.processes import LOOPBACK, Failed
+from ablab.lab.launch.worker import ERRORS, Ended, Failure, Job, work
 from ablab.lab.run import signals
 from ablab.lab.run.folder import read_record, timestamp
 from ablab.lab.run.identity import plain
 from ablab.lab.run.redaction import redact
 from ablab.rank import OWN_RUN_ID
 
-LOOPBACK = "127.0.0.1"
 START_METHOD = "ABLAB_START_METHOD"  # a variable of the tests, whose programs fork from a process that is loaded
-ERRORS: dict[str, type[Exception]] = {"refused": ConfigError, "taken": RunInUse, "diverged": Diverged}
-
-
-class WorkerFailure(RunError):
-    """A failure of one of a run's workers."""
-
-    def __init__(self, message: str, exit_code: int = CRASHED) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def launch(train: Callable[..., Any], cfg: DictConfig, num_workers: int, max_restarts: int) -> Ended:
@@ -104,7 +95,7 @@ def launch(train: Callable[..., Any], cfg: DictConfig, num_workers: int, max_res
                 return end_of(agent.run(), job)
             except Diverged:
                 raise  # recorded by the workers, which have all met it
-            except (WorkerFailure, RuntimeError, OSError) as failure:
+            except (RuntimeError, OSError) as failure:
                 record_failure(job, failure)
                 raise
 
@@ -123,22 +114,22 @@ def end_of(result: RunResult, job: Job) -> Ended:
             raise ERRORS[ended.kind](ended.text)
         return ended
     failures = Failure.read_all(job.folder)
-    first = next((failure for failure in failures if not failure.is_lost_connection), None)
-    if first is not None and first.kind in ERRORS:
-        raise ERRORS[first.kind](first.text)
-    if first is not None:
+    if failures and not failures[0].is_lost_connection:
+        first = failures[0]
+        if first.kind in ERRORS:
+            raise ERRORS[first.kind](first.text)
         print(first.traceback, end="", file=sys.stderr)
-        raise WorkerFailure(f"process {first.rank} of this run: {first.text}", first.exit_code)
+        raise Failed(f"process {first.rank} of this run: {first.text}", first.exit_code)
     if signals.requested is not None:  # the request ended the workers while they could not save yet
         raise Stopped(signals.requested.name)
     for rank, ended_by in result.failures.items():
         if ended_by.exitcode < 0:
             name = signal.Signals(-ended_by.exitcode).name
-            raise WorkerFailure(f"process {rank} of this run was ended by {name}; the run can be resumed")
+            raise Failed(f"process {rank} of this run was ended by {name}; the run can be resumed")
     if failures:
-        raise WorkerFailure(failures[0].text)
+        raise Failed(failures[0].text)
     [(rank, ended_by), *_] = result.failures.items()
-    raise WorkerFailure(f"process {rank} of this run ended with exit code {ended_by.exitcode}; the run can be resumed")
+    raise Failed(f"process {rank} of this run ended with exit code {ended_by.exitcode}; the run can be resumed")
 
 
 def record_failure(job: Job, failure: Exception) -> None:
@@ -168,7 +159,7 @@ def descriptor(stream: TextIO, standard: int) -> int:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Leave signals to `Rendezvous.forward_signal`: the agent's own handlers would end the workers at once."""
+    """Leave signals to `Rendezvous.num_nodes_waiting`: the agent's own handlers would end the workers at once."""
     name = "TORCHELASTIC_SIGNALS_TO_HANDLE"
     before, handler = os.environ.get(name), signal.getsignal(signal.SIGQUIT)
     os.environ[name] = "SIGQUIT"
@@ -227,7 +218,7 @@ class Rendezvous(RendezvousHandler):
         self.end_process_groups()  # they would keep the lock of the run
         failures = Failure.read_all(self.job.folder)
         if failures:
-            first = next((failure for failure in failures if not failure.is_lost_connection), failures[0])
+            first = failures[0]
             print(f"{first.traceback}process {first.rank} of this run: {first.text}", file=sys.stderr)
         for file in self.job.folder.glob("failure-*.json"):
             file.unlink()

@@ -15,18 +15,20 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ablab.errors import CRASHED, ConfigError, Diverged, RunError, RunInUse, Stopped
+from ablab.lab.launch.processes import is_lost_connection, lost_connection
 from ablab.lab.run import signals
 from ablab.rank import SINGLE_PROCESS_VALUES
 from ablab.screen import print_utf8, tolerate_broken_streams
 
-KINDS: dict[type[Exception], Literal["refused", "taken", "diverged"]] = {RunInUse: "taken", Diverged: "diverged"}
+# Ends that all workers come to, each by its error; the more special ones first.
+ERRORS: dict[str, type[Exception]] = {"taken": RunInUse, "refused": ConfigError, "diverged": Diverged}
 PATIENCE = 5.0  # seconds after a lost connection in which the agent may find the worker that was lost
 # Variables that the agent sets for each worker.
 AGENT_VARIABLES = {
@@ -68,7 +70,7 @@ class Job:
 class Ended:
     """The end of a run that all workers have agreed on."""
 
-    kind: Literal["finished", "stopped", "refused", "taken", "diverged"]
+    kind: str  # "finished", "stopped", or a key of `ERRORS`
     text: str = ""
     folder: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -79,7 +81,7 @@ class Ended:
 class Failure:
     """The error that ended one worker."""
 
-    kind: Literal["failed", "refused", "taken", "diverged"]
+    kind: str  # "failed", or a key of `ERRORS`
     rank: int
     text: str
     exit_code: int
@@ -94,9 +96,9 @@ class Failure:
 
     @staticmethod
     def read_all(folder: Path) -> list[Failure]:
-        """Return the failures of all workers, the first one first."""
+        """Return the failures of all workers in their order, those that only lost a connection last."""
         found = [Failure(**json.loads(file.read_text(encoding="utf-8"))) for file in folder.glob("failure-*.json")]
-        return sorted(found, key=lambda failure: failure.time)
+        return sorted(found, key=lambda failure: (failure.is_lost_connection, failure.time))
 
 
 def work(job: Job) -> Ended:
@@ -114,8 +116,6 @@ def work(job: Job) -> Ended:
     threading.Thread(target=leave_with_the_agent, daemon=True).start()
     take_over(job)
     rank = int(os.environ["RANK"])
-    from ablab.lab.launch.processes import is_lost_connection, lost_connection
-
     cfg = OmegaConf.create(job.config)
     if job.run_file.exists():
         cfg.resume = job.run_file.read_text(encoding="utf-8")
@@ -128,7 +128,7 @@ def work(job: Job) -> Ended:
     except Stopped as stopped:
         ended = Ended("stopped", str(stopped))
     except (ConfigError, Diverged) as error:  # nearly always of all workers, which then all return it
-        kind = KINDS.get(type(error), "refused")
+        kind = next(kind for kind, of_kind in ERRORS.items() if isinstance(error, of_kind))
         Failure(kind, rank, str(error), CRASHED, "", False, time.time()).write(job.folder)
         signals.stop_deferring()
         return Ended(kind, str(error))
